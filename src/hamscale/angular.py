@@ -1,0 +1,95 @@
+"""Real spherical harmonics, Clebsch-Gordan coefficients and rotation matrices in CP2K's order and signs, float64 numpy.
+
+Order m = -l..l, pole z, no Condon-Shortley sign: Y_1 = (y, z, x), Y_2 = (xy, yz, 3z2-r2, xz, x2-y2) times positive factors.
+Everything here is a constant or is evaluated once per structure; the network's own rotations are in model/rotations.py.
+"""
+
+from functools import lru_cache
+from math import factorial, sqrt
+
+import numpy as np
+from scipy.special import sph_harm_y
+
+
+def real_spherical_harmonics(l: int, vectors: np.ndarray) -> np.ndarray:
+    """Y_lm of the directions of `vectors`, scaled so that Y_lm(z) = delta_m0 (Racah's normalisation). (..., 3) -> (..., 2l+1).
+
+    With this scale D^l_{m0}(R) = Y_lm(R z): an m = 0 coefficient f in the edge frame is f * Y_lm(edge) in the global one.
+    """
+    x, y, z = np.moveaxis(np.asarray(vectors, dtype=float), -1, 0)
+    theta, phi = np.arctan2(np.hypot(x, y), z), np.arctan2(y, x)
+    harmonics = np.empty(theta.shape + (2 * l + 1,))
+    for m in range(l + 1):
+        complex_harmonic = (-1) ** m * sph_harm_y(l, m, theta, phi)  # takes the Condon-Shortley sign out
+        if m == 0:
+            harmonics[..., l] = complex_harmonic.real
+        else:
+            harmonics[..., l + m] = sqrt(2) * complex_harmonic.real
+            harmonics[..., l - m] = sqrt(2) * complex_harmonic.imag
+    return harmonics * sqrt(4 * np.pi / (2 * l + 1))
+
+
+@lru_cache
+def clebsch_gordan(l1: int, l2: int, L: int) -> np.ndarray:
+    """Real coupling coefficients C[m1, m2, M], (2 l1+1, 2 l2+1, 2L+1).
+
+    sum_{m1 m2} C[m1,m2,M] C[m1,m2,M'] = delta_MM', different L are orthogonal, and
+    C[m1,m2,M] = sum D^l1_{m1 n1} D^l2_{m2 n2} D^L_{M N} C[n1,n2,N] for every rotation.
+    Exchange: C^{l2 l1 L}[m2,m1,M] = C^{l1 l2 L}[m1,m2,M] (-1)^(l1+l2+L) for l1 != l2 by choice, for l1 = l2 by nature.
+    Reference: Racah's formula, e.g. D. A. Varshalovich et al., Quantum Theory of Angular Momentum (1988), eq. 8.2.1(3).
+    """
+    if not abs(l1 - l2) <= L <= l1 + l2:
+        raise ValueError(f"l = {l1}, {l2} couple to L = {abs(l1 - l2)}..{l1 + l2}, not to {L}.")
+    if l1 < l2:
+        coefficients = (-1) ** (l1 + l2 + L) * clebsch_gordan(l2, l1, L).transpose(1, 0, 2)
+    else:
+        complex_coefficients = np.zeros((2 * l1 + 1, 2 * l2 + 1, 2 * L + 1))
+        for m1 in range(-l1, l1 + 1):
+            for m2 in range(-l2, l2 + 1):
+                if abs(m1 + m2) <= L:
+                    complex_coefficients[l1 + m1, l2 + m2, L + m1 + m2] = _racah(l1, m1, l2, m2, L, m1 + m2)
+        a, b, c = _real_from_complex(l1), _real_from_complex(l2), _real_from_complex(L)
+        coefficients = np.einsum("ia,jb,kc,abc->ijk", a, b, c.conj(), complex_coefficients)
+        # l1+l2+L odd makes them purely imaginary; any fixed phase is as good
+        coefficients = coefficients.real if (l1 + l2 + L) % 2 == 0 else coefficients.imag
+    coefficients = np.ascontiguousarray(coefficients)
+    coefficients.flags.writeable = False  # it is cached: nobody may change it
+    return coefficients
+
+
+def _racah(l1, m1, l2, m2, L, M) -> float:
+    f = factorial
+    prefactor = (
+        (2 * L + 1) * f(l1 + l2 - L) * f(l1 - l2 + L) * f(-l1 + l2 + L) / f(l1 + l2 + L + 1)
+        * f(L + M) * f(L - M) * f(l1 - m1) * f(l1 + m1) * f(l2 - m2) * f(l2 + m2)
+    )  # fmt: skip
+    total = 0.0
+    for k in range(max(0, l2 - L - m1, l1 - L + m2), min(l1 + l2 - L, l1 - m1, l2 + m2) + 1):
+        total += (-1) ** k / (
+            f(k) * f(l1 + l2 - L - k) * f(l1 - m1 - k) * f(l2 + m2 - k) * f(L - l2 + m1 + k) * f(L - l1 - m2 + k)
+        )
+    return sqrt(prefactor) * total
+
+
+def _real_from_complex(l: int) -> np.ndarray:
+    """Unitary U[m, n]: real harmonic m (no Condon-Shortley sign) from complex ones n (with it)."""
+    U = np.zeros((2 * l + 1, 2 * l + 1), dtype=complex)
+    U[l, l] = 1
+    for m in range(1, l + 1):
+        U[l + m, l + m], U[l + m, l - m] = (-1) ** m / sqrt(2), 1 / sqrt(2)
+        U[l - m, l + m], U[l - m, l - m] = -1j * (-1) ** m / sqrt(2), 1j / sqrt(2)
+    return U
+
+
+@lru_cache
+def _sample_directions() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(64, 3))
+
+
+def rotation_matrix(l: int, R: np.ndarray) -> np.ndarray:
+    """D^l(R) with Y_l(R v) = D^l(R) Y_l(v), (2l+1, 2l+1), for a proper or improper rotation R (3, 3).
+
+    D(R1 R2) = D(R1) D(R2), D^T D = 1. Solved from harmonics of fixed directions: for tests and set-up, not for edges.
+    """
+    v = _sample_directions()
+    return np.linalg.lstsq(real_spherical_harmonics(l, v), real_spherical_harmonics(l, v @ np.asarray(R).T), rcond=None)[0].T

@@ -1,0 +1,191 @@
+"""Gaussian basis sets: shells per element, read from CP2K's own basis and potential files, and the orbital order.
+
+Orbitals of an atom are ordered by set, then l, then shell, then m = -l..l with real spherical harmonics that carry no
+Condon-Shortley sign: p = (y, z, x), d = (xy, yz, 3z2-r2, xz, x2-y2). See docs/conventions.md.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+from cp2k_input_tools.basissets.cp2k import BasisSetData
+from cp2k_input_tools.pseudopotentials.cp2k import PseudopotentialData
+
+from .config import Material
+
+
+@dataclass(frozen=True)
+class ElementBasis:
+    """The contracted Gaussian shells of one element.
+
+    text: the basis set in CP2K's own format, from which everything else follows (so a file that holds it needs no CP2K).
+    potential, valence: name of the pseudopotential and the number of electrons it leaves.
+    """
+
+    element: str
+    name: str
+    text: str
+    potential: str
+    valence: int
+
+    @cached_property
+    def shells(self) -> tuple[tuple[int, np.ndarray, np.ndarray], ...]:
+        """(l, exponents in 1/Bohr^2, contraction coefficients) of each shell, in CP2K's order."""
+        shells = []
+        for block in BasisSetData.from_lines(self.text.splitlines()).blocks:
+            table = np.array(block.coefficients, dtype=float)  # (exponents, 1 + shells)
+            column = 1
+            for l, count in block.l:
+                for _ in range(count):
+                    shells.append((l, table[:, 0], table[:, column]))
+                    column += 1
+        return tuple(shells)
+
+    @cached_property
+    def l(self) -> tuple[int, ...]:
+        """Angular momentum of each shell."""
+        return tuple(shell[0] for shell in self.shells)
+
+    @cached_property
+    def n_orbitals(self) -> int:
+        return sum(2 * l + 1 for l in self.l)
+
+    @cached_property
+    def shell_slices(self) -> tuple[slice, ...]:
+        """Where each shell's 2l+1 orbitals stand among the atom's."""
+        ends = np.cumsum([2 * l + 1 for l in self.l])
+        return tuple(slice(int(end) - 2 * l - 1, int(end)) for l, end in zip(self.l, ends))
+
+    @property
+    def number(self) -> int:
+        return atomic_numbers[self.element]
+
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+class Basis(dict):
+    """Atomic number -> ElementBasis, for all elements of a material."""
+
+    def __init__(self, elements):
+        super().__init__(sorted((element.number, element) for element in elements))
+
+    def __missing__(self, number):
+        known = ", ".join(element.element for element in self.values())
+        raise ValueError(f"no basis for element {chemical_symbols[number]}; this basis holds {known}.")
+
+    def n_orbitals(self, numbers) -> np.ndarray:
+        """Orbitals per atom, (A,)."""
+        return np.array([self[int(z)].n_orbitals for z in numbers], dtype=np.int64)
+
+    def n_electrons(self, numbers) -> int:
+        """Valence electrons of a neutral structure."""
+        return sum(self[int(z)].valence for z in numbers)
+
+    @property
+    def lmax(self) -> int:
+        return max(max(element.l) for element in self.values())
+
+    def difference(self, other: "Basis") -> str:
+        """What differs between two bases for the elements of both, in words; empty if nothing does."""
+        return "; ".join(
+            f"{self[z].element}: {self[z].name} ({self[z].sha256[:8]}) against {other[z].name} ({other[z].sha256[:8]})"
+            for z in sorted(self.keys() & other.keys())
+            if self[z].text != other[z].text
+        )
+
+
+@lru_cache
+def cp2k_data_directory() -> Path:
+    """Where CP2K keeps its basis and potential files: $CP2K_DATA_DIR, else what the binary was built with.
+
+    Raises ValueError if neither is there.
+    """
+    if directory := os.environ.get("CP2K_DATA_DIR"):
+        return Path(directory)
+    for name in ("cp2k.psmp", "cp2k.popt", "cp2k.ssmp", "cp2k"):
+        if shutil.which(name):
+            text = subprocess.run([name, "--version"], capture_output=True, text=True).stdout
+            # the flags are broken at column 72 with an indent, in the middle of a word
+            match = re.search(r'__DATA_DIR="([^"]+)"', re.sub(r"\n\s+", "", text))
+            for directory in ([Path(match[1])] if match else []) + [
+                Path(shutil.which(name)).resolve().parents[1] / "share/cp2k"
+            ]:
+                if directory.is_dir():
+                    return directory
+    raise ValueError(
+        "CP2K's basis and potential files were not found: CP2K_DATA_DIR is not set and no cp2k.psmp on PATH names its "
+        "folder. Install CP2K (Debian: apt-get install cp2k) or set CP2K_DATA_DIR."
+    )
+
+
+def find_data_file(name: str) -> Path:
+    """A basis or potential file by path, or by name in CP2K's data directory."""
+    for path in (Path(name), cp2k_data_directory() / name):
+        if path.is_file():
+            return path
+    raise ValueError(f"{name}: no such file here or in {cp2k_data_directory()}. Expected a basis or potential file of CP2K.")
+
+
+def _entries(path: Path, element: str, parser):
+    """All entries of one element, each parsed alone: files hold entries of kinds the library does not know."""
+    text = re.sub(r"[#!].*", "", path.read_text())
+    start = re.compile(rf"^[ \t]*{element}[ \t]+\S*[A-Za-z]\S*.*$", re.M)
+    any_start = re.compile(r"^[ \t]*[A-Z][a-z]?[ \t]+\S*[A-Za-z]\S*.*$", re.M)
+    for match in start.finditer(text):
+        following = any_start.search(text, match.end())
+        lines = text[match.start() : following.start() if following else None].splitlines()
+        yield parser.from_lines([line for line in lines if line.strip()])
+
+
+def read_element_basis(element: str, basis: str, potential: str, basis_file: str, potential_file: str) -> ElementBasis:
+    """Look up one element in CP2K's files.
+
+    basis, potential: any of the names the files give, with or without the -qN that says the number of valence electrons;
+    without it, the potential that fits the basis set is taken. Raises ValueError naming what is there instead.
+    """
+    if element not in atomic_numbers:
+        raise ValueError(f"{element!r} is not a chemical element.")
+    basis_path, potential_path = find_data_file(basis_file), find_data_file(potential_file)
+    found = list(_entries(basis_path, element, BasisSetData))
+    sets = [entry for entry in found if basis in entry.identifiers]
+    if not sets:
+        names = ", ".join(entry.identifiers[0] for entry in found) or "no basis set of this element"
+        raise ValueError(f"{basis_path}: element {element} has no basis set {basis}; it has {names}.")
+    found = list(_entries(potential_path, element, PseudopotentialData))
+    wanted = {potential} | {f"{potential}-q{entry.n_el}" for entry in sets[:1] if entry.n_el}
+    potentials = [entry for entry in found if wanted & set(entry.identifiers)]
+    if sets[0].n_el:
+        potentials = [entry for entry in potentials if sum(entry.n_el) == sets[0].n_el]
+    if not potentials:
+        names = ", ".join(entry.identifiers[0] for entry in found) or "no potential of this element"
+        need = f" for {sets[0].n_el} valence electrons (basis {basis})" if sets[0].n_el else ""
+        raise ValueError(f"{potential_path}: element {element} has no potential {potential}{need}; it has {names}.")
+    text = "\n".join(line.rstrip() for line in sets[0].cp2k_format_line_iter())
+    name = next((n for n in potentials[0].identifiers if re.search(r"-q\d+$", n)), potentials[0].identifiers[0])
+    return ElementBasis(element, basis, text, name, int(sum(potentials[0].n_el)))
+
+
+def material_basis(material: Material) -> Basis:
+    """The basis of all species of a material. Raises one ValueError that names every species not found."""
+    elements, errors = [], []
+    for element, species in material.species.items():
+        try:
+            elements.append(
+                read_element_basis(
+                    element, species.basis, species.potential, material.dft.basis_file, material.dft.potential_file
+                )
+            )
+        except ValueError as error:
+            errors.append(f"species.{element}: {error}")
+    if errors:
+        raise ValueError("\n".join(errors))
+    return Basis(elements)

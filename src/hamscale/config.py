@@ -1,0 +1,285 @@
+"""What a person writes: one YAML file per material, one per model, and the list of what to run. Units stand in every field."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+Split = Literal["train", "validation", "test", "predict"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# --------------------------------------------------------------------------------------------------------------- material
+
+
+class Species(Section):
+    """One element; shells, orbitals and valence charge are read from CP2K's files."""
+
+    basis: str = Field(description="name of the basis set in the basis file, e.g. SZV-MOLOPT-SR-GTH")
+    potential: str = Field("GTH-PBE", description="name of the pseudopotential; without -qN the one that fits the basis")
+
+
+class File(Section):
+    path: str = Field(description="any file ASE reads; several frames become several structures of this one set")
+
+
+class Builder(Section):
+    name: Literal["bulk", "molecule", "surface", "fcc100", "fcc111", "graphene", "nanotube", "mx2"] = Field(
+        description="a function of ase.build"
+    )
+    arguments: dict = Field(default_factory=dict, description="its arguments, in ASE's units (Angstrom)")
+
+
+class Spacegroup(Section):
+    spacegroup: int = Field(ge=1, le=230, description="number in the International Tables")
+    cellpar: tuple[float, float, float, float, float, float] = Field(
+        description="a, b, c (Angstrom), alpha, beta, gamma (degrees)"
+    )
+    basis: list[tuple[str, float, float, float]] = Field(
+        description="element and fractional coordinates of each inequivalent atom"
+    )
+
+
+class Tile(Section):
+    of: str = Field(description="identifier of another structure of this material, e.g. test-000")
+
+
+class StructureSet(Section):
+    """`count` structures of one split, named SET-000, SET-001, ... Exactly one source."""
+
+    split: Split = Field(description="train, validation and test get DFT; predict does not")
+    file: File | None = None
+    builder: Builder | None = None
+    spacegroup: Spacegroup | None = None
+    tile: Tile | None = None
+    repeat: tuple[PositiveInt, PositiveInt, PositiveInt] = Field((1, 1, 1), description="tiling along a, b, c")
+    box_angstrom: PositiveFloat | None = Field(None, description="put a molecule, not periodic, into a cube of this edge (A)")
+    count: PositiveInt = Field(1, description="number of structures")
+    rattle_angstrom: NonNegativeFloat = Field(0.0, description="standard deviation of Gaussian displacements (A)")
+    strain: NonNegativeFloat = Field(0.0, le=0.3, description="standard deviation of the six components of random strain (1)")
+    seed: int = Field(0, description="with the set's name and the structure's number: the same numbers on every machine")
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        sources = [name for name in ("file", "builder", "spacegroup", "tile") if getattr(self, name)]
+        if len(sources) != 1:
+            raise ValueError(f"has sources {sources}, expected exactly one of file, builder, spacegroup, tile")
+        return self
+
+
+class Smearing(Section):
+    method: Literal["fermi_dirac"] = "fermi_dirac"
+    temperature_kelvin: PositiveFloat = Field(300.0, description="electronic temperature (K)")
+
+
+class Dft(Section):
+    """CP2K: Quickstep GPW, spin-restricted, diagonalisation with Broyden mixing."""
+
+    functional: str = Field("PBE", description="exchange-correlation functional of CP2K")
+    basis_file: str = Field("BASIS_MOLOPT", description="file of CP2K's data folder, or a path")
+    potential_file: str = Field("GTH_POTENTIALS", description="file of CP2K's data folder, or a path")
+    cutoff_ry: PositiveFloat = Field(400.0, description="plane-wave cutoff of the finest grid (Ry)")
+    rel_cutoff_ry: PositiveFloat = Field(50.0, description="relative cutoff (Ry)")
+    kpoints: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
+        (1, 1, 1), description="Monkhorst-Pack grid; unused for molecules"
+    )
+    eps_default: PositiveFloat = Field(1e-10, description="EPS_DEFAULT: how far H and S reach (1)")
+    eps_scf: PositiveFloat = Field(1e-7, description="convergence of the density matrix (1)")
+    max_scf: PositiveInt = Field(100, description="steps before an SCF counts as failed")
+    mixing_alpha: PositiveFloat = Field(0.4, description="fraction of the new density (1)")
+    smearing: Smearing | None = Field(None, description="for small gaps and metals")
+    csr_threshold: NonNegativeFloat = Field(1e-12, description="elements of H (Ha) and S (1) below this are not written")
+
+
+class Graph(Section):
+    cutoff_angstrom: PositiveFloat | Literal["auto"] = Field(
+        "auto", description="radius of the network's edges (A), or auto: the reach of H at auto_threshold_hartree"
+    )
+    auto_threshold_hartree: PositiveFloat = Field(
+        1e-4, description="auto: edges reach to the last block with an element above (Ha)"
+    )
+
+
+class Analysis(Section):
+    kgrid: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
+        (2, 2, 2), description="Gamma-centred grid for eigenvalues and DOS"
+    )
+    band_path: str | None = Field(None, description="special points of ASE, e.g. GXWK; the lattice's own path by default")
+    band_points: PositiveInt = Field(60, description="k-points along the band path")
+
+
+class Material(Section):
+    """config/materials/NAME.yaml"""
+
+    description: str = ""
+    species: Annotated[dict[str, Species], Field(min_length=1, description="element -> basis and potential")]
+    dft: Dft = Dft()
+    structures: Annotated[dict[str, StructureSet], Field(min_length=1, description="set name -> how to make it")]
+    graph: Graph = Graph()
+    analysis: Analysis = Analysis()
+
+    @model_validator(mode="after")
+    def _splits(self):
+        trajectories: dict[str, set[str]] = {}
+        for name, s in self.structures.items():
+            if not name.replace("_", "").isalnum():
+                raise ValueError(f"structures.{name}: the name of a set is letters, digits and _ only")
+            if s.file:
+                trajectories.setdefault(s.file.path, set()).add(s.split)
+            if s.tile and s.tile.of not in self.identifiers():
+                raise ValueError(f"structures.{name}.tile.of is {s.tile.of!r}, expected one of {', '.join(self.identifiers())}")
+        for path, splits in trajectories.items():
+            if len(splits) > 1:
+                raise ValueError(
+                    f"{path} feeds the splits {', '.join(sorted(splits))}: frames of one trajectory are nearly the same structure "
+                    "and must stay in one split"
+                )
+        return self
+
+    def identifiers(self, *splits: Split) -> list[str]:
+        """Identifiers of all structures, or of those of the given splits."""
+        return [
+            f"{name}-{number:03d}"
+            for name, s in self.structures.items()
+            if not splits or s.split in splits
+            for number in range(s.count)
+        ]
+
+    def split_of(self, identifier: str) -> Split:
+        return self.structures[identifier.rsplit("-", 1)[0]].split
+
+
+# ------------------------------------------------------------------------------------------------------------------ model
+
+
+class Network(Section):
+    lmax: PositiveInt | Literal["auto"] = Field(
+        "auto", description="highest degree of the features; auto: what the basis couples to"
+    )
+    channels: PositiveInt = Field(16, description="channels per degree and order")
+    layers: PositiveInt = Field(2, description="message-passing layers")
+    hidden: PositiveInt = Field(16, description="channels between the two SO(2) convolutions")
+    heads: PositiveInt = Field(2, description="attention heads")
+    values: PositiveInt = Field(16, description="channels per head")
+    attention: PositiveInt = Field(16, description="scalars per head that make the attention weight")
+    feed_forward: PositiveInt = Field(64, description="channels inside the feed-forward")
+    radial: PositiveInt = Field(64, description="Gaussians of the distance, and width of the radial network")
+
+
+class Training(Section):
+    steps: PositiveInt = Field(1000, description="optimiser steps")
+    batch: PositiveInt = Field(1, description="structures per step")
+    learning_rate: PositiveFloat = 5e-3
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    warmup: int = Field(20, ge=0, description="steps of linear warm-up")
+    patience: PositiveInt = Field(10, description="plateau: validations without improvement before the rate drops")
+    factor: PositiveFloat = Field(0.5, lt=1, description="plateau: what the rate is multiplied by")
+    gradient_clip: PositiveFloat = Field(1.0, description="largest norm of the gradient")
+    l2_scale_mev: PositiveFloat = Field(10.0, description="loss = mean |d| + mean d^2 / this (meV)")
+    onsite_weight: PositiveFloat = Field(0.1, description="weight of the onsite blocks' loss beside that of the offsite ones")
+    validate_every: PositiveInt = Field(50, description="steps")
+    seed: int = 0
+    precision: Literal["float32", "float64"] = "float32"
+    recompute: bool = Field(False, description="recompute chunks of edges in the backward pass: less memory, more time")
+    chunk: PositiveInt = Field(1024, description="edges per chunk, rounded to whole destinations")
+    tensorboard: bool = False
+
+
+class Model(Section):
+    """config/models/NAME.yaml"""
+
+    description: str = ""
+    network: Network = Network()
+    training: Training = Training()
+
+
+# -------------------------------------------------------------------------------------------------------------------- run
+
+
+class Run(Section):
+    material: str = Field(description="NAME of config/materials/NAME.yaml")
+    model: str = Field(description="NAME of config/models/NAME.yaml")
+
+
+class Config(Section):
+    """config/config.yaml"""
+
+    runs: Annotated[list[Run], Field(min_length=1, description="which material is learnt by which model")]
+
+
+# ---------------------------------------------------------------------------------------------------------------- reading
+
+
+def _load(path, model):
+    path = Path(path)
+    if not path.is_file():
+        available = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
+        raise ValueError(f"{path}: no such file. Expected a YAML file; in {path.parent} there are: {available}.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    return validate(path, content, model)
+
+
+def validate(source, content, model):
+    """The pydantic model of `content`. Raises one ValueError that names the source, every wrong field, and what it expected."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        lines = []
+        for e in error.errors():
+            field = ".".join(str(part) for part in e["loc"]) or "(top)"
+            found = "" if e["type"] in ("missing", "value_error") else f", found {e['input']!r:.80}"
+            hint = ". Known keys: " + ", ".join(_fields(model, e["loc"][:-1])) if e["type"] == "extra_forbidden" else ""
+            lines.append(f"{source}: {field}: {e['msg'].removeprefix('Value error, ')}{found}{hint}")
+        raise ValueError("\n".join(lines)) from None
+
+
+def _fields(model, location) -> list[str]:
+    """Names of the fields at a place of a model: what a misspelt key might have been."""
+    import typing
+
+    for part in location:
+        annotation = (
+            model.model_fields[part].annotation if hasattr(model, "model_fields") and part in model.model_fields else model
+        )
+        candidates = [annotation]
+        while candidates:
+            candidate = candidates.pop()
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+                break
+            candidates += typing.get_args(candidate)
+    return list(getattr(model, "model_fields", {}))
+
+
+def load_material(path) -> Material:
+    return _load(path, Material)
+
+
+def load_model(path) -> Model:
+    return _load(path, Model)
+
+
+def load_config(path) -> Config:
+    return _load(path, Config)
+
+
+def sha256(model: BaseModel) -> str:
+    return hashlib.sha256(json.dumps(model.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,82 @@
+"""Writing files so that a crash or a full disk never leaves half of one, and reading HDF5 files that say what they are."""
+
+import os
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import h5py
+
+
+@contextmanager
+def atomic(path):
+    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed to `path`, else removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(temporary)
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)  # mkstemp made it private
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text: str):
+    with atomic(path) as temporary:
+        temporary.write_text(text)
+
+
+@contextmanager
+def create_h5(path, schema: str, **attributes):
+    """Open a new HDF5 file for writing, atomically; attributes `schema`, provenance and those given are set."""
+    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["schema"] = schema
+        for name, value in (provenance() | attributes).items():
+            file.attrs[name] = value
+        yield file
+
+
+@contextmanager
+def open_h5(path, schema: str):
+    """Open an HDF5 file of the given schema for reading.
+
+    Raises ValueError (file, what was found, what was expected) where the file is missing, cut short or of another schema.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file. Expected an HDF5 file of schema {schema}.")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(
+            f"{path}: not a complete HDF5 file ({error}). Expected schema {schema}; was it cut short? Make it again."
+        ) from None
+    with file:
+        found = file.attrs.get("schema", "none")
+        if found != schema:
+            raise ValueError(f"{path}: schema is {found!r}, expected {schema!r}. Was it written by another version or step?")
+        yield file
+
+
+@lru_cache
+def provenance() -> dict[str, str]:
+    """Who wrote a file: version of hamscale, git commit of its source (empty outside a checkout), time."""
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": commit,
+        "hamscale_version": version("hamscale"),
+    }

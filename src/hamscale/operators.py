@@ -1,0 +1,234 @@
+"""Block-sparse H and S of a structure: in memory, in HDF5 (schema `operators/1`), as scipy CSR, and at a k-point.
+
+A block (i, j, R) is <i, cell 0 | H | j, cell R>. H(k) = sum_R exp(+2 pi i k.R) H(R), k in fractions of the reciprocal
+lattice. Atoms are wrapped as CP2K wraps them, so that R means the same everywhere (docs/conventions.md).
+"""
+
+from dataclasses import dataclass, field, replace
+
+import h5py
+import numpy as np
+import scipy.sparse as sp
+from ase import Atoms
+
+from .basis import Basis, ElementBasis
+from .files import create_h5, open_h5
+
+SCHEMA = "operators/1"
+
+
+@dataclass
+class Operators:
+    """H and S of one structure on one set of atom pairs.
+
+    pairs    # (E, 5)  | i, j, Rx, Ry, Rz, sorted
+    offsets  # (E+1,)  | block b is values[offsets[b]:offsets[b+1]], row-major, (n_i, n_j)
+    hamiltonian  # (n,) | Hartree
+    overlap  # (n,)    | 1
+    attributes: source ("dft" or "predicted"), fermi_level_hartree, eps_threshold and whatever else says where it came from.
+    """
+
+    atoms: Atoms
+    basis: Basis
+    pairs: np.ndarray
+    hamiltonian: np.ndarray
+    overlap: np.ndarray
+    attributes: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.orbitals = self.basis.n_orbitals(self.atoms.numbers)  # (A,)
+        sizes = self.orbitals[self.pairs[:, 0]] * self.orbitals[self.pairs[:, 1]]
+        self.offsets = np.concatenate([[0], np.cumsum(sizes)])
+        for name in ("hamiltonian", "overlap"):
+            if len(getattr(self, name)) != self.offsets[-1]:
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} values, the blocks of {len(self.pairs)} pairs in this basis have "
+                    f"{self.offsets[-1]}. Does the basis belong to this matrix?"
+                )
+
+    @property
+    def n_orbitals(self) -> int:
+        return int(self.orbitals.sum())
+
+    @property
+    def n_electrons(self) -> int:
+        return self.basis.n_electrons(self.atoms.numbers)
+
+    def vectors(self) -> np.ndarray:
+        """From atom i to atom j in cell R, Angstrom, (E, 3)."""
+        i, j, R = self.pairs[:, 0], self.pairs[:, 1], self.pairs[:, 2:]
+        positions = self.atoms.positions
+        return positions[j] - positions[i] + R @ np.asarray(self.atoms.cell)
+
+    def block(self, values: np.ndarray, b: int) -> np.ndarray:
+        i, j = self.pairs[b, :2]
+        return values[self.offsets[b] : self.offsets[b + 1]].reshape(self.orbitals[i], self.orbitals[j])
+
+    def reverse(self) -> np.ndarray:
+        """Index of (j, i, -R) for every pair (i, j, R), (E,). Raises ValueError where one is missing."""
+        return reverse_pairs(self.pairs)
+
+    def groups(self):
+        """Blocks by species pair: yields (z_i, z_j, block indices (G,), value indices (G, n_i * n_j))."""
+        yield from group_by_species(self.atoms.numbers, self.orbitals, self.pairs, self.offsets)
+
+    def transposed(self, values: np.ndarray) -> np.ndarray:
+        """The values of the adjoint matrix on the same pairs: block (i,j,R) holds block(j,i,-R)^T."""
+        reverse, result = self.reverse(), np.empty_like(values)
+        for zi, zj, blocks, index in self.groups():
+            shape = (-1, self.basis[zj].n_orbitals, self.basis[zi].n_orbitals)
+            source = self.offsets[reverse[blocks]][:, None] + np.arange(index.shape[1])
+            result[index] = values[source].reshape(shape).transpose(0, 2, 1).reshape(index.shape)
+        return result
+
+    def hermiticity_error(self) -> dict[str, float]:
+        """max |X - X^+| of H (Hartree) and S."""
+        return {
+            name: float(np.abs(values - self.transposed(values)).max(initial=0.0))
+            for name, values in (("hamiltonian", self.hamiltonian), ("overlap", self.overlap))
+        }
+
+    def at_k(self, k) -> tuple[np.ndarray, np.ndarray]:
+        """Dense H(k) in Hartree and S(k), (n, n), real at the Gamma point. k in fractions of the reciprocal lattice."""
+        phase = np.exp(2j * np.pi * (self.pairs[:, 2:] @ np.asarray(k, dtype=float)))
+        if np.allclose(k, 0):
+            phase = phase.real
+        start = np.concatenate([[0], np.cumsum(self.orbitals)])
+        n = self.n_orbitals
+        H, S = np.zeros(n * n, phase.dtype), np.zeros(n * n, phase.dtype)
+        for _, _, blocks, index in self.groups():
+            i, j = self.pairs[blocks[0], :2]
+            row = start[self.pairs[blocks, 0]][:, None, None] + np.arange(self.orbitals[i])[:, None]
+            position = (row * n + start[self.pairs[blocks, 1]][:, None, None] + np.arange(self.orbitals[j])).reshape(
+                index.shape
+            )
+            for matrix, values in ((H, self.hamiltonian), (S, self.overlap)):
+                # several images of a pair meet in one block of H(k): add, never assign
+                np.add.at(matrix, position, values[index] * phase[blocks][:, None])
+        return H.reshape(n, n), S.reshape(n, n)
+
+    def csr(self, values: np.ndarray) -> dict[tuple[int, int, int], sp.csr_matrix]:
+        """One sparse matrix (n, n) per cell R."""
+        start = np.concatenate([[0], np.cumsum(self.orbitals)])
+        cells, of_pair = np.unique(self.pairs[:, 2:], axis=0, return_inverse=True)
+        rows, columns = np.empty(len(values), np.int64), np.empty(len(values), np.int64)
+        for zi, zj, blocks, index in self.groups():
+            a, b = np.divmod(np.arange(index.shape[1]), self.basis[zj].n_orbitals)
+            rows[index] = start[self.pairs[blocks, 0]][:, None] + a
+            columns[index] = start[self.pairs[blocks, 1]][:, None] + b
+        cell_of_value = np.repeat(of_pair.ravel(), np.diff(self.offsets))
+        n = self.n_orbitals
+        return {
+            tuple(int(x) for x in cell): sp.csr_matrix((values[mask], (rows[mask], columns[mask])), shape=(n, n))
+            for c, cell in enumerate(cells)
+            if (mask := cell_of_value == c).any()
+        }
+
+    def select(self, keep: np.ndarray) -> "Operators":
+        """The same operators on some of the pairs; keep is a mask (E,)."""
+        values = np.repeat(keep, np.diff(self.offsets))
+        return replace(self, pairs=self.pairs[keep], hamiltonian=self.hamiltonian[values], overlap=self.overlap[values])
+
+
+def reverse_pairs(pairs: np.ndarray) -> np.ndarray:
+    """Index of (j, i, -R) for every pair (i, j, R), (E,). Raises ValueError naming a pair whose partner is missing."""
+    order = np.lexsort(pairs.T[::-1])
+    partner = np.column_stack([pairs[:, 1], pairs[:, 0], -pairs[:, 2:]])
+    partner_order = np.lexsort(partner.T[::-1])
+    wrong = np.flatnonzero((pairs[order] != partner[partner_order]).any(1))
+    if len(wrong):
+        i, j, *R = pairs[order[wrong[0]]].tolist()
+        raise ValueError(
+            f"block ({i}, {j}, {R}) or the one next to it has no transposed block (j, i, -R). Is the file complete?"
+        )
+    reverse = np.empty(len(pairs), np.int64)
+    reverse[partner_order] = order
+    return reverse
+
+
+def group_by_species(numbers, orbitals, pairs, offsets):
+    """Pairs by species pair: yields (z_i, z_j, pair indices (G,), value indices (G, n_i * n_j)), in ascending order."""
+    zi, zj = numbers[pairs[:, 0]], numbers[pairs[:, 1]]
+    for key in np.unique(zi.astype(np.int64) * 1000 + zj):
+        blocks = np.flatnonzero((zi == key // 1000) & (zj == key % 1000))
+        i, j = pairs[blocks[0], :2]
+        yield int(key // 1000), int(key % 1000), blocks, offsets[blocks][:, None] + np.arange(orbitals[i] * orbitals[j])
+
+
+def write_operators(path, operators: Operators):
+    """Write `operators/1`, atomically."""
+    with create_h5(path, SCHEMA, **operators.attributes) as file:
+        write_structure(file, operators.atoms)
+        write_basis(file, operators.basis)
+        file["pairs"] = operators.pairs.astype(np.int32)
+        file["offsets"] = operators.offsets.astype(np.int64)
+        for name, unit in (("hamiltonian", "Hartree"), ("overlap", "1")):
+            file[name] = getattr(operators, name)
+            file[name].attrs["unit"] = unit
+
+
+def read_operators(path) -> Operators:
+    """Read and check `operators/1`.
+
+    Raises ValueError, with the path, if the file is missing, cut short, of another schema, has values that are not numbers,
+    blocks that do not fit the basis, lacks a unit, or lacks the transposed block of a pair.
+    """
+    with open_h5(path, SCHEMA) as file:
+        try:
+            for name, unit in (("hamiltonian", "Hartree"), ("overlap", "1")):
+                if (found := file[name].attrs.get("unit")) != unit:
+                    raise ValueError(f"{name} has unit {found!r}, expected {unit!r}.")
+                if not np.isfinite(file[name]).all():
+                    raise ValueError(f"{name} holds NaN or infinity. The run that made it went wrong: make it again.")
+            operators = Operators(
+                read_structure(file),
+                read_basis(file),
+                file["pairs"][:].astype(np.int64),
+                file["hamiltonian"][:].astype(float),
+                file["overlap"][:].astype(float),
+                {k: v for k, v in file.attrs.items() if k != "schema"},
+            )
+            if not np.array_equal(file["offsets"], operators.offsets):
+                raise ValueError("/offsets do not fit the basis. Was the basis of this file changed?")
+            operators.reverse()
+        except KeyError as error:
+            raise ValueError(f"{path}: {error.args[0]}. Expected all of schema {SCHEMA} (docs/files.md).") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    return operators
+
+
+def write_structure(file: h5py.File, atoms: Atoms):
+    group = file.create_group("structure")
+    group["numbers"] = atoms.numbers.astype(np.int32)
+    group["positions"] = atoms.positions
+    group["cell"] = np.asarray(atoms.cell, dtype=float)
+    group["pbc"] = atoms.pbc
+    for name in ("positions", "cell"):
+        group[name].attrs["unit"] = "Angstrom"
+
+
+def read_structure(file: h5py.File) -> Atoms:
+    group = file["structure"]
+    return Atoms(group["numbers"][:], group["positions"][:], cell=group["cell"][:], pbc=group["pbc"][:])
+
+
+def write_basis(file: h5py.File, basis: Basis):
+    for element in basis.values():
+        group = file.create_group(f"basis/{element.element}")
+        group["l"] = np.array(element.l, np.int32)
+        for name in ("name", "text", "potential", "valence", "sha256"):
+            group.attrs[name] = getattr(element, name)
+
+
+def read_basis(file: h5py.File) -> Basis:
+    elements = []
+    for symbol, group in file["basis"].items():
+        a = group.attrs
+        element = ElementBasis(symbol, a["name"], a["text"], a["potential"], int(a["valence"]))
+        if element.sha256 != a["sha256"] or list(group["l"]) != list(element.l):
+            raise ValueError(
+                f"basis of {symbol}: text, shells and sha256 do not belong together. The file was changed by hand."
+            )
+        elements.append(element)
+    return Basis(elements)

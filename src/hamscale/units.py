@@ -1,0 +1,38 @@
+"""Physical units. No other file writes a conversion factor.
+
+All factors are those of CODATA 2006, because CP2K uses them to turn the positions it reads in Angstrom into Bohr and to
+print energies in eV: with a later year the same Hamiltonian would differ from CP2K's printed bands by 1e-7 Ha.
+Source: P. J. Mohr, B. N. Taylor, D. B. Newell, Rev. Mod. Phys. 80, 633 (2008).
+"""
+
+BOHR_IN_ANGSTROM = 0.529177208590
+HARTREE_IN_EV = 27.2113838565563
+HARTREE_IN_KELVIN = 3.15774647902944e5
+
+
+def bohr_to_angstrom(length_bohr):
+    return length_bohr * BOHR_IN_ANGSTROM
+
+
+def angstrom_to_bohr(length_angstrom):
+    return length_angstrom / BOHR_IN_ANGSTROM
+
+
+def hartree_to_ev(energy_hartree):
+    return energy_hartree * HARTREE_IN_EV
+
+
+def ev_to_hartree(energy_ev):
+    return energy_ev / HARTREE_IN_EV
+
+
+def hartree_to_mev(energy_hartree):
+    return energy_hartree * (1000 * HARTREE_IN_EV)
+
+
+def mev_to_hartree(energy_mev):
+    return energy_mev / (1000 * HARTREE_IN_EV)
+
+
+def kelvin_to_hartree(temperature_kelvin):
+    return temperature_kelvin / HARTREE_IN_KELVIN
