@@ -93,3 +93,54 @@ def rotation_matrix(l: int, R: np.ndarray) -> np.ndarray:
     """
     v = _sample_directions()
     return np.linalg.lstsq(real_spherical_harmonics(l, v), real_spherical_harmonics(l, v @ np.asarray(R).T), rcond=None)[0].T
+
+
+def edge_rotations(vectors: np.ndarray, lmax: int) -> list[np.ndarray]:
+    """D^l(Q_e), l = 0..lmax, of the rotation Q_e that takes edge e to +z: lmax+1 arrays (E, 2l+1, 2l+1).
+
+    Q = Ry(-theta) Rz(-phi), third angle zero; phi = 0 on +z and pi on -z, so that for every edge, poles included, the frame of
+    the reversed edge is the edge's own turned by pi about x: D^l(Q_rev) = diag(`flip(l)`) D^l(Q). Deterministic.
+    """
+    x, y, z = np.asarray(vectors, dtype=float).T
+    rho = np.hypot(x, y)
+    r = np.hypot(rho, z)
+    pole = rho <= 1e-12 * r
+    rho_safe = np.where(pole, 1.0, rho)
+    # exp(-i m phi) and exp(-i m theta) by powers: angles themselves are never needed
+    about_z = np.where(pole, np.where(z < 0, -1.0, 1.0), x / rho_safe) - 1j * np.where(pole, 0.0, y / rho_safe)
+    about_y = (z - 1j * np.where(pole, 0.0, rho)) / r
+    rotations, phase_z, phase_y = [], [np.ones_like(about_z)], [np.ones_like(about_y)]
+    for l in range(lmax + 1):
+        if l:
+            phase_z.append(phase_z[-1] * about_z)
+            phase_y.append(phase_y[-1] * about_y)
+        trigonometric = np.stack([p.real for p in phase_y] + [p.imag for p in phase_y[1:]], 1)  # (E, 2l+1)
+        D = (trigonometric @ _turn_about_y(l)).reshape(-1, 2 * l + 1, 2 * l + 1)
+        c = np.stack([p.real for p in phase_z], 1)[:, None, :]
+        s = np.stack([p.imag for p in phase_z[1:]], 1)[:, None, :] if l else None
+        result = D * np.concatenate([c[..., :0:-1], c], 2)  # times D^l(Rz(-phi)) from the right
+        if l:
+            plus, minus = D[..., l + 1 :], D[..., l - 1 :: -1] if l > 1 else D[..., :1]
+            result[..., l + 1 :] += minus * s
+            result[..., :l] -= (plus * s)[..., ::-1]
+        rotations.append(result)
+    return rotations
+
+
+@lru_cache
+def _turn_about_y(l: int) -> np.ndarray:
+    """Linear map from [cos m a (m = 0..l), sin m a (m = 1..l)] to D^l(Ry(a)), (2l+1, (2l+1)^2)."""
+    n = 2 * l + 1
+    quarter = rotation_matrix(l, np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]]))  # takes z to y
+    parts = np.zeros((n, n, n))
+    parts[0, l, l] = 1
+    for m in range(1, l + 1):
+        parts[m, l + m, l + m] = parts[m, l - m, l - m] = 1
+        parts[l + m, l + m, l - m], parts[l + m, l - m, l + m] = -1, 1
+    return (quarter @ parts @ quarter.T).reshape(n, n * n)
+
+
+def flip(l: int) -> np.ndarray:
+    """Signs (2l+1,) that a turn by pi about x gives Y_lm: (-1)^(l+m) for m >= 0, -(-1)^(l+m) for m < 0."""
+    m = np.arange(-l, l + 1)
+    return (-1.0) ** (l + m) * np.where(m < 0, -1, 1)

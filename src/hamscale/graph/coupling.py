@@ -1,0 +1,134 @@
+"""Blocks of H in the product basis l_a x l_b <-> coupled angular momenta |L, M>, all blocks of a species pair at once.
+
+c^{ab}_{LM} = sum_{m m'} C^{l_a l_b L}[m, m', M] h^{ab}_{m m'}, orthonormal, so h = C c exactly (method paper, eq. 1).
+A coupled vector of a pair of species holds, for L = 0, 1, ..., the components (M, slot), slots fastest: a slot of degree L
+is a pair of shells (a, b) that couples to L. Network, reference and scales all use this one layout.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..angular import clebsch_gordan, flip
+from ..basis import Basis
+
+
+@dataclass
+class PairCoupling:
+    """Layout and transform for blocks between two elements.
+
+    slots: L -> shell pairs (a, b). degree, order, slot: L, M and running slot number of each component, (n,).
+    transform: (n, n) orthogonal; coupled = block.reshape(-1) @ transform.
+    """
+
+    z_i: int
+    z_j: int
+    slots: dict[int, list[tuple[int, int]]]
+    transform: np.ndarray
+    degree: np.ndarray
+    order: np.ndarray
+    slot: np.ndarray
+
+    @property
+    def size(self) -> int:
+        return len(self.degree)
+
+    @cached_property
+    def n_slots(self) -> int:
+        return sum(len(s) for s in self.slots.values())
+
+    @cached_property
+    def slot_degree(self) -> np.ndarray:
+        """L of each running slot, (n_slots,)."""
+        return np.concatenate([np.full(len(s), L) for L, s in self.slots.items()])
+
+    @cached_property
+    def zero_order(self) -> np.ndarray:
+        """Indices of the M = 0 components, by running slot, (n_slots,)."""
+        return np.flatnonzero(self.order == 0)
+
+    @cached_property
+    def slices(self) -> dict[int, slice]:
+        """Where the (2L+1, slots) components of each L stand."""
+        ends = np.cumsum([(2 * L + 1) * len(s) for L, s in self.slots.items()])
+        return {L: slice(int(e) - (2 * L + 1) * len(s), int(e)) for (L, s), e in zip(self.slots.items(), ends)}
+
+    @cached_property
+    def adjoint(self) -> tuple[np.ndarray, np.ndarray]:
+        """Index and sign (n,) that turn the coupled vector of block (j, i) into that of its transpose, a block (i, j).
+
+        c^{ab}_{LM}[h^T] = (-1)^(l_a+l_b+L) c^{ba}_{LM}[h]: `vector_ji[:, index] * sign`.
+        """
+        return self._adjoint
+
+    @cached_property
+    def edge_adjoint(self) -> tuple[np.ndarray, np.ndarray]:
+        """`adjoint` for vectors that stand in edge frames: the reversed edge's frame is turned by pi about x."""
+        index, sign = self._adjoint
+        turn = np.concatenate([np.repeat(flip(L), len(s)) for L, s in self.slots.items()])
+        return index, sign * turn
+
+    def rotate(self, coupled: np.ndarray, rotations: list[np.ndarray], inverse: bool = False) -> np.ndarray:
+        """D^L applied to every L of coupled vectors (G, n); rotations[L] is (G, 2L+1, 2L+1)."""
+        result = np.empty_like(coupled)
+        for L, part in self.slices.items():
+            D = rotations[L].transpose(0, 2, 1) if inverse else rotations[L]
+            result[:, part] = (D @ coupled[:, part].reshape(len(coupled), 2 * L + 1, -1)).reshape(len(coupled), -1)
+        return result
+
+
+def pair_coupling(basis: Basis, z_i: int, z_j: int) -> PairCoupling:
+    """Layout and transform for blocks between elements z_i (rows) and z_j (columns)."""
+    first, second = basis[z_i], basis[z_j]
+    slots = _slots(first, second)
+    n_j = second.n_orbitals
+    columns, degree, order, slot = [], [], [], []
+    running = 0
+    for L, shell_pairs in slots.items():
+        for M in range(-L, L + 1):
+            for s, (a, b) in enumerate(shell_pairs):
+                column = np.zeros((first.n_orbitals, n_j))
+                column[first.shell_slices[a], second.shell_slices[b]] = clebsch_gordan(first.l[a], second.l[b], L)[:, :, L + M]
+                columns.append(column.reshape(-1))
+                degree.append(L)
+                order.append(M)
+                slot.append(running + s)
+        running += len(shell_pairs)
+    coupling = PairCoupling(z_i, z_j, slots, np.array(columns).T, np.array(degree), np.array(order), np.array(slot))
+    reversed_slots = _slots(second, first)
+    index, sign, start = [], [], 0
+    for L, shell_pairs in slots.items():
+        n = len(shell_pairs)
+        for M in range(2 * L + 1):
+            for a, b in shell_pairs:
+                index.append(start + M * n + reversed_slots[L].index((b, a)))
+                sign.append((-1.0) ** (first.l[a] + second.l[b] + L))
+        start += (2 * L + 1) * n
+    coupling._adjoint = (np.array(index), np.array(sign))
+    return coupling
+
+
+def _slots(first, second) -> dict[int, list[tuple[int, int]]]:
+    slots: dict[int, list[tuple[int, int]]] = {}
+    for L in range(max(first.l) + max(second.l) + 1):
+        pairs = [(a, b) for a, la in enumerate(first.l) for b, lb in enumerate(second.l) if abs(la - lb) <= L <= la + lb]
+        if pairs:
+            slots[L] = pairs
+    return slots
+
+
+class Coupling(dict):
+    """(z_i, z_j) -> PairCoupling for a basis, made when first asked for."""
+
+    def __init__(self, basis: Basis):
+        self.basis = basis
+
+    def __missing__(self, key):
+        self[key] = pair_coupling(self.basis, *key)
+        return self[key]
+
+    @property
+    def lmax(self) -> int:
+        """Highest L that blocks of this basis couple to."""
+        return 2 * self.basis.lmax

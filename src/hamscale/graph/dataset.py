@@ -1,0 +1,154 @@
+"""The graph of a structure: edges sorted by destination, and what the network is to learn on each atom and edge.
+
+Targets are coupled blocks of H - mu S less the two-centre reference, in Hartree; those of edges stand in the edge frame, so
+that training rotates nothing back. Layout of a coupled vector: graph/coupling.py. Schema `graph/1`: docs/files.md.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from ase import Atoms
+
+from ..angular import edge_rotations
+from ..basis import Basis
+from ..files import create_h5, open_h5
+from ..operators import Operators, read_basis, read_structure, reverse_pairs, write_basis, write_structure
+from .coupling import Coupling
+from .neighbours import edge_vectors, edges_within
+from .reference import Reference, coupled_groups
+
+
+SCHEMA = "graph/1"
+
+
+@dataclass
+class Graph:
+    """Atoms and directed edges of one structure, with or without targets.
+
+    edges    # (E, 5) | i, j, Rx, Ry, Rz, sorted: i destination and row, j source and column
+    vectors  # (E, 3) | from i to j, Angstrom
+    reverse  # (E,)   | index of (j, i, -R)
+    offsite  # (z_i, z_j) -> (G, n) | targets in the edge frame, Hartree, for the edges `edges_of(z_i, z_j)`
+    onsite   # z -> (A_z, n)        | targets, Hartree, for the atoms of that element
+    """
+
+    atoms: Atoms
+    basis: Basis
+    cutoff_angstrom: float
+    edges: np.ndarray
+    offsite: dict = field(default_factory=dict)
+    onsite: dict = field(default_factory=dict)
+    attributes: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.vectors = edge_vectors(self.atoms, self.edges)
+        self.distances = np.linalg.norm(self.vectors, axis=1)
+        self.reverse = reverse_pairs(self.edges)
+
+    def species_pairs(self) -> list[tuple[int, int]]:
+        numbers = self.atoms.numbers
+        return [tuple(map(int, p)) for p in np.unique(numbers[self.edges[:, :2]].reshape(-1, 2), axis=0)]
+
+    def edges_of(self, z_i: int, z_j: int) -> np.ndarray:
+        """Indices of the edges between two elements, ascending."""
+        numbers = self.atoms.numbers
+        return np.flatnonzero((numbers[self.edges[:, 0]] == z_i) & (numbers[self.edges[:, 1]] == z_j))
+
+    def atoms_of(self, z: int) -> np.ndarray:
+        return np.flatnonzero(self.atoms.numbers == z)
+
+
+def structure_graph(atoms: Atoms, basis: Basis, cutoff_angstrom: float) -> Graph:
+    """The graph of a structure without targets: what prediction starts from."""
+    for z in np.unique(atoms.numbers):
+        basis[int(z)]  # says which elements are known
+    return Graph(atoms, basis, float(cutoff_angstrom), edges_within(atoms, cutoff_angstrom))
+
+
+def training_graph(operators: Operators, reference: Reference) -> Graph:
+    """Graph and targets of a structure with DFT blocks. An edge without a block has H = 0.
+
+    attributes: gauge_hartree; outside_fraction, the share of sum |H| on pairs beyond the cutoff; baseline_mae_hartree, the
+    mean |target|, that is the error of the two-centre reference alone, over all elements within the cutoff.
+    Raises ValueError if the basis differs from the reference's.
+    """
+    if difference := reference.basis.difference(operators.basis):
+        raise ValueError(f"basis of these operators differs from that of the reference: {difference}.")
+    graph = structure_graph(operators.atoms, reference.basis, reference.cutoff_angstrom)
+    gauge = reference.gauge(operators)
+    coupling = Coupling(reference.basis)
+    for z_i, z_j in graph.species_pairs():
+        graph.offsite[z_i, z_j] = np.zeros((len(graph.edges_of(z_i, z_j)), coupling[z_i, z_j].size))
+    inside = total = 0.0
+    for z_i, z_j, blocks, onsite, coupled, vectors in coupled_groups(operators, coupling, gauge):
+        pair = coupling[z_i, z_j]
+        total += np.abs(coupled).sum()
+        if onsite:
+            inside += np.abs(coupled).sum()
+            order = np.argsort(operators.pairs[blocks, 0])
+            rest = coupled[order]
+            rest[:, pair.zero_order] -= reference.onsite_mean[z_i]
+            graph.onsite[z_i] = rest
+            continue
+        edges = graph.edges_of(z_i, z_j)
+        rows = _positions(operators.pairs[blocks], graph.edges[edges])
+        near = rows >= 0
+        inside += np.abs(coupled[near]).sum()
+        graph.offsite[z_i, z_j][rows[near]] = pair.rotate(coupled[near], edge_rotations(vectors[near], max(pair.slots)))
+    for (z_i, z_j), target in graph.offsite.items():
+        pair = coupling[z_i, z_j]
+        target[:, pair.zero_order] -= reference.offsite(z_i, z_j, graph.distances[graph.edges_of(z_i, z_j)])
+    n = sum(t.size for t in (*graph.offsite.values(), *graph.onsite.values()))
+    baseline = sum(
+        np.abs(_to_blocks(pair_target, coupling[key])).sum() for key, pair_target in graph.offsite.items()
+    ) + sum(np.abs(target @ coupling[z, z].transform.T).sum() for z, target in graph.onsite.items())  # fmt: skip
+    graph.attributes = {
+        "gauge_hartree": gauge,
+        "outside_fraction": float(1 - inside / total),
+        "baseline_mae_hartree": float(baseline / n),
+    }
+    return graph
+
+
+def _to_blocks(coupled, pair):
+    return coupled @ pair.transform.T
+
+
+def _positions(pairs: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Row of each pair in the sorted edges, -1 where it is not there, (G,)."""
+    both = np.concatenate([edges, pairs])
+    low = both.min(0)
+    span = both.max(0) - low + 1
+    key = np.zeros(len(both), np.int64)
+    for column in range(5):
+        key = key * span[column] + (both[:, column] - low[column])
+    edge_key, pair_key = key[: len(edges)], key[len(edges) :]
+    rows = np.minimum(np.searchsorted(edge_key, pair_key), len(edges) - 1)
+    return np.where(edge_key[rows] == pair_key, rows, -1) if len(edges) else np.full(len(pairs), -1)
+
+
+def write_graph(path, graph: Graph):
+    with create_h5(path, SCHEMA, cutoff_angstrom=graph.cutoff_angstrom, **graph.attributes) as file:
+        write_structure(file, graph.atoms)
+        write_basis(file, graph.basis)
+        file["edges"] = graph.edges.astype(np.int32)
+        for (z_i, z_j), target in graph.offsite.items():
+            file[f"offsite/{z_i}-{z_j}"] = target
+            file[f"offsite/{z_i}-{z_j}"].attrs["unit"] = "Hartree"
+        for z, target in graph.onsite.items():
+            file[f"onsite/{z}"] = target
+            file[f"onsite/{z}"].attrs["unit"] = "Hartree"
+
+
+def read_graph(path) -> Graph:
+    """Raises ValueError (path, found, expected) if the file is missing, cut short or of another schema."""
+    with open_h5(path, SCHEMA) as file:
+        return Graph(
+            read_structure(file),
+            read_basis(file),
+            float(file.attrs["cutoff_angstrom"]),
+            file["edges"][:].astype(np.int64),
+            {tuple(int(z) for z in name.split("-")): data[:] for name, data in file.get("offsite", {}).items()},
+            {int(name): data[:] for name, data in file["onsite"].items()},
+            {name: file.attrs[name].item() for name in ("gauge_hartree", "outside_fraction", "baseline_mae_hartree")},
+        )

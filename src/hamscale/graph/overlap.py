@@ -1,0 +1,126 @@
+"""S of any structure without DFT: overlap is exactly a two-centre quantity.
+
+In the frame of an edge only M = 0 components of a coupled overlap block are non-zero, and they depend on the distance alone.
+These functions are tabulated once per pair of elements with PySCF's integrals over CP2K's basis and interpolated by quintic
+splines; every edge is then a look-up, a spherical harmonic and the inverse coupling. Nothing is dense in the atoms.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from ase import Atoms
+from pyscf import gto
+from scipy.interpolate import BSpline, make_interp_spline
+
+from ..angular import real_spherical_harmonics
+from ..basis import Basis, ElementBasis
+from ..units import angstrom_to_bohr, bohr_to_angstrom
+from .coupling import Coupling, PairCoupling
+from .neighbours import edges_within
+
+SPACING_BOHR = 0.02  # quintic: below 1e-10 for exponents up to 12 / Bohr^2
+LONGEST_BOHR = 50.0
+NEGLIGIBLE = 1e-8
+
+
+def two_centre_blocks(coupling: PairCoupling, radial: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Blocks (G, n_i n_j) whose coupled components in the edge frame are radial (G, slots) at M = 0, and nothing else."""
+    coupled = np.empty((len(radial), coupling.size))
+    start = 0
+    for L, part in coupling.slices.items():
+        n = len(coupling.slots[L])
+        harmonics = real_spherical_harmonics(L, vectors)  # D^L(Q)^T e_0 = Y_L(edge)
+        coupled[:, part] = (harmonics[:, :, None] * radial[:, None, start : start + n]).reshape(len(radial), -1)
+        start += n
+    return coupled @ coupling.transform.T
+
+
+def _molecule(element: ElementBasis, heights_bohr):
+    """Atoms of one element on the z axis, and the index that puts PySCF's orbitals of an atom in CP2K's order."""
+    basis = [[l, *np.column_stack([e, c]).tolist()] for l, e, c in element.shells]
+    molecule = gto.M(atom=[("He", (0.0, 0.0, z)) for z in heights_bohr], basis={"He": basis}, unit="Bohr", spin=None, verbose=0)
+    order, starts, start = np.argsort(element.l, kind="stable"), {}, 0  # PySCF sorts an atom's shells by l
+    for shell in order:
+        starts[shell] = start
+        start += 2 * element.l[shell] + 1
+    index = []
+    for shell, l in enumerate(element.l):
+        p_order = [1, 2, 0] if l == 1 else range(2 * l + 1)  # PySCF has p = x, y, z; all else m = -l..l
+        index += [starts[shell] + m for m in p_order]
+    return molecule, np.array(index)
+
+
+class OverlapTable:
+    """Overlap of any structure in a basis: S_ij(R) of all pairs at once. Interpolation error below 1e-10."""
+
+    def __init__(self, basis: Basis):
+        self.basis = basis
+        self.coupling = Coupling(basis)
+        self._splines: dict[tuple[int, int], BSpline] = {}
+
+    def spline(self, z_i: int, z_j: int) -> BSpline:
+        """Distance (A) -> M = 0 components (slots,) of the coupled overlap block."""
+        if (z_i, z_j) not in self._splines:
+            self._splines[z_i, z_j] = self._tabulate(z_i, z_j)
+        return self._splines[z_i, z_j]
+
+    def _tabulate(self, z_i: int, z_j: int) -> BSpline:
+        coupling = self.coupling[z_i, z_j]
+        heights = np.arange(0, angstrom_to_bohr(self.reach(z_i, z_j, 1e-13)) + 8 * SPACING_BOHR, SPACING_BOHR)
+        one, index_i = _molecule(self.basis[z_i], [0.0])
+        coupled = []
+        for chunk in np.array_split(heights, max(1, len(heights) // 250)):
+            many, index_j = _molecule(self.basis[z_j], chunk)
+            S = gto.intor_cross("int1e_ovlp_sph", one, many).reshape(len(index_i), len(chunk), len(index_j))
+            S = S[index_i][:, :, index_j].transpose(1, 0, 2).reshape(len(chunk), -1)
+            coupled.append((S @ coupling.transform)[:, coupling.zero_order])
+        return make_interp_spline(bohr_to_angstrom(heights), np.concatenate(coupled), k=5)
+
+    def reach(self, z_i: int, z_j: int, negligible: float = NEGLIGIBLE) -> float:
+        """Distance (A) beyond which no element of the overlap block exceeds `negligible`.
+
+        From the most diffuse primitives, each a bound exp(-mu d^2) times polynomials: solved on a grid, generously.
+        """
+        d = np.arange(0, LONGEST_BOHR, 0.1)
+        bound = np.zeros_like(d)
+        for l_a, e_a, c_a in self.basis[z_i].shells:
+            for l_b, e_b, c_b in self.basis[z_j].shells:
+                mu = np.multiply.outer(e_a, e_b) / np.add.outer(e_a, e_b)
+                weight = np.abs(np.multiply.outer(c_a, c_b))
+                terms = weight[..., None] * np.exp(-mu[..., None] * d**2) * (1 + mu[..., None] * d**2) ** ((l_a + l_b) / 2)
+                bound = np.maximum(bound, terms.sum((0, 1)))
+        return float(bohr_to_angstrom(d[np.flatnonzero(bound > negligible)[-1]] + 0.1))
+
+    def pairs(self, atoms: Atoms, at_least_angstrom: float = 0.0) -> np.ndarray:
+        """All pairs (i, j, R) that overlap by more than 1e-8 or are within a distance, onsite ones included, sorted."""
+        numbers = np.unique(atoms.numbers)
+        reach = {(a, b): max(at_least_angstrom, self.reach(a, b)) for a in numbers for b in numbers}
+        pairs = edges_within(atoms, max(reach.values()))
+        limit = np.zeros((numbers.max() + 1,) * 2)
+        for key, value in reach.items():
+            limit[key] = value
+        i, j = pairs[:, 0], pairs[:, 1]
+        d = np.linalg.norm(atoms.positions[j] + pairs[:, 2:] @ np.asarray(atoms.cell) - atoms.positions[i], axis=1)
+        pairs = pairs[d < limit[atoms.numbers[i], atoms.numbers[j]]]
+        onsite = np.zeros((len(atoms), 5), np.int64)
+        onsite[:, 0] = onsite[:, 1] = np.arange(len(atoms))
+        pairs = np.concatenate([onsite, pairs])
+        return pairs[np.lexsort(pairs.T[::-1])]
+
+    def blocks(self, z_i: int, z_j: int, vectors: np.ndarray) -> np.ndarray:
+        """Overlap blocks (G, n_i n_j) of edges between two elements; vectors (G, 3) in Angstrom, zero for onsite blocks."""
+        spline = self.spline(z_i, z_j)
+        distances = np.linalg.norm(vectors, axis=1)
+        radial = np.where((distances < spline.t[-1])[:, None], spline(np.minimum(distances, spline.t[-1])), 0.0)
+        # an onsite block is a scalar (L = 0 only), so any direction will do
+        return two_centre_blocks(self.coupling[z_i, z_j], radial, np.where(distances[:, None] > 0, vectors, [0.0, 0.0, 1.0]))
+
+
+@lru_cache(maxsize=4)
+def _table(key: tuple) -> OverlapTable:
+    return OverlapTable(Basis(key))
+
+
+def overlap_table(basis: Basis) -> OverlapTable:
+    """The table of a basis, made once per process."""
+    return _table(tuple(basis.values()))

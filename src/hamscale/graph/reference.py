@@ -1,0 +1,291 @@
+"""What the network need not learn: energy gauge, two-centre reference, scales. Fitted to training structures, then data.
+
+gauge      H and H + mu S are the same physics in a periodic cell. mu of a structure is the mean of its atoms' onsite
+           diagonals over their element's mean; mu S is taken from all blocks.
+reference  offsite: the least-squares mean of the M = 0 components in the edge frame by pair of elements and distance
+           (linear elements) - a Slater-Koster Hamiltonian; onsite: the mean of the L = 0 components by element.
+scale      root mean square of what is left, by pair of elements, slot and distance (interpolated in the logarithm).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..angular import real_spherical_harmonics
+from ..basis import Basis
+from ..files import create_h5, open_h5
+from ..operators import Operators, read_basis, write_basis
+from .coupling import Coupling
+from .neighbours import edges_within
+
+SCHEMA = "reference/1"
+SPACING_ANGSTROM = 0.25
+SMALLEST_SCALE_HARTREE = 1e-7
+
+
+@dataclass
+class Reference:
+    """Fitted tables, one row per knot k at k * SPACING_ANGSTROM.
+
+    two_centre[z_i, z_j], scale[z_i, z_j]: (knots, slots), Hartree; onsite_mean[z], onsite_scale[z]: (slots,), Hartree.
+    diagonal[z]: mean onsite diagonal, Hartree: what the gauge is measured against.
+    reach_angstrom: the longest distance of a block in the data; beyond it the reference is zero.
+    """
+
+    basis: Basis
+    periodic: bool
+    cutoff_angstrom: float
+    reach_angstrom: float
+    two_centre: dict = field(default_factory=dict)
+    scale: dict = field(default_factory=dict)
+    onsite_mean: dict = field(default_factory=dict)
+    onsite_scale: dict = field(default_factory=dict)
+    diagonal: dict = field(default_factory=dict)
+    attributes: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.coupling = Coupling(self.basis)
+
+    def gauge(self, operators: Operators) -> float:
+        """mu (Hartree) of a structure, zero where the structure is not periodic: there energies have a zero of their own."""
+        if not self.periodic:
+            return 0.0
+        means = mean_diagonals(operators)
+        return float(np.mean(means - np.array([self.diagonal[int(z)] for z in operators.atoms.numbers])))
+
+    def offsite(self, z_i: int, z_j: int, distances: np.ndarray) -> np.ndarray:
+        """Two-centre reference, M = 0 components in the edge frame, (G, slots), Hartree."""
+        self._known(z_i, z_j)
+        return _interpolate(self.two_centre[z_i, z_j], distances) * (distances < self.reach_angstrom)[:, None]
+
+    def offsite_scale(self, z_i: int, z_j: int, distances: np.ndarray) -> np.ndarray:
+        """Root mean square of the remainder by slot, (G, slots), Hartree."""
+        self._known(z_i, z_j)
+        return np.exp(_interpolate(np.log(self.scale[z_i, z_j]), distances))
+
+    def _known(self, z_i, z_j):
+        if (z_i, z_j) not in self.two_centre:
+            known = ", ".join(f"{self.basis[a].element}-{self.basis[b].element}" for a, b in self.two_centre)
+            raise ValueError(f"no training structure held the pair of elements {z_i}, {z_j}; known pairs: {known}.")
+
+
+def _hat(distances: np.ndarray, n_knots: int) -> tuple[np.ndarray, np.ndarray]:
+    """Left knot and fraction towards the next one."""
+    x = np.minimum(distances / SPACING_ANGSTROM, n_knots - 1.000001)
+    left = x.astype(np.int64)
+    return left, x - left
+
+
+def _interpolate(table: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    left, fraction = _hat(distances, len(table))
+    return table[left] * (1 - fraction)[:, None] + table[left + 1] * fraction[:, None]
+
+
+def mean_diagonals(operators: Operators) -> np.ndarray:
+    """Mean of the diagonal of each atom's onsite block, (A,), Hartree."""
+    means = np.empty(len(operators.atoms))
+    onsite = is_onsite(operators.pairs)
+    for z, _, blocks, index in operators.groups():
+        keep = onsite[blocks]
+        if keep.any():
+            n = operators.basis[z].n_orbitals
+            means[operators.pairs[blocks[keep], 0]] = operators.hamiltonian[index[keep]][:, :: n + 1].mean(1)
+    return means
+
+
+def is_onsite(pairs: np.ndarray) -> np.ndarray:
+    return (pairs[:, 0] == pairs[:, 1]) & ~pairs[:, 2:].any(1)
+
+
+def coupled_groups(operators: Operators, coupling: Coupling, gauge: float):
+    """Coupled blocks of H - gauge S by pair of elements: yields (z_i, z_j, block indices, onsite, coupled (G, n), vectors)."""
+    vectors = operators.vectors()
+    onsite = is_onsite(operators.pairs)
+    for z_i, z_j, blocks, index in operators.groups():
+        values = operators.hamiltonian[index] - gauge * operators.overlap[index]
+        for kind in (False, True):
+            keep = onsite[blocks] == kind
+            if keep.any():
+                part = blocks[keep]
+                yield z_i, z_j, part, kind, values[keep] @ coupling[z_i, z_j].transform, vectors[part]
+
+
+def fit_reference(structures: Iterable[Operators], cutoff_angstrom, auto_threshold_hartree: float = 1e-4) -> Reference:
+    """Fit gauge, reference and scales to the training structures (iterated over several times, one in memory at a time).
+
+    cutoff_angstrom: a number, or "auto": the longest distance of a block with an element of H above the threshold.
+    Raises ValueError if bases differ or the cutoff is larger than H reaches in the data.
+    """
+    reference = _survey(structures, cutoff_angstrom, auto_threshold_hartree)
+    _fit_two_centre(reference, structures)
+    _fit_scale(reference, structures)
+    return reference
+
+
+def _survey(structures, cutoff, threshold) -> Reference:
+    """Basis, reach, cutoff, and the joint least-squares fit of mu of each structure and mean diagonal of each element."""
+    basis, reach, above, means, numbers, periodic = None, 0.0, 0.0, [], [], []
+    for operators in structures:
+        if basis and (difference := basis.difference(operators.basis)):
+            raise ValueError(f"training structures were calculated in different bases: {difference}. Run them again with one.")
+        basis = Basis((dict(basis or {}) | dict(operators.basis)).values())
+        distances = np.linalg.norm(operators.vectors(), axis=1)
+        reach = max(reach, distances.max())
+        if cutoff == "auto":
+            above = max(above, distances[_block_maximum(operators) > threshold].max(initial=0.0) + 1e-6)
+        means.append(mean_diagonals(operators))
+        numbers.append(operators.atoms.numbers)
+        periodic.append(bool(operators.atoms.pbc.all()))
+    if basis is None:
+        raise ValueError("no training structure was given; expected at least one file of schema operators/1.")
+    if len(set(periodic)) > 1:
+        raise ValueError(
+            "training structures are periodic and not periodic; expected one kind: their energies have different zeros."
+        )
+    reference = Reference(basis, periodic[0], float(above if cutoff == "auto" else cutoff), float(reach))
+    elements = sorted(basis)
+    which = np.repeat(np.arange(len(means)), [len(m) for m in means])
+    design = np.zeros((len(which), len(means) + len(elements)))
+    if reference.periodic:
+        design[np.arange(len(which)), which] = 1
+    design[np.arange(len(which)), len(means) + np.searchsorted(elements, np.concatenate(numbers))] = 1
+    solution = np.linalg.lstsq(design, np.concatenate(means), rcond=None)[0]
+    shift = solution[: len(means)].mean()  # only sums are determined: gauges average to zero
+    reference.diagonal = {z: float(solution[len(means) + k] + shift) for k, z in enumerate(elements)}
+    return reference
+
+
+def _block_maximum(operators: Operators) -> np.ndarray:
+    return np.maximum.reduceat(np.abs(operators.hamiltonian), operators.offsets[:-1])
+
+
+def _fit_two_centre(reference: Reference, structures):
+    n_knots = int(reference.reach_angstrom / SPACING_ANGSTROM) + 2
+    normal, right, onsite_sum, onsite_count = {}, {}, {}, {}
+    outside = total = 0.0
+    for operators in structures:
+        _check_reach(reference, operators)
+        distances = np.linalg.norm(operators.vectors(), axis=1)
+        sums = np.add.reduceat(np.abs(operators.hamiltonian), operators.offsets[:-1])
+        outside += sums[distances >= reference.cutoff_angstrom].sum()
+        total += sums.sum()
+        for z_i, z_j, blocks, onsite, coupled, vectors in coupled_groups(
+            operators, reference.coupling, reference.gauge(operators)
+        ):
+            coupling = reference.coupling[z_i, z_j]
+            key = (z_i, z_j)
+            if onsite:
+                onsite_sum[z_i] = onsite_sum.get(z_i, 0) + coupled[:, coupling.zero_order].sum(0)
+                onsite_count[z_i] = onsite_count.get(z_i, 0) + len(coupled)
+                continue
+            axial = axial_components(coupling, coupled, vectors)
+            left, f = _hat(distances[blocks], n_knots)
+            N = normal.setdefault(key, np.zeros((n_knots, n_knots)))
+            b = right.setdefault(key, np.zeros((n_knots, coupling.n_slots)))
+            for r, c, w in ((0, 0, (1 - f) ** 2), (0, 1, f * (1 - f)), (1, 0, f * (1 - f)), (1, 1, f**2)):
+                np.add.at(N, (left + r, left + c), w)
+            np.add.at(b, left, (1 - f)[:, None] * axial)
+            np.add.at(b, left + 1, f[:, None] * axial)
+    # a weak penalty on kinks carries the table over distances no training edge has
+    bend = np.diff(np.eye(n_knots), n=2, axis=0)
+    for key, N in normal.items():
+        reference.two_centre[key] = np.linalg.solve(N + 1e-3 * bend.T @ bend + 1e-6 * np.eye(n_knots), right[key])
+    for z, s in onsite_sum.items():
+        degree = reference.coupling[z, z].slot_degree
+        reference.onsite_mean[z] = np.where(degree == 0, s / onsite_count[z], 0.0)
+    reference.attributes["outside_fraction"] = float(outside / total)
+
+
+def axial_components(coupling, coupled: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """M = 0 components in the edge frame, sum_M Y_LM(edge) c_LM, by slot, (G, slots): no Wigner matrix needed."""
+    parts = []
+    for L, part in coupling.slices.items():
+        harmonics = real_spherical_harmonics(L, vectors)
+        parts.append(np.einsum("gm,gms->gs", harmonics, coupled[:, part].reshape(len(coupled), 2 * L + 1, -1)))
+    return np.concatenate(parts, 1)
+
+
+def _check_reach(reference: Reference, operators: Operators):
+    if reference.cutoff_angstrom > reference.reach_angstrom:
+        pairs = edges_within(operators.atoms, reference.cutoff_angstrom)
+        distances = np.linalg.norm(
+            operators.atoms.positions[pairs[:, 1]] + pairs[:, 2:] @ np.asarray(operators.atoms.cell)
+            - operators.atoms.positions[pairs[:, 0]], axis=1,
+        )  # fmt: skip
+        if (distances > reference.reach_angstrom + 1e-6).any():
+            raise ValueError(
+                f"graph.cutoff_angstrom is {reference.cutoff_angstrom} A, but H of the training data reaches only "
+                f"{reference.reach_angstrom:.2f} A. Lower the cutoff, or dft.eps_default so that H reaches further."
+            )
+
+
+def _fit_scale(reference: Reference, structures):
+    n_knots = int(reference.reach_angstrom / SPACING_ANGSTROM) + 2
+    power, count, onsite_power, onsite_count = {}, {}, {}, {}
+    for operators in structures:
+        for z_i, z_j, _, onsite, coupled, vectors in coupled_groups(operators, reference.coupling, reference.gauge(operators)):
+            coupling = reference.coupling[z_i, z_j]
+            components = 2 * coupling.slot_degree + 1
+            if onsite:
+                rest = coupled.copy()
+                rest[:, coupling.zero_order] -= reference.onsite_mean[z_i]
+                onsite_power[z_i] = onsite_power.get(z_i, 0) + _slot_power(coupling, rest).sum(0) / components
+                onsite_count[z_i] = onsite_count.get(z_i, 0) + len(coupled)
+                continue
+            distances = np.linalg.norm(vectors, axis=1)
+            axial = axial_components(coupling, coupled, vectors)
+            f_ref = reference.offsite(z_i, z_j, distances)
+            # a rotation keeps |c|^2, so only the axial component needs the edge frame
+            rest = np.maximum(_slot_power(coupling, coupled) - axial**2 + (axial - f_ref) ** 2, 0) / components
+            left, f = _hat(distances, n_knots)
+            p = power.setdefault((z_i, z_j), np.zeros((n_knots, coupling.n_slots)))
+            n = count.setdefault((z_i, z_j), np.zeros(n_knots))
+            for shift, w in ((0, 1 - f), (1, f)):
+                np.add.at(p, left + shift, w[:, None] * rest)
+                np.add.at(n, left + shift, w)
+    knots = np.arange(n_knots)
+    for key, p in power.items():
+        known = np.flatnonzero(count[key] > 1e-3)
+        logs = np.log(np.sqrt(p[known] / count[key][known, None]) + SMALLEST_SCALE_HARTREE)
+        table = np.stack([np.interp(knots, known, column) for column in logs.T], 1)
+        reference.scale[key] = np.exp(table)
+    for z, p in onsite_power.items():
+        reference.onsite_scale[z] = np.sqrt(p / onsite_count[z]) + SMALLEST_SCALE_HARTREE
+
+
+def _slot_power(coupling, coupled: np.ndarray) -> np.ndarray:
+    """Sum of squares over M, by slot, (G, slots)."""
+    parts = [(coupled[:, p].reshape(len(coupled), 2 * L + 1, -1) ** 2).sum(1) for L, p in coupling.slices.items()]
+    return np.concatenate(parts, 1)
+
+
+def write_reference(path, reference: Reference):
+    with create_h5(
+        path, SCHEMA, periodic=reference.periodic, cutoff_angstrom=reference.cutoff_angstrom,
+        reach_angstrom=reference.reach_angstrom, spacing_angstrom=SPACING_ANGSTROM, **reference.attributes,
+    ) as file:  # fmt: skip
+        write_basis(file, reference.basis)
+        for (z_i, z_j), table in reference.two_centre.items():
+            group = file.create_group(f"offsite/{z_i}-{z_j}")
+            group["two_centre"], group["scale"] = table, reference.scale[z_i, z_j]
+        for z, mean in reference.onsite_mean.items():
+            group = file.create_group(f"onsite/{z}")
+            group["mean"], group["scale"] = mean, reference.onsite_scale[z]
+            group.attrs["diagonal_hartree"] = reference.diagonal[z]
+
+
+def read_reference(path) -> Reference:
+    """Raises ValueError (path, found, expected) if the file is missing, cut short or of another schema."""
+    with open_h5(path, SCHEMA) as file:
+        a = file.attrs
+        reference = Reference(read_basis(file), bool(a["periodic"]), float(a["cutoff_angstrom"]), float(a["reach_angstrom"]))
+        reference.attributes = {"outside_fraction": float(a["outside_fraction"])}
+        for name, group in file["offsite"].items():
+            key = tuple(int(z) for z in name.split("-"))
+            reference.two_centre[key], reference.scale[key] = group["two_centre"][:], group["scale"][:]
+        for name, group in file["onsite"].items():
+            z = int(name)
+            reference.onsite_mean[z], reference.onsite_scale[z] = group["mean"][:], group["scale"][:]
+            reference.diagonal[z] = float(group.attrs["diagonal_hartree"])
+    return reference

@@ -1,0 +1,54 @@
+"""Order of edge features and packed Wigner matrices.
+
+Shapes: E edges, K = (lmax+1)^2 coefficients, C channels, N_m = lmax+1-m degrees that have order m.
+Node features are l-major, (A, K, C), in the global frame. Edge features are m-major, in the frame where the edge is +z: a list
+of pieces, one per m = 0..lmax: (E, 1, N_0, C) for m = 0, (E, 2, N_m, C) for m > 0, the two being +m and -m.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Layout:
+    """Index tables for one lmax."""
+
+    def __init__(self, lmax: int):
+        self.lmax, self.size = lmax, (lmax + 1) ** 2
+        self.degrees = [lmax + 1 - m for m in range(lmax + 1)]  # N_m
+        self.rows = [(1 if m == 0 else 2) * n for m, n in enumerate(self.degrees)]
+        order = [(l, 0) for l in range(lmax + 1)]
+        for m in range(1, lmax + 1):
+            order += [(l, m) for l in range(m, lmax + 1)] + [(l, -m) for l in range(m, lmax + 1)]
+        self.l_major = torch.tensor([l * l + l + m for l, m in order])  # (K,): where each m-major row stands in l-major order
+        self.m_major = torch.argsort(self.l_major)  # (K,): the inverse
+        self.degree_of = torch.tensor([l for l in range(lmax + 1) for _ in range(2 * l + 1)])  # (K,): l of each l-major row
+        packed = [
+            int(self.m_major[l * l + a]) * self.size + l * l + b
+            for l in range(lmax + 1)
+            for a in range(2 * l + 1)
+            for b in range(2 * l + 1)
+        ]
+        self.dense_index = torch.tensor(packed)  # (P,): where packed numbers stand in the (K, K) matrix
+
+    def pack(self, rotations: list[np.ndarray], dtype: torch.dtype) -> Tensor:
+        """Wigner matrices D^l of each edge (`angular.edge_rotations`) as (E, P), P = sum (2l+1)^2 (165 for lmax 4)."""
+        flat = [D.reshape(len(D), -1) for D in rotations[: self.lmax + 1]]
+        return torch.from_numpy(np.concatenate(flat, 1)).to(dtype)
+
+    def dense(self, packed: Tensor) -> Tensor:
+        """(E, P) -> (E, K, K): rows m-major in the edge frame, columns l-major in the global one."""
+        matrix = packed.new_zeros(len(packed), self.size * self.size)
+        matrix[:, self.dense_index.to(packed.device)] = packed
+        return matrix.view(-1, self.size, self.size)
+
+    def pieces(self, x: Tensor) -> list[Tensor]:
+        """(E, K, C) m-major -> views (E, 1 or 2, N_m, C)."""
+        return [p.unflatten(1, (-1, n)) for p, n in zip(x.split(self.rows, 1), self.degrees)]
+
+
+@lru_cache
+def layout(lmax: int) -> Layout:
+    return Layout(lmax)
