@@ -49,7 +49,7 @@ class ElementBasis:
         return tuple(shells)
 
     @cached_property
-    def l(self) -> tuple[int, ...]:
+    def l(self) -> tuple[int, ...]:  # noqa: E743
         """Angular momentum of each shell."""
         return tuple(shell[0] for shell in self.shells)
 

@@ -26,6 +26,7 @@ class Operators:
     hamiltonian  # (n,) | Hartree
     overlap  # (n,)    | 1
     attributes: source ("dft" or "predicted"), fermi_level_hartree, eps_threshold and whatever else says where it came from.
+    orbital_energies: (k-points (K, 3), energies (K, n) in Hartree) as the DFT code printed them, if it did.
     """
 
     atoms: Atoms
@@ -34,6 +35,7 @@ class Operators:
     hamiltonian: np.ndarray
     overlap: np.ndarray
     attributes: dict = field(default_factory=dict)
+    orbital_energies: tuple[np.ndarray, np.ndarray] | None = None
 
     def __post_init__(self):
         self.orbitals = self.basis.n_orbitals(self.atoms.numbers)  # (A,)
@@ -112,7 +114,7 @@ class Operators:
         start = np.concatenate([[0], np.cumsum(self.orbitals)])
         cells, of_pair = np.unique(self.pairs[:, 2:], axis=0, return_inverse=True)
         rows, columns = np.empty(len(values), np.int64), np.empty(len(values), np.int64)
-        for zi, zj, blocks, index in self.groups():
+        for _, zj, blocks, index in self.groups():
             a, b = np.divmod(np.arange(index.shape[1]), self.basis[zj].n_orbitals)
             rows[index] = start[self.pairs[blocks, 0]][:, None] + a
             columns[index] = start[self.pairs[blocks, 1]][:, None] + b
@@ -165,6 +167,9 @@ def write_operators(path, operators: Operators):
         for name, unit in (("hamiltonian", "Hartree"), ("overlap", "1")):
             file[name] = getattr(operators, name)
             file[name].attrs["unit"] = unit
+        if operators.orbital_energies:
+            file["orbital_energies/kpoints"], file["orbital_energies/energies"] = operators.orbital_energies
+            file["orbital_energies/energies"].attrs["unit"] = "Hartree"
 
 
 def read_operators(path) -> Operators:
@@ -188,6 +193,8 @@ def read_operators(path) -> Operators:
                 file["overlap"][:].astype(float),
                 {k: v for k, v in file.attrs.items() if k != "schema"},
             )
+            if printed := file.get("orbital_energies"):
+                operators.orbital_energies = (printed["kpoints"][:], printed["energies"][:])
             if not np.array_equal(file["offsets"], operators.offsets):
                 raise ValueError("/offsets do not fit the basis. Was the basis of this file changed?")
             operators.reverse()

@@ -17,7 +17,6 @@ from .coupling import Coupling
 from .neighbours import edge_vectors, edges_within
 from .reference import Reference, coupled_groups
 
-
 SCHEMA = "graph/1"
 
 

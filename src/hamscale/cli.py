@@ -1,0 +1,236 @@
+"""hamscale VERB ...: one verb per step of the pipeline; a Snakemake rule is one verb.
+
+Errors of the user's data or settings are printed one line each, without a traceback, and the exit code is 1.
+"""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+import pandas as pd
+
+from . import config
+from .files import write_text
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(prog="hamscale", description="From DFT to the predicted Hamiltonian of large structures.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(function, *positional, **options):
+        p = verbs.add_parser(function.__name__, help=function.__doc__.splitlines()[0], description=function.__doc__)
+        for name in positional:
+            p.add_argument(name.rstrip("+"), nargs="+" if name.endswith("+") else None, type=Path)
+        for name, keywords in options.items():
+            p.add_argument(f"--{name.replace('_', '-')}", **keywords)
+        p.set_defaults(function=function)
+
+    out = {"type": Path, "required": True, "metavar": "PATH", "help": "what to write"}
+    many = {"type": Path, "nargs": "*", "default": [], "metavar": "FILE"}
+    verb(check, "config")
+    verb(structures, "material", out=out)
+    verb(input, "material", "structures+", out=out)
+    verb(dft, "input", out=out, command={"help": "CP2K, e.g. 'mpirun -n 4 cp2k.psmp'; default: $HAMSCALE_CP2K, else PATH"})
+    verb(operators, "material", "structure", "run", out=out)
+    verb(reference, "material", "operators+", out=out)
+    verb(graph, "reference", "operators", out=out)
+    verb(train, "model", "reference", train=many, validation=many, out=out, checkpoint={"type": Path, "required": True})
+    reference_only = {"action": "store_true", "help": "the two-centre reference without the network: the baseline"}
+    verb(predict, "model", "structure", out=out, reference_only=reference_only)
+    one = {"type": Path, "required": True, "metavar": "FILE"}
+    verb(analyse, "material", dft=one, predicted=one, baseline=one, out=out)
+    verb(figures, "analysis", "train_csv", out=out)
+    verb(summary, "summaries+", out=out)
+    verb(table, "summary")
+    options = vars(parser.parse_args(arguments))
+    function = options.pop("function")
+    options.pop("verb")
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        function(**options)
+    except ValueError as error:
+        print("\n".join(f"hamscale: error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"hamscale: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def check(config: Path):
+    """Validate a configuration with every material and model it names."""
+    check_configuration(config)
+    print(f"{config}: good")
+
+
+def check_configuration(path: Path) -> config.Config:
+    """The configuration, all of its files validated. Raises one ValueError that lists every error of every file."""
+    content, errors = config.load_config(path), []
+    for run in content.runs:
+        for load, file in (
+            (config.load_material, f"config/materials/{run.material}.yaml"),
+            (config.load_model, f"config/models/{run.model}.yaml"),
+        ):
+            try:
+                load(file)
+            except ValueError as error:
+                errors += [line for line in str(error).splitlines() if line not in errors]
+    if errors:
+        raise ValueError("\n".join(errors))
+    return content
+
+
+def structures(material: Path, out: Path):
+    """Build all structures of a material: OUT/ID.extxyz."""
+    from .structures import build_structures, write_structure_file
+
+    for identifier, atoms in build_structures(config.load_material(material)).items():
+        write_structure_file(out / f"{identifier}.extxyz", atoms)
+
+
+def input(material: Path, structures: list[Path], out: Path):
+    """Write the CP2K inputs of structures: OUT/ID.inp."""
+    from .basis import material_basis
+    from .dft.inputs import cp2k_input
+    from .structures import read_structure_file
+
+    settings = config.load_material(material)
+    basis = material_basis(settings)
+    for path in structures:
+        try:
+            write_text(out / f"{path.stem}.inp", cp2k_input(read_structure_file(path), settings, basis))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def dft(input: Path, out: Path, command: str | None):
+    """Run CP2K in a scratch folder; a run that is accepted is moved to OUT at once."""
+    from .dft.run import run_cp2k
+
+    run_cp2k(input, out, command)
+
+
+def operators(material: Path, structure: Path, run: Path, out: Path):
+    """Parse H and S of a CP2K run."""
+    from .basis import material_basis
+    from .dft.outputs import eigenvalue_check, read_run
+    from .operators import write_operators
+    from .structures import read_structure_file
+
+    settings = config.load_material(material)
+    result = read_run(
+        run, read_structure_file(structure), material_basis(settings), {"config_sha256": config.sha256(settings.dft)}
+    )
+    deviation = eigenvalue_check(result)
+    print(f"{run}: eigenvalues of H(k), S(k) against those CP2K printed: max {deviation:.1e} Ha")
+    if deviation > EIGENVALUE_TOLERANCE_HARTREE:
+        raise ValueError(
+            f"{run}: eigenvalues of the parsed H, S differ from those CP2K printed by {deviation:.1e} Ha, expected at most "
+            f"{EIGENVALUE_TOLERANCE_HARTREE:.0e}. Is the run of this structure, complete, and of a CP2K version that is known?"
+        )
+    write_operators(out, result)
+
+
+EIGENVALUE_TOLERANCE_HARTREE = 5e-8
+
+
+class _Stored:
+    """Operators files, read one at a time each time they are iterated over."""
+
+    def __init__(self, paths):
+        self.paths = paths
+
+    def __iter__(self):
+        from .operators import read_operators
+
+        return (read_operators(path) for path in self.paths)
+
+
+def reference(material: Path, operators: list[Path], out: Path):
+    """Fit energy gauge, two-centre reference and scales to training structures."""
+    from .graph.reference import fit_reference, write_reference
+
+    settings = config.load_material(material)
+    result = fit_reference(_Stored(operators), settings.graph.cutoff_angstrom, settings.graph.auto_threshold_hartree)
+    outside = result.attributes["outside_fraction"]
+    print(
+        f"cutoff {result.cutoff_angstrom:.2f} A; H reaches {result.reach_angstrom:.2f} A; beyond the cutoff: {outside:.2%} of sum |H|"
+    )
+    if outside > 0.01:
+        warnings.warn(
+            f"{outside:.1%} of sum |H| lies beyond the cutoff of {result.cutoff_angstrom} A, where the network does not reach. "
+            "Raise graph.cutoff_angstrom.",
+            stacklevel=2,
+        )
+    write_reference(out, result)
+
+
+def graph(reference: Path, operators: Path, out: Path):
+    """Build the graph of a structure with its targets."""
+    from .graph.dataset import training_graph, write_graph
+    from .graph.reference import read_reference
+    from .operators import read_operators
+
+    result = training_graph(read_operators(operators), read_reference(reference))
+    print(
+        f"{len(result.atoms)} atoms, {len(result.edges)} edges, {result.attributes['outside_fraction']:.2%} of sum |H| outside"
+    )
+    write_graph(out, result)
+
+
+def train(model: Path, reference: Path, train: list[Path], validation: list[Path], out: Path, checkpoint: Path):
+    """Train a network: OUT/{weights.safetensors, config.json, reference.h5, train.csv}. Resumes from CHECKPOINT."""
+    from .train.loop import train as run
+
+    if not train:
+        raise ValueError("--train: no graph was given, expected at least one. Give the material a set with split: train.")
+    run(config.load_model(model), reference, train, validation, out, checkpoint, progress=lambda s: print(s, flush=True))
+
+
+def predict(model: Path, structure: Path, out: Path, reference_only: bool):
+    """Predict H, with exact S, of a structure."""
+    from .operators import write_operators
+    from .predict import predict as run
+    from .structures import read_structure_file
+
+    write_operators(out, run(model, read_structure_file(structure), reference_only))
+
+
+def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, out: Path):
+    """Compare predicted with DFT operators: OUT/{summary, by_pair, by_distance, decay, bands, dos, heatmap}.csv."""
+    from .analysis.tables import analysis_tables
+    from .operators import read_operators
+
+    settings = config.load_material(material)
+    files = [read_operators(path) for path in (dft, predicted, baseline)]
+    name = {"material": material.stem, "model": predicted.parent.name, "structure": predicted.stem}
+    for table_name, content in analysis_tables(*files, settings.analysis, name).items():
+        write_text(out / f"{table_name}.csv", content.to_csv(index=False))
+
+
+def figures(analysis: Path, train_csv: Path, out: Path):
+    """Draw every figure of a structure from its tables: OUT/*.pdf and *.png."""
+    from .figures import draw_all
+
+    draw_all(analysis, train_csv, out)
+
+
+def summary(summaries: list[Path], out: Path):
+    """Join the summaries of structures into one table."""
+    write_text(out, pd.concat([pd.read_csv(path) for path in summaries]).to_csv(index=False))
+
+
+def table(summary: Path):
+    """Print a summary as a table."""
+    content = pd.read_csv(summary)
+    columns = {
+        "mae_mev": "MAE meV", "baseline_mae_mev": "two-centre", "mae_mev_onsite": "onsite", "mae_mev_offsite": "offsite",
+        "eigenvalue_mae_mev_occupied": "occupied eig. meV", "gap_dft_ev": "gap DFT eV", "gap_predicted_ev": "predicted",
+    }  # fmt: skip
+    shown = content[["material", "model", "structure", *columns]].rename(columns=columns)
+    print(shown.to_string(index=False, float_format=lambda x: f"{x:.3f}"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

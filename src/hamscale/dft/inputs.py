@@ -1,0 +1,149 @@
+"""CP2K inputs, generated and then parsed again by cp2k-input-tools: a wrong value is found before CP2K runs."""
+
+import io
+from functools import lru_cache
+
+import numpy as np
+from ase import Atoms
+from cp2k_input_tools.generator import CP2KInputGenerator
+from cp2k_input_tools.parser import CP2KInputParser
+
+from ..basis import Basis, find_data_file
+from ..config import Material
+from ..structures import wrap_as_cp2k
+
+PROJECT = "run"
+
+
+def cp2k_input(atoms: Atoms, material: Material, basis: Basis) -> str:
+    """Input of one energy run that writes H and S as binary CSR, resolved by periodic image, and all orbital energies.
+
+    A periodic structure gets a Monkhorst-Pack grid even for the Gamma point alone (1 1 1), because without one CP2K folds all
+    images into one matrix; a molecule has one image and gets none. Raises ValueError where the structure is not wrapped as
+    CP2K would wrap it, has an odd number of electrons, or an input that CP2K's own grammar refuses.
+    """
+    if not np.allclose(wrap_as_cp2k(atoms).positions, atoms.positions, atol=1e-9):
+        raise ValueError(
+            "atoms are not wrapped to fractions in [-1/2, 1/2], from where CP2K counts the cells of H(R). "
+            "Build structures with `hamscale structures`, or wrap them with structures.wrap_as_cp2k."
+        )
+    if basis.n_electrons(atoms.numbers) % 2:
+        raise ValueError(
+            f"{basis.n_electrons(atoms.numbers)} valence electrons, expected an even number: runs are spin-restricted. "
+            "Add or remove an atom, or double the cell."
+        )
+    tree = _tree(atoms, material, basis)
+    generator, parser = _grammar()
+    text = "\n".join(generator.line_iter(tree)) + "\n"
+    try:
+        back = parser.parse(io.StringIO(text))
+    except Exception as error:  # the parser has an exception for every kind of mistake, and at times one while it reports it
+        raise ValueError(f"CP2K's grammar refuses the generated input: {error.__context__ or error}") from None
+    if (difference := _difference(tree, back)) is not None:
+        raise ValueError(f"the generated CP2K input reads back differently at {difference}.")
+    return text
+
+
+@lru_cache
+def _grammar():
+    """Generator and parser; each reads 28 MB of CP2K's grammar, seconds, so once per process."""
+    return CP2KInputGenerator(), CP2KInputParser()
+
+
+def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
+    dft, periodic = material.dft, bool(atoms.pbc.all())
+    occupied = basis.n_electrons(atoms.numbers) // 2
+    csr = {"_": "ON", "threshold": dft.csr_threshold, "upper_triangular": False, "binary": True, "real_space": True}
+    scf = {
+        "scf_guess": "ATOMIC",
+        "eps_scf": dft.eps_scf,
+        "max_scf": dft.max_scf,
+        "added_mos": int(basis.n_orbitals(atoms.numbers).sum()) - occupied,
+        "+diagonalization": {"_": True, "algorithm": "STANDARD"},
+        "+mixing": {"_": True, "method": "BROYDEN_MIXING", "alpha": dft.mixing_alpha, "nbuffer": 8},
+        "+print": {"+restart": {"_": "OFF"}},
+    }
+    if dft.smearing:
+        scf["+smear"] = {
+            "_": True,
+            "method": dft.smearing.method.upper(),
+            "electronic_temperature": dft.smearing.temperature_kelvin,
+        }
+    section = {
+        "basis_set_file_name": [_file(dft.basis_file)],
+        "potential_file_name": _file(dft.potential_file),
+        # CP2K's default for EPS_PPNL, its root, makes same-atom blocks of H(k) asymmetric by as much (2e-7 Ha at 1e-10), and the
+        # H(R) it writes is not quite the H(k) it diagonalises; this costs nothing
+        "+qs": {"method": "GPW", "eps_default": dft.eps_default, "eps_ppnl": dft.eps_default},
+        "+mgrid": {"cutoff": dft.cutoff_ry, "rel_cutoff": dft.rel_cutoff_ry},
+        "+poisson": {"periodic": "XYZ"} if periodic else {"periodic": "NONE", "poisson_solver": "WAVELET"},
+        "+xc": {"+xc_functional": {"_": dft.functional}},
+        "+scf": scf,
+        "+print": {
+            "+ks_csr_write": dict(csr),
+            "+s_csr_write": dict(csr),
+            "+mo": {
+                "_": "ON",
+                "energies": True,
+                "occupation_numbers": True,
+                "ndigits": 12,
+                "+each": {"qs_scf": 0},
+            },
+        },
+    }
+    if periodic:
+        section["+kpoints"] = {
+            "scheme": ("MONKHORST-PACK", *map(str, dft.kpoints)),  # a string with blanks would be quoted
+            "symmetry": False,
+            "full_grid": False,
+        }
+    cell = {name: tuple(float(x) for x in vector) for name, vector in zip("abc", np.asarray(atoms.cell))}
+    return {
+        "+global": {"project_name": PROJECT, "run_type": "ENERGY", "print_level": "MEDIUM"},
+        "+force_eval": [
+            {
+                "method": "QUICKSTEP",
+                "+dft": section,
+                "+subsys": {
+                    "+cell": cell | {"periodic": "XYZ" if periodic else "NONE"},
+                    "+coord": {
+                        "*": [
+                            f"{symbol} " + " ".join(f"{x:.14f}" for x in position)
+                            for symbol, position in zip(atoms.get_chemical_symbols(), atoms.positions)
+                        ]
+                    },
+                    "+kind": [
+                        {"_": element.element, "basis_set": [element.name], "potential": element.potential}
+                        for element in basis.values()
+                        if element.number in atoms.numbers
+                    ],
+                },
+            }
+        ],
+    }
+
+
+def _file(name: str) -> str:
+    """A name of CP2K's data folder stays a name; a path of one's own becomes absolute, for the run has a folder of its own."""
+    path = find_data_file(name)
+    return str(path.resolve()) if "/" in name else name
+
+
+def _difference(a, b, where: str = "") -> str | None:
+    """Where two input trees differ, None if nowhere: numbers by value, words without case, repeated sections in any order."""
+    # one value may come back as a list of one
+    a, b = (x[0] if isinstance(x, (list, tuple)) and len(x) == 1 else x for x in (a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        if a.keys() != b.keys():
+            return f"{where}: {sorted(a.keys() ^ b.keys())}"
+        return next((d for key in a if (d := _difference(a[key], b[key], f"{where}/{key}")) is not None), None)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        if len(a) != len(b):
+            return f"{where}: {len(a)} entries against {len(b)}"
+        if a and isinstance(a[0], dict):  # repeated sections come back in reverse
+            a, b = (sorted(x, key=lambda s: str(s.get("_"))) for x in (a, b))
+        return next((d for k, (x, y) in enumerate(zip(a, b)) if (d := _difference(x, y, f"{where}[{k}]")) is not None), None)
+    same = str(a).upper() == str(b).upper() or (
+        isinstance(a, (int, float)) and isinstance(b, (int, float)) and np.isclose(a, b)
+    )
+    return None if same else f"{where}: {a!r} against {b!r}"

@@ -1,0 +1,292 @@
+"""From the files of a CP2K run to block-sparse H and S.
+
+Facts about the formats, each seen in CP2K 2023.1: docs/conventions.md. The table that says which file is which periodic image
+stands in the log alone; images count from the wrapped atoms; matrices are in Hartree with both triangles written.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from scipy.linalg import eigh
+
+from ..basis import Basis
+from ..operators import Operators
+
+OUTPUT = "run.out"
+KNOWN_VERSIONS = ("2023.1",)
+RECORD = np.dtype([("head", "<i4"), ("row", "<i4"), ("column", "<i4"), ("value", "<f8"), ("tail", "<i4")])
+TEXT_LINE = 40  # bytes of a line of a text CSR file: row, column, value
+CHUNK = 1 << 18  # records in work at a time
+HERMITICITY_TOLERANCE = 1e-7  # Hartree and 1
+
+
+@dataclass
+class RunOutput:
+    """What the log of a run says. Energies in Hartree, kpoints in fractions of the reciprocal lattice.
+
+    images (N, 3): cell R of CSR file number n = 1..N; None for a run without k-points, which writes one file.
+    mo_energies (K, n): energies of all orbitals at every k-point, as CP2K computed them.
+    """
+
+    version: str
+    images: np.ndarray | None
+    kpoints: np.ndarray
+    mo_energies: np.ndarray
+    fermi_level: float
+    total_energy: float
+    scf_steps: int
+    elements: list[str]
+    positions: np.ndarray
+    basis_sets: dict[str, tuple[str, int]]
+
+
+def parse_output(path) -> RunOutput:
+    """Read run.out. Raises ValueError, naming the file, if a part is missing or the version of CP2K is not known."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file. Expected the log of a CP2K run.")
+    text = path.read_text(errors="replace")
+
+    def find(pattern, what):
+        match = re.search(pattern, text, re.M)
+        if not match:
+            raise ValueError(f"{path}: {what} is missing. Expected the complete log of CP2K {', '.join(KNOWN_VERSIONS)}.")
+        return match[1]
+
+    version = find(r"CP2K version (\S+)", "CP2K's version").rstrip(".")
+    if version not in KNOWN_VERSIONS:
+        raise ValueError(
+            f"{path}: written by CP2K {version}; the formats are known of {', '.join(KNOWN_VERSIONS)} only. Check tests/dft "
+            "against this version and add it to KNOWN_VERSIONS in dft/outputs.py."
+        )
+    tables = [_image_table(text, name) for name in ("KS", "S")]
+    if (tables[0] is None) != (tables[1] is None) or (tables[0] is not None and not np.array_equal(*tables)):
+        raise ValueError(f"{path}: the image tables of H and S differ. They must belong to one run.")
+    kpoints = [
+        [float(x) for x in line.split()[-3:]] for line in re.findall(r"BRILLOUIN\| +\d+((?: +-?\d\.\d+){4})$", text, re.M)
+    ]
+    energies = [
+        [float(line.split()[2]) for line in block.splitlines()]
+        for block in re.findall(r"MO\|  Index +Eigenvalue.*\n((?: MO\| +\d+ +\S+ +\S+ +\S+\n)+)", text)
+    ]
+    if not energies:
+        raise ValueError(f"{path}: orbital energies are missing. Expected them from &PRINT &MO: use `hamscale input`.")
+    atoms = re.findall(r"^ +\d+ +\d+ ([A-Z][a-z]?) +\d+((?: +-?\d+\.\d+){3}) +-?\d+\.\d+ +\d+\.\d+$", text, re.M)
+    kinds = re.findall(
+        r"Atomic kind: (\S+) .*?Orbital Basis Set +(\S+).*?Number of spherical basis functions: +(\d+)", text, re.S
+    )
+    return RunOutput(
+        version,
+        tables[0],
+        np.array(kpoints) if kpoints else np.zeros((1, 3)),
+        np.array(energies),
+        float(find(r"E\(Fermi\): +(\S+) a\.u\.", "the Fermi level")),
+        float(find(r"ENERGY\| Total FORCE_EVAL .*: +(\S+)", "the total energy")),
+        int(find(r"SCF run converged in +(\d+) steps", "'SCF run converged'")),
+        [symbol for symbol, _ in atoms],
+        np.array([[float(x) for x in xyz.split()] for _, xyz in atoms]),
+        {element: (name, int(n)) for element, name, n in kinds},
+    )
+
+
+def _image_table(text: str, name: str) -> np.ndarray | None:
+    """Cells of the CSR files, by position: CP2K's own numbers turn to stars above 9999."""
+    table = re.search(
+        rf"^ *{name} CSR write\| *\S+ periodic images *\n *Number +X +Y +Z *\n((?: *\S+ +-?\d+ +-?\d+ +-?\d+ *\n)+)", text, re.M
+    )
+    return None if table is None else np.array([[int(x) for x in row.split()[-3:]] for row in table[1].splitlines()])
+
+
+def image_files(directory, output: RunOutput) -> dict[str, list[Path]]:
+    """CSR files of H ("KS") and S ("S"), in the order of the image table.
+
+    Raises ValueError if the files there and the table disagree, or a file is not whole records.
+    """
+    directory, files = Path(directory), {}
+    for name in ("KS", "S"):
+        if output.images is None:
+            pattern, expected = rf".*-{name}_SPIN_1-1_0\.csr", 1
+        else:
+            pattern, expected = rf".*-{name}_SPIN_1_R_(\d+)-1_0\.csr", len(output.images)
+        found = {}
+        for path in directory.glob("*.csr"):
+            if match := re.fullmatch(pattern, path.name):
+                found[int(match[1]) if output.images is not None else 1] = path
+        missing = sorted(set(range(1, expected + 1)) - found.keys())
+        extra = sorted(found.keys() - set(range(1, expected + 1)))
+        if missing or extra:
+            raise ValueError(
+                f"{directory}: the image table lists {expected} files of {name}, found {len(found)}"
+                f"{f'; missing number {missing[0]}' if missing else ''}{f'; number {extra[0]} is not in the table' if extra else ''}."
+                " Run CP2K again."
+            )
+        files[name] = [found[n] for n in range(1, expected + 1)]
+        for path in files[name]:
+            record = RECORD.itemsize if _is_binary(path) else TEXT_LINE
+            if path.stat().st_size % record:
+                raise ValueError(
+                    f"{path}: {path.stat().st_size} bytes, expected whole records of {record}. The file was cut short: run CP2K again."
+                )
+    return files
+
+
+def _is_binary(path: Path) -> bool:
+    with open(path, "rb") as file:
+        start = file.read(16)
+    return not start or b"\0" in start
+
+
+def read_csr(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row and column (counted from 0) and value of every entry of a CSR file, binary or text.
+
+    Raises ValueError if the file is cut short or holds complex numbers (a matrix at a k-point: REAL_SPACE was not set).
+    """
+    path = Path(path)
+    if not path.stat().st_size:  # an image with nothing above the threshold
+        return np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0)
+    if _is_binary(path):
+        try:
+            entries = np.memmap(path, RECORD, mode="r")
+        except ValueError:
+            raise ValueError(f"{path}: not whole records of {RECORD.itemsize} bytes. The file was cut short.") from None
+        if not ((entries["head"] == 16).all() and (entries["tail"] == 16).all()):
+            raise ValueError(
+                f"{path}: record marks are not 16. Expected real binary CSR; a complex matrix needs REAL_SPACE .TRUE."
+            )
+        return entries["row"] - 1, entries["column"] - 1, entries["value"]
+    table = np.loadtxt(path, ndmin=2)
+    if table.shape[1] != 3:
+        raise ValueError(
+            f"{path}: {table.shape[1]} columns, expected row, column, value. A complex matrix needs REAL_SPACE .TRUE."
+        )
+    return table[:, 0].astype(np.int32) - 1, table[:, 1].astype(np.int32) - 1, table[:, 2]
+
+
+def read_run(directory, atoms: Atoms, basis: Basis, attributes: dict | None = None) -> Operators:
+    """H and S of an accepted run as block-sparse operators: every block in which H or S has an element.
+
+    Onsite blocks are symmetrised: CP2K's differ from their transpose by up to 1e-7 Ha, and it diagonalises one triangle.
+    Raises ValueError, naming the file, for all that makes the matrices doubtful: another basis or structure than given, files
+    that do not fit the image table, NaN, an element outside the matrix, a block without its transpose or different from it.
+    """
+    directory = Path(directory)
+    output = parse_output(directory / OUTPUT)
+    _check_structure(directory, output, atoms, basis)
+    files = image_files(directory, output)
+    cells = np.zeros((1, 3), np.int64) if output.images is None else output.images
+    orbitals = basis.n_orbitals(atoms.numbers)
+    pairs = _block_pattern(files, cells, orbitals)
+    sizes = orbitals[pairs[:, 0]] * orbitals[pairs[:, 1]]
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    values = {name: _scatter(files[name], cells, orbitals, pairs, offsets) for name in files}
+    operators = Operators(
+        atoms,
+        basis,
+        pairs,
+        values["KS"],
+        values["S"],
+        {
+            "source": "dft",
+            "code": f"CP2K {output.version}",
+            "fermi_level_hartree": output.fermi_level,
+            "total_energy_hartree": output.total_energy,
+            "scf_steps": output.scf_steps,
+        }
+        | (attributes or {}),
+        (output.kpoints, output.mo_energies),
+    )
+    _make_hermitian(directory, operators)
+    return operators
+
+
+def _check_structure(directory: Path, output: RunOutput, atoms: Atoms, basis: Basis):
+    if output.elements != atoms.get_chemical_symbols() or np.abs(output.positions - atoms.positions).max() > 1e-5:
+        raise ValueError(
+            f"{directory / OUTPUT}: atoms of the run ({len(output.elements)}) are not those of the structure ({len(atoms)} atoms). "
+            "Was the structure changed after the run? Run it again."
+        )
+    for element, (name, n) in output.basis_sets.items():
+        expected = next((e for e in basis.values() if e.element == element), None)
+        if expected is None or (name, n) != (expected.name, expected.n_orbitals):
+            wanted = f"{expected.name} with {expected.n_orbitals}" if expected else "none"
+            raise ValueError(
+                f"{directory / OUTPUT}: {element} was run with basis {name} of {n} orbitals, the configuration says {wanted}. "
+                "Run it again, or set species back to what was run."
+            )
+
+
+def _chunks(path: Path, n_orbitals: int):
+    """Rows, columns, values of a CSR file, some at a time, checked."""
+    rows, columns, values = read_csr(path)
+    for start in range(0, len(values), CHUNK):
+        part = slice(start, start + CHUNK)
+        row, column, value = np.asarray(rows[part]), np.asarray(columns[part]), np.asarray(values[part])
+        if row.min() < 0 or column.min() < 0 or max(row.max(), column.max()) >= n_orbitals:
+            raise ValueError(
+                f"{path}: element ({row.max() + 1}, {column.max() + 1}) of a matrix of {n_orbitals} orbitals. "
+                "Is this the basis the run was made with?"
+            )
+        if not np.isfinite(value).all():
+            raise ValueError(f"{path}: holds NaN or infinity. Run CP2K again.")
+        yield row, column, value
+
+
+def _block_pattern(files: dict, cells: np.ndarray, orbitals: np.ndarray) -> np.ndarray:
+    """Pairs (i, j, R), sorted, of every block in which a matrix has an element that is not zero, (E, 5)."""
+    n_atoms, atom = len(orbitals), np.repeat(np.arange(len(orbitals)), orbitals)
+    pairs = []
+    for image, cell in enumerate(cells):
+        keys = np.empty(0, np.int64)
+        for paths in files.values():
+            for row, column, value in _chunks(paths[image], len(atom)):
+                found = (atom[row] * n_atoms + atom[column])[value != 0]
+                # entries of a block stand together: dropping repeats first leaves little to sort
+                keys = np.union1d(keys, found[np.flatnonzero(np.diff(found, prepend=-1))])
+        pairs.append(np.column_stack([keys // n_atoms, keys % n_atoms, np.tile(cell, (len(keys), 1))]))
+    pairs = np.concatenate(pairs)
+    return pairs[np.lexsort(pairs.T[::-1])]
+
+
+def _scatter(paths: list[Path], cells: np.ndarray, orbitals: np.ndarray, pairs: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Values of all blocks, row-major, from one file per cell."""
+    n_atoms, atom = len(orbitals), np.repeat(np.arange(len(orbitals)), orbitals)
+    within = np.arange(len(atom)) - (np.cumsum(orbitals) - orbitals)[atom]
+    values = np.zeros(offsets[-1])
+    for path, cell in zip(paths, cells):
+        blocks = np.flatnonzero((pairs[:, 2:] == cell).all(1))
+        keys = pairs[blocks, 0] * n_atoms + pairs[blocks, 1]  # ascending, for pairs are sorted
+        for row, column, value in _chunks(path, len(atom)):
+            keep = value != 0
+            row, column = row[keep], column[keep]
+            block = blocks[np.searchsorted(keys, atom[row] * n_atoms + atom[column])]
+            values[offsets[block] + within[row] * orbitals[atom[column]] + within[column]] = value[keep]
+    return values
+
+
+def _make_hermitian(directory: Path, operators: Operators):
+    """Check H = H^+ and S = S^+ block by block, then make it exact; onsite blocks are the ones that need it."""
+    try:
+        errors = operators.hermiticity_error()
+    except ValueError as error:
+        raise ValueError(f"{directory}: {error} Was a CSR file cut short? Run CP2K again.") from None
+    for name, error in errors.items():
+        if error > HERMITICITY_TOLERANCE:
+            raise ValueError(
+                f"{directory}: {name} differs from its adjoint by {error:.1e}, expected at most {HERMITICITY_TOLERANCE:.0e}. "
+                "Was a CSR file cut short, or UPPER_TRIANGULAR set? Run CP2K again."
+            )
+    for name in errors:
+        values = getattr(operators, name)
+        setattr(operators, name, (values + operators.transposed(values)) / 2)
+
+
+def eigenvalue_check(operators: Operators) -> float:
+    """max |eigenvalues of H(k), S(k) - those CP2K printed|, Hartree, over all k-points and orbitals of the run."""
+    kpoints, energies = operators.orbital_energies
+    return max(
+        float(np.abs(eigh(*operators.at_k(k), eigvals_only=True)[: len(printed)] - printed).max())
+        for k, printed in zip(kpoints, energies)
+    )

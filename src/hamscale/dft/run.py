@@ -1,0 +1,111 @@
+"""Run CP2K in a scratch folder; a run that is accepted is moved in place at once, a failed one is kept aside with its log."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from .inputs import PROJECT
+from .outputs import OUTPUT, image_files, parse_output
+
+BINARIES = ("cp2k.psmp", "cp2k.popt", "cp2k.ssmp")
+
+
+def cp2k_command(command: str | None = None) -> list[str]:
+    """How to call CP2K: the argument, else $HAMSCALE_CP2K, else the first of cp2k.psmp, .popt, .ssmp on PATH.
+
+    Raises ValueError saying what to install if there is none.
+    """
+    words = shlex.split(command or os.environ.get("HAMSCALE_CP2K", ""))
+    if not words:
+        words = [name for name in BINARIES if shutil.which(name)][:1]
+    if not words or not shutil.which(words[0]):
+        raise ValueError(
+            f"CP2K: {words[0] if words else ', '.join(BINARIES)} not found on PATH. Install Debian's package cp2k, the conda "
+            "environment envs/cp2k.yaml, or load the uenv cp2k; or set HAMSCALE_CP2K to the command that runs it."
+        )
+    return words
+
+
+def run_cp2k(input_path, directory, command: str | None = None):
+    """Run one input; afterwards `directory` holds run.inp, run.out and the CSR files of an accepted run.
+
+    The run takes place in a scratch folder beside `directory` and is renamed as a whole. Raises ValueError if it is refused
+    (see `check_run`): nothing is then at `directory`, and what CP2K wrote lies in `directory`.failed.
+    """
+    input_path, directory = Path(input_path), Path(directory)
+    words = cp2k_command(command)
+    if not input_path.is_file():
+        raise ValueError(f"{input_path}: no such file. Expected a CP2K input as `hamscale input` writes it.")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    failed = directory.with_name(directory.name + ".failed")
+    scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.scratch-"))
+    try:
+        shutil.copyfile(input_path, scratch / f"{PROJECT}.inp")
+        with open(scratch / "stderr", "w") as messages:
+            result = subprocess.run(
+                [*words, "-i", f"{PROJECT}.inp", "-o", OUTPUT],
+                cwd=scratch,
+                stdin=subprocess.DEVNULL,
+                stdout=messages,
+                stderr=messages,
+                env={"OMP_NUM_THREADS": "1"} | os.environ,
+            )
+        try:
+            check_run(scratch, result.returncode)
+        except ValueError as error:
+            shutil.rmtree(failed, ignore_errors=True)
+            scratch.rename(failed)
+            raise ValueError(f"{input_path}: {error} Log: {failed / OUTPUT}") from None
+        for path in scratch.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        if directory.exists():
+            shutil.rmtree(directory)
+        scratch.chmod(0o755)
+        scratch.rename(directory)
+        shutil.rmtree(failed, ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_run(directory: Path, returncode: int):
+    """Accept a run, or raise ValueError with the cause.
+
+    Accepted: exit code 0, "SCF run converged", no "NOT converged", "PROGRAM ENDED AT", and every file of the image table is
+    there with a size that is whole records. CP2K exits with 0, and writes matrices, without convergence or at its time limit.
+    """
+    log = directory / OUTPUT
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    steps = re.findall(r"^ +(\d+) +\S+/\S+ +\S+ +\S+ +(\S+) +\S+ +(\S+)$", text, re.M)
+    last = f"last step {steps[-1][0]}, convergence {steps[-1][1]}, energy change {steps[-1][2]} Ha" if steps else "no SCF step"
+    if returncode < 0:
+        raise ValueError(f"CP2K was killed by signal {-returncode} ({last}). Out of memory or time? Run it again.")
+    if returncode:
+        raise ValueError(
+            f"CP2K stopped with exit code {returncode}: {_abort_message(text) or _last_line(directory / 'stderr')}."
+        )
+    if "NOT converged" in text or "SCF run converged" not in text:
+        raise ValueError(
+            f"the SCF did not converge ({last}). Raise dft.max_scf, lower dft.mixing_alpha, or set dft.smearing for a small gap."
+        )
+    if "PROGRAM ENDED AT" not in text:
+        raise ValueError(f"CP2K did not come to its end ({last}): 'PROGRAM ENDED AT' is missing. Run it again.")
+    image_files(directory, parse_output(log))
+
+
+def _abort_message(text: str) -> str:
+    """What stands in CP2K's [ABORT] box, on one line."""
+    box = re.search(r"\[ABORT\].*?\n(.*?)\n \*{10}", text, re.S)
+    if not box:
+        return ""
+    words = " ".join(re.sub(r"^[ *|\\/_O]+|[ *]+$", "", line) for line in box[1].splitlines())
+    return " ".join(words.split())
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").strip().splitlines() if path.is_file() else []
+    return lines[-1] if lines else "no message"
