@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from . import config
+from .config import load_config
 from .files import write_text
 
 
@@ -60,13 +61,13 @@ def main(arguments=None) -> int:
 
 def check(config: Path):
     """Validate a configuration with every material and model it names."""
-    check_configuration(config)
+    check_configuration(load_config(config))
     print(f"{config}: good")
 
 
-def check_configuration(path: Path) -> config.Config:
-    """The configuration, all of its files validated. Raises one ValueError that lists every error of every file."""
-    content, errors = config.load_config(path), []
+def check_configuration(content: config.Config) -> config.Config:
+    """The configuration, with every file it names validated. Raises one ValueError that lists every error of every file."""
+    errors = []
     for run in content.runs:
         for load, file in (
             (config.load_material, f"config/materials/{run.material}.yaml"),
@@ -227,6 +228,7 @@ def table(summary: Path):
     columns = {
         "mae_mev": "MAE meV", "baseline_mae_mev": "two-centre", "mae_mev_onsite": "onsite", "mae_mev_offsite": "offsite",
         "eigenvalue_mae_mev_occupied": "occupied eig. meV", "gap_dft_ev": "gap DFT eV", "gap_predicted_ev": "predicted",
+        "dft_seconds": "DFT s", "prediction_seconds": "prediction s",
     }  # fmt: skip
     shown = content[["material", "model", "structure", *columns]].rename(columns=columns)
     print(shown.to_string(index=False, float_format=lambda x: f"{x:.3f}"))

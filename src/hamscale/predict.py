@@ -1,5 +1,6 @@
 """H and S of any structure from a trained network, or from the two-centre reference alone."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ def predict(model_directory, atoms: Atoms, reference_only: bool = False, dtype=t
     eigenvalues need no DFT. The pairs are those that overlap by more than 1e-8 or lie within the cutoff.
     Raises ValueError if the structure holds an element, or a kind of periodicity, that the model was not trained on.
     """
+    started = time.time()
     model, reference = load_model(model_directory)
     _check_known(atoms, reference, model_directory)
     atoms = wrap_as_cp2k(atoms)
@@ -44,6 +46,7 @@ def predict(model_directory, atoms: Atoms, reference_only: bool = False, dtype=t
         "source": "reference" if reference_only else "predicted",
         "model": Path(model_directory).name,
         "cutoff_angstrom": reference.cutoff_angstrom,
+        "wall_seconds": time.time() - started,
     }
     return operators
 

@@ -38,6 +38,7 @@ class RunOutput:
     fermi_level: float
     total_energy: float
     scf_steps: int
+    wall_seconds: float
     elements: list[str]
     positions: np.ndarray
     basis_sets: dict[str, tuple[str, int]]
@@ -86,6 +87,7 @@ def parse_output(path) -> RunOutput:
         float(find(r"E\(Fermi\): +(\S+) a\.u\.", "the Fermi level")),
         float(find(r"ENERGY\| Total FORCE_EVAL .*: +(\S+)", "the total energy")),
         int(find(r"SCF run converged in +(\d+) steps", "'SCF run converged'")),
+        float(find(r"^ CP2K +1 .* (\S+)$", "CP2K's table of times")),
         [symbol for symbol, _ in atoms],
         np.array([[float(x) for x in xyz.split()] for _, xyz in atoms]),
         {element: (name, int(n)) for element, name, n in kinds},
@@ -194,6 +196,7 @@ def read_run(directory, atoms: Atoms, basis: Basis, attributes: dict | None = No
             "fermi_level_hartree": output.fermi_level,
             "total_energy_hartree": output.total_energy,
             "scf_steps": output.scf_steps,
+            "wall_seconds": output.wall_seconds,
         }
         | (attributes or {}),
         (output.kpoints, output.mo_energies),

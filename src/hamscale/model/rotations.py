@@ -35,7 +35,7 @@ class Layout:
 
     def pack(self, rotations: list[np.ndarray], dtype: torch.dtype) -> Tensor:
         """Wigner matrices D^l of each edge (`angular.edge_rotations`) as (E, P), P = sum (2l+1)^2 (165 for lmax 4)."""
-        flat = [D.reshape(len(D), -1) for D in rotations[: self.lmax + 1]]
+        flat = [D.reshape(len(D), D.shape[1] ** 2) for D in rotations[: self.lmax + 1]]
         return torch.from_numpy(np.concatenate(flat, 1)).to(dtype)
 
     def dense(self, packed: Tensor) -> Tensor:

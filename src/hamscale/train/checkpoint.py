@@ -61,14 +61,18 @@ def load_checkpoint(directory, model, optimizer, fingerprint: str, progress=prin
     return part("best."), state
 
 
-def save_model(directory, model: HamiltonianNetwork, weights: dict, network: Network, reference_path):
-    """weights.safetensors, config.json and the reference it was trained with: all that prediction needs."""
+def save_model(directory, model: HamiltonianNetwork, weights: dict, network: Network, reference_path, training: dict):
+    """weights.safetensors, config.json and the reference it was trained with: all that prediction needs. training: a record."""
     directory = Path(directory)
     with atomic(directory / "weights.safetensors") as temporary:
         save_file({k: v.detach().contiguous() for k, v in weights.items()}, temporary)
     with atomic(directory / "reference.h5") as temporary:
         shutil.copyfile(reference_path, temporary)
-    content = {"schema": MODEL_SCHEMA, "network": network.model_dump() | {"lmax": model.lmax}} | provenance()
+    content = {
+        "schema": MODEL_SCHEMA,
+        "network": network.model_dump() | {"lmax": model.lmax},
+        "training": training,
+    } | provenance()
     write_text(directory / "config.json", json.dumps(content, indent=2) + "\n")
 
 

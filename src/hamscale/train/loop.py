@@ -92,7 +92,8 @@ def train(model_config: Model, reference_path, train_paths, validation_paths, di
                 f"two-centre reference {baseline['mae_mev']:.3f})"
             )
     write_text(Path(directory) / "train.csv", _table(state["rows"]))
-    checkpoint.save_model(directory, model, best, model_config.network, reference_path)
+    record = settings.model_dump() | {"validation_mae_mev": state["best"], "seconds": round(state["seconds"], 1)}
+    checkpoint.save_model(directory, model, best, model_config.network, reference_path, record)
 
 
 def _loss(model, structure: Example, settings: Training):

@@ -1,0 +1,32 @@
+# make demo | test | setup | lint | clean
+PYTHON ?= python3
+CORES ?= $(shell nproc)
+RUN := . .venv/bin/activate &&
+SNAKEMAKE := $(RUN) snakemake --cores $(CORES) --show-failed-logs --rerun-incomplete --quiet rules reason host
+
+.PHONY: demo test setup lint clean
+
+demo: setup
+	$(SNAKEMAKE) --configfile config/demo.yaml
+	@$(RUN) snakemake --configfile config/demo.yaml --report results/report.html --quiet all
+	@$(RUN) hamscale table results/summary.csv
+	@echo "report: results/report.html    pictures: results/figures/"
+
+test: setup
+	$(RUN) pytest
+
+lint: setup
+	$(RUN) ruff check . && ruff format --check . && snakefmt --check Snakefile workflow && lint-imports && snakemake --lint
+
+setup: .venv/installed
+	@workflow/setup_cp2k.sh
+
+.venv/installed: envs/cpu.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "python >= 3.11 is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -r envs/cpu.lock
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+clean:
+	rm -rf results logs .snakemake

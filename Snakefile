@@ -1,0 +1,30 @@
+# From config to predicted Hamiltonian. `snakemake --cores 2`, `snakemake --profile alps`, `make demo`.
+from snakemake.utils import min_version
+
+min_version("9.10")
+
+
+configfile: "config/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/structures.smk"
+include: "workflow/rules/dft.smk"
+include: "workflow/rules/dataset.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/predict.smk"
+include: "workflow/rules/figures.smk"
+
+
+localrules:
+    all,
+    summary,
+
+
+rule all:
+    input:
+        "results/summary.csv",
+        [target for run in RUNS for target in predictions(run) + figures(run)],

@@ -1,0 +1,163 @@
+"""Errors of predicted against DFT blocks, in meV: by kind, by pair of elements, by distance."""
+
+import numpy as np
+import pandas as pd
+
+from ..operators import Operators
+from ..units import hartree_to_mev
+
+BIN_ANGSTROM = 0.5
+
+
+def check_same_structure(dft: Operators, predicted: Operators):
+    """Raise ValueError saying what differs in atoms or basis."""
+    a, b = dft.atoms, predicted.atoms
+    if len(a) != len(b) or (a.numbers != b.numbers).any():
+        raise ValueError(f"operators of {a.get_chemical_formula()} and of {b.get_chemical_formula()}: expected the same atoms.")
+    if np.abs(a.positions - b.positions).max() > 1e-6 or np.abs(a.cell - b.cell).max() > 1e-6:
+        raise ValueError("operators of the same formula at other positions or in another cell: expected the same structure.")
+    if difference := dft.basis.difference(predicted.basis):
+        raise ValueError(f"operators in different bases: {difference}.")
+
+
+def align_gauge(dft: Operators, predicted: Operators) -> float:
+    """mu (Hartree) that minimises sum |H_dft - mu S_dft - H_pred|^2 over the blocks of DFT: <S, dH> / <S, S>.
+
+    H and H + mu S are the same physics in a periodic cell. Zero for a structure that is not periodic.
+    """
+    if not dft.atoms.pbc.all():
+        return 0.0
+    difference = dft.hamiltonian - values_on(predicted, predicted.hamiltonian, dft)
+    return float(dft.overlap @ difference / (dft.overlap @ dft.overlap))
+
+
+def values_on(operators: Operators, values: np.ndarray, other: Operators) -> np.ndarray:
+    """`values` of `operators` laid out as the blocks of `other`; a block that `operators` lacks is zero, one that `other` lacks
+    is left out."""
+    rows = match_pairs(other.pairs, operators.pairs)
+    result = np.zeros(other.offsets[-1])
+    for _, _, blocks, index in other.groups():
+        there = rows[blocks] >= 0
+        source = operators.offsets[rows[blocks[there]]][:, None] + np.arange(index.shape[1])
+        result[index[there]] = values[source]
+    return result
+
+
+def match_pairs(wanted: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Row of each wanted pair (i, j, R) among the sorted pairs, -1 where it is missing."""
+    both = np.concatenate([pairs, wanted])
+    low = both.min(0)
+    span = both.max(0) - low + 1
+    key = np.zeros(len(both), np.int64)
+    for column in range(5):
+        key = key * span[column] + (both[:, column] - low[column])
+    rows = np.minimum(np.searchsorted(key[: len(pairs)], key[len(pairs) :]), len(pairs) - 1)
+    return np.where(key[rows] == key[len(pairs) :], rows, -1)
+
+
+def block_errors(dft: Operators, predicted: Operators, cutoff_angstrom: float) -> pd.DataFrame:
+    """One row per block within the cutoff, whether DFT, prediction or both have it; a missing block is zero.
+
+    Columns: pair, onsite, distance_angstrom, elements, sum_abs_error_mev, sum_squared_error_mev2, max_abs_error_mev,
+    sum_abs_dft_mev. H of DFT is shifted by `align_gauge`.
+    """
+    check_same_structure(dft, predicted)
+    mu = align_gauge(dft, predicted)
+    missing = match_pairs(predicted.pairs, dft.pairs) < 0
+    frames = []
+    # blocks DFT has, then those that only the prediction has
+    for operators, difference, reference in (
+        (
+            dft,
+            values_on(predicted, predicted.hamiltonian, dft) - (dft.hamiltonian - mu * dft.overlap),
+            dft.hamiltonian - mu * dft.overlap,
+        ),
+        (extra := predicted.select(missing), extra.hamiltonian, np.zeros_like(extra.hamiltonian)),
+    ):
+        distances = np.linalg.norm(operators.vectors(), axis=1)
+        onsite = (operators.pairs[:, 0] == operators.pairs[:, 1]) & ~operators.pairs[:, 2:].any(1)
+        distances[onsite] = 0.0
+        for z_i, z_j, blocks, index in operators.groups():
+            near = distances[blocks] < cutoff_angstrom
+            d, r = hartree_to_mev(difference[index[near]]), hartree_to_mev(reference[index[near]])
+            pair = "-".join(sorted((operators.basis[z_i].element, operators.basis[z_j].element)))
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "pair": pair,
+                        "onsite": onsite[blocks[near]],
+                        "distance_angstrom": distances[blocks[near]],
+                        "elements": index.shape[1],
+                        "sum_abs_error_mev": np.abs(d).sum(1),
+                        "sum_squared_error_mev2": (d**2).sum(1),
+                        "max_abs_error_mev": np.abs(d).max(1, initial=0),
+                        "sum_abs_dft_mev": np.abs(r).sum(1),
+                    }
+                )
+            )
+    return pd.concat(frames, ignore_index=True)
+
+
+def _reduce(blocks: pd.DataFrame) -> dict:
+    n = blocks["elements"].sum()
+    return {
+        "mae_mev": blocks["sum_abs_error_mev"].sum() / n if n else np.nan,
+        "rmse_mev": np.sqrt(blocks["sum_squared_error_mev2"].sum() / n) if n else np.nan,
+        "max_abs_error_mev": blocks["max_abs_error_mev"].max(),
+        "mean_abs_dft_mev": blocks["sum_abs_dft_mev"].sum() / n if n else np.nan,
+        "elements": int(n),
+        "blocks": len(blocks),
+    }
+
+
+def error_summary(blocks: pd.DataFrame) -> dict[str, float]:
+    """mae_mev of all elements, mae_mev_onsite, mae_mev_offsite, rmse_mev, elements."""
+    everything = _reduce(blocks)
+    return {
+        "mae_mev": everything["mae_mev"],
+        "mae_mev_onsite": _reduce(blocks[blocks["onsite"]])["mae_mev"],
+        "mae_mev_offsite": _reduce(blocks[~blocks["onsite"]])["mae_mev"],
+        "rmse_mev": everything["rmse_mev"],
+        "elements": everything["elements"],
+    }
+
+
+def error_by_pair(blocks: pd.DataFrame) -> pd.DataFrame:
+    """Errors by pair of elements, onsite and offsite apart; percentiles of the mean absolute error of a block."""
+    rows = []
+    for (pair, onsite), part in blocks.groupby(["pair", "onsite"]):
+        per_block = part["sum_abs_error_mev"] / part["elements"]
+        quantiles = {f"block_mae_mev_p{q:g}".replace(".", "_"): np.percentile(per_block, q) for q in (2.5, 25, 50, 75, 97.5)}
+        rows.append({"pair": pair, "onsite": onsite} | _reduce(part) | quantiles)
+    return pd.DataFrame(rows)
+
+
+def error_by_distance(blocks: pd.DataFrame) -> pd.DataFrame:
+    """Errors of offsite blocks in bins of 0.5 A; distance_angstrom is a bin's centre."""
+    offsite = blocks[~blocks["onsite"]]
+    bins = (offsite["distance_angstrom"] // BIN_ANGSTROM).astype(int)
+    return pd.DataFrame([{"distance_angstrom": (b + 0.5) * BIN_ANGSTROM} | _reduce(part) for b, part in offsite.groupby(bins)])
+
+
+def hamiltonian_decay(operators: Operators, most: int = 5000) -> pd.DataFrame:
+    """Largest and mean |H| of offsite blocks against distance, by pair of elements; at most `most` blocks of a pair."""
+    vectors = operators.vectors()
+    distances = np.linalg.norm(vectors, axis=1)
+    frames = []
+    for z_i, z_j, blocks, index in operators.groups():
+        if z_i > z_j:
+            continue  # the transposed blocks of (z_j, z_i)
+        offsite = distances[blocks] > 1e-6
+        step = max(1, int(offsite.sum()) // most)
+        values = np.abs(hartree_to_mev(operators.hamiltonian[index[offsite][::step]]))
+        frames.append(
+            pd.DataFrame(
+                {
+                    "pair": "-".join(sorted((operators.basis[z_i].element, operators.basis[z_j].element))),
+                    "distance_angstrom": distances[blocks[offsite]][::step],
+                    "max_abs_h_mev": values.max(1),
+                    "mean_abs_h_mev": values.mean(1),
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)

@@ -1,0 +1,53 @@
+"""All tables of one structure: what figures are drawn from and summaries are made of."""
+
+import numpy as np
+import pandas as pd
+
+from ..config import Analysis
+from ..operators import Operators
+from ..units import hartree_to_mev
+from . import errors, spectra
+
+LARGEST_HEATMAP = 200
+
+
+def analysis_tables(
+    dft: Operators, predicted: Operators, baseline: Operators, analysis: Analysis, name: dict[str, str]
+) -> dict[str, pd.DataFrame]:
+    """summary, by_pair, by_distance, decay, bands, dos, heatmap; errors are over blocks within the network's cutoff."""
+    cutoff = float(predicted.attributes["cutoff_angstrom"])
+    blocks, blocks_baseline = (errors.block_errors(dft, o, cutoff) for o in (predicted, baseline))
+    comparison = spectra.compare_spectra(dft, predicted, baseline, analysis)
+    summary = (
+        name
+        | {"atoms": len(dft.atoms), "orbitals": dft.n_orbitals, "cutoff_angstrom": cutoff}
+        | errors.error_summary(blocks)
+        | {f"baseline_{k}": v for k, v in errors.error_summary(blocks_baseline).items() if k.startswith("mae")}
+        | spectra.spectral_summary(comparison)
+        | {"dft_seconds": dft.attributes["wall_seconds"], "prediction_seconds": predicted.attributes["wall_seconds"]}
+    )
+    by_distance = errors.error_by_distance(blocks)
+    by_distance["baseline_mae_mev"] = errors.error_by_distance(blocks_baseline)["mae_mev"]
+    by_pair = errors.error_by_pair(blocks)
+    by_pair["baseline_mae_mev"] = errors.error_by_pair(blocks_baseline)["mae_mev"]
+    return {
+        "summary": pd.DataFrame([summary]),
+        "by_pair": by_pair,
+        "by_distance": by_distance,
+        "decay": errors.hamiltonian_decay(dft),
+        "bands": spectra.bands_table(dft, predicted, baseline, comparison, analysis),
+        "dos": spectra.dos_table(comparison),
+        "heatmap": heatmap_table(dft, predicted),
+    }
+
+
+def heatmap_table(dft: Operators, predicted: Operators) -> pd.DataFrame:
+    """|H(k = 0)| of DFT (its gauge aligned) and of the prediction, meV, a row per element; the first orbitals of a large cell."""
+    mu = errors.align_gauge(dft, predicted)
+    H, S = dft.at_k((0, 0, 0))
+    n = min(len(H), LARGEST_HEATMAP)
+    row, column = np.divmod(np.arange(n * n), n)
+    flat = lambda M: hartree_to_mev(np.abs(M[:n, :n]).ravel())  # noqa: E731
+    return pd.DataFrame(
+        {"row": row, "column": column, "dft_mev": flat(H - mu * S), "predicted_mev": flat(predicted.at_k((0, 0, 0))[0])}
+    )

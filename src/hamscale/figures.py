@@ -1,0 +1,179 @@
+"""One function per figure: a table in, axes out. No physics, no checkpoint, no global state of matplotlib."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from .files import atomic
+
+# Okabe and Ito's colours, told apart by all: jfly.uni-koeln.de/color
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DFT, PREDICTED, BASELINE = "#000000", "#D55E00", "#56B4E9"
+STYLE = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "lines.linewidth": 1.0,
+    "axes.linewidth": 0.6,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+}
+COLUMN_INCHES = 3.4
+
+
+def bands(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Bands of DFT (solid) and predicted (dashed), eV above DFT's highest occupied eigenvalue."""
+    table = table.fillna({"label": ""})
+    for name, style, colour in (("dft", "-", DFT), ("predicted", "--", PREDICTED)):
+        wide = (
+            table.pivot(index="x_per_angstrom", columns="band", values=f"{name}_ev")
+            if _single_path(table)
+            else _levels(table, name)
+        )
+        lines = ax.plot(wide.index, wide.to_numpy(), style, color=colour, linewidth=0.8)
+        lines[0].set_label({"dft": "DFT", "predicted": "predicted"}[name])
+    ticks = table[table["label"] != ""].drop_duplicates("x_per_angstrom")
+    ax.set_xticks(ticks["x_per_angstrom"], [label.replace("G", "Γ") for label in ticks["label"]])
+    for x in ticks["x_per_angstrom"]:
+        ax.axvline(x, color="0.8", linewidth=0.5, zorder=0)
+    ax.set(xlabel="wave vector", ylabel="energy (eV)", xlim=(wide.index.min(), wide.index.max()))
+    ax.set_ylim(max(table["dft_ev"].min() - 0.5, -12), min(table["dft_ev"].max() + 0.5, 8))
+    ax.legend(loc="upper right")
+    return ax
+
+
+def _single_path(table: pd.DataFrame) -> bool:
+    return not table.duplicated(["x_per_angstrom", "band"]).any() and table["x_per_angstrom"].nunique() > 1
+
+
+def _levels(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Levels of a molecule as short lines; a path that stops and starts elsewhere, by position."""
+    if table["x_per_angstrom"].nunique() == 1:
+        levels = table[f"{name}_ev"].to_numpy()
+        return pd.DataFrame(np.stack([levels, levels]), index=[0.0, 1.0])
+    n = table["band"].nunique()
+    return pd.DataFrame(table[f"{name}_ev"].to_numpy().reshape(-1, n), index=table["x_per_angstrom"].to_numpy()[::n])
+
+
+def dos(table: pd.DataFrame, ax: Axes) -> Axes:
+    for name, label, colour, style in (
+        ("baseline", "two-centre reference", BASELINE, "-"),
+        ("dft", "DFT", DFT, "-"),
+        ("predicted", "predicted", PREDICTED, "--"),
+    ):
+        ax.plot(table["energy_ev"], table[f"{name}_states_per_ev"], style, color=colour, label=label)
+    ax.set(xlabel="energy (eV)", ylabel="density of states (1/eV)", xlim=(table["energy_ev"].min(), table["energy_ev"].max()))
+    ax.set_xlim(left=max(table["energy_ev"].min(), -12))
+    ax.set_ylim(bottom=0)
+    ax.legend()
+    return ax
+
+
+def error_by_pair(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Box from the 25th to the 75th percentile of the blocks, whiskers to 2.5 and 97.5, and the reference's mean."""
+    names = [f"{p}\n{'onsite' if onsite else 'offsite'}" for p, onsite in zip(table["pair"], table["onsite"])]
+    quantiles = zip(*(table[f"block_mae_mev_p{q}"] for q in ("2_5", "25", "50", "75", "97_5")), strict=True)
+    stats = [
+        {"whislo": a, "q1": b, "med": c, "q3": d, "whishi": e, "fliers": [], "label": n}
+        for (a, b, c, d, e), n in zip(quantiles, names)
+    ]
+    ax.bxp(stats, showfliers=False, medianprops={"color": PREDICTED})
+    x = np.arange(1, len(table) + 1)
+    ax.plot(x, table["mae_mev"], "o", color=PREDICTED, markersize=4, label="mean")
+    ax.plot(x, table["baseline_mae_mev"], "_", color=BASELINE, markersize=14, markeredgewidth=2, label="two-centre reference")
+    ax.set(yscale="log", ylabel="mean absolute error of a block (meV)")
+    ax.legend()
+    return ax
+
+
+def error_by_distance(table: pd.DataFrame, ax: Axes) -> Axes:
+    ax.plot(table["distance_angstrom"], table["mean_abs_dft_mev"], color=DFT, label="mean |H| of DFT")
+    ax.plot(table["distance_angstrom"], table["baseline_mae_mev"], color=BASELINE, label="two-centre reference")
+    ax.plot(table["distance_angstrom"], table["mae_mev"], "o-", color=PREDICTED, markersize=3, label="predicted")
+    ax.set(yscale="log", xlabel="distance (Å)", ylabel="mean absolute error (meV)")
+    ax.legend()
+    return ax
+
+
+def decay(table: pd.DataFrame, ax: Axes, cutoff_angstrom: float | None = None) -> Axes:
+    for colour, (pair, part) in zip(COLOURS, table.groupby("pair")):
+        part = part[part["max_abs_h_mev"] > 0]
+        ax.plot(part["distance_angstrom"], part["max_abs_h_mev"], ".", color=colour, markersize=1, label=pair, rasterized=True)
+    if cutoff_angstrom:
+        ax.axvline(cutoff_angstrom, color=DFT, linestyle=":", label="cutoff of the network")
+    ax.set(yscale="log", xlabel="distance (Å)", ylabel="largest |H| of a block (meV)")
+    ax.legend(markerscale=6)
+    return ax
+
+
+def heatmap(table: pd.DataFrame, axes: list[Axes]) -> list[Axes]:
+    """log10 |H| at the Gamma point: DFT, predicted, and their difference of magnitudes."""
+    n = int(table["row"].max()) + 1
+    dft, predicted = (table[f"{name}_mev"].to_numpy().reshape(n, n) for name in ("dft", "predicted"))
+    for ax, matrix, title in zip(
+        axes, (dft, predicted, np.abs(dft - predicted)), ("DFT", "predicted", "| |DFT| - |predicted| |")
+    ):
+        image = ax.imshow(np.log10(np.maximum(matrix, 1e-2)), cmap="viridis", vmin=-2, vmax=4.5, interpolation="nearest")
+        ax.set(title=title, xlabel="orbital", ylabel="orbital")
+    axes[0].figure.colorbar(image, ax=axes, label="log10 |H| (meV)", shrink=0.8)
+    return axes
+
+
+def training(table: pd.DataFrame, ax: Axes) -> Axes:
+    for name, label, colour in (
+        ("validation_mae_mev_onsite", "onsite", COLOURS[2]),
+        ("validation_mae_mev_offsite", "offsite", COLOURS[0]),
+        ("validation_mae_mev", "all", PREDICTED),
+        ("train_mae_mev", "all, training", "0.6"),
+    ):
+        ax.plot(table["step"], table[name], color=colour, label=label)
+    ax.axhline(table["baseline_mae_mev"].iloc[0], color=BASELINE, linestyle=":", label="two-centre reference")
+    ax.set(yscale="log", xlabel="optimiser step", ylabel="mean absolute error (meV)")
+    ax.legend(ncols=2)
+    return ax
+
+
+def draw_all(analysis_directory, train_csv, out):
+    """Every figure of one structure, as pdf and png, from its folder of tables and the training's table."""
+    directory, out = Path(analysis_directory), Path(out)
+    read = lambda name: pd.read_csv(directory / f"{name}.csv")  # noqa: E731
+    cutoff = float(read("summary")["cutoff_angstrom"].iloc[0])
+    for name, draw in {
+        "bands": lambda ax: bands(read("bands"), ax),
+        "dos": lambda ax: dos(read("dos"), ax),
+        "error_by_pair": lambda ax: error_by_pair(read("by_pair"), ax),
+        "error_by_distance": lambda ax: error_by_distance(read("by_distance"), ax),
+        "decay": lambda ax: decay(read("decay"), ax, cutoff),
+        "training": lambda ax: training(pd.read_csv(train_csv), ax),
+    }.items():
+        with matplotlib.rc_context(STYLE):
+            figure = new_figure()
+            draw(figure.subplots())
+            save(figure, out / name)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(2 * COLUMN_INCHES, 2.4)
+        heatmap(read("heatmap"), list(figure.subplots(1, 3)))
+        save(figure, out / "heatmap")
+
+
+def new_figure(width: float = COLUMN_INCHES, height: float = 2.6) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, stem):
+    """STEM.pdf and STEM.png, each whole or not at all."""
+    for suffix in (".pdf", ".png"):
+        with atomic(f"{stem}{suffix}") as temporary:
+            # no date in it: the same table gives the same file
+            figure.savefig(temporary, metadata={"CreationDate": None} if suffix == ".pdf" else None)

@@ -1,0 +1,146 @@
+"""What tests share: bases, structures, a Hamiltonian that needs no DFT, CP2K runs made once per session."""
+
+import gzip
+import shutil
+import tarfile
+from pathlib import Path
+
+import ase.build
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.spacegroup import crystal
+from scipy.spatial.transform import Rotation
+
+from hamscale.basis import Basis, material_basis, read_element_basis
+from hamscale.config import Material
+from hamscale.dft.inputs import cp2k_input
+from hamscale.dft.run import run_cp2k
+from hamscale.graph.overlap import overlap_table
+from hamscale.operators import Operators, group_by_species
+from hamscale.structures import wrap_as_cp2k
+
+DATA = Path(__file__).parent / "data"
+SZV, DZVP = "SZV-MOLOPT-SR-GTH", "DZVP-MOLOPT-SR-GTH"
+
+
+def basis_of(**sets: str) -> Basis:
+    return Basis(read_element_basis(e, name, "GTH-PBE", "BASIS_MOLOPT", "GTH_POTENTIALS") for e, name in sets.items())
+
+
+def rattled(atoms: Atoms, seed: int, amplitude: float = 0.1) -> Atoms:
+    atoms = atoms.copy()
+    atoms.positions += np.random.default_rng(seed).normal(0, amplitude, atoms.positions.shape)
+    return wrap_as_cp2k(atoms)
+
+
+def rotated(atoms: Atoms, R: np.ndarray) -> Atoms:
+    atoms = atoms.copy()
+    atoms.set_cell(np.asarray(atoms.cell) @ R.T)
+    atoms.positions = atoms.positions @ R.T
+    return atoms
+
+
+def hafnia(seed: int = 0) -> Atoms:
+    """Fluorite HfO2, three atoms in a triclinic cell, rattled."""
+    primitive = crystal(["Hf", "O"], [(0, 0, 0), (0.25, 0.25, 0.25)], spacegroup=225, cellpar=[5.08] * 3 + [90] * 3, primitive_cell=True)
+    return rattled(Atoms(primitive.numbers, primitive.positions + 0.1, cell=primitive.cell, pbc=True), seed)
+
+
+def silicon(seed: int = 0) -> Atoms:
+    return rattled(ase.build.bulk("Si", "diamond", a=5.431), seed)
+
+
+def model_hamiltonian(atoms: Atoms, basis: Basis) -> Operators:
+    """H_ij = (v_i + v_j) S_ij / 2 with v_i an element's energy and a sum over the atom's neighbours.
+
+    Rotates, permutes and tiles as a Hamiltonian of DFT does, is more than two-centre, and costs nothing.
+    """
+    table = overlap_table(basis)
+    pairs = table.pairs(atoms)
+    positions, cell = atoms.positions, np.asarray(atoms.cell)
+    vectors = positions[pairs[:, 1]] + pairs[:, 2:] @ cell - positions[pairs[:, 0]]
+    onsite = (pairs[:, 0] == pairs[:, 1]) & ~pairs[:, 2:].any(1)
+    vectors[onsite] = 0.0
+    distances = np.linalg.norm(vectors, axis=1)
+    crowding = np.bincount(pairs[:, 0], np.where(onsite, 0, np.exp(-((distances / 2.0) ** 2))), minlength=len(atoms))
+    energy = -0.3 - 0.002 * atoms.numbers + 0.2 * crowding
+    orbitals = basis.n_orbitals(atoms.numbers)
+    offsets = np.concatenate([[0], np.cumsum(orbitals[pairs[:, 0]] * orbitals[pairs[:, 1]])])
+    S, H = np.empty(offsets[-1]), np.empty(offsets[-1])
+    for z_i, z_j, blocks, index in group_by_species(atoms.numbers, orbitals, pairs, offsets):
+        S[index] = table.blocks(z_i, z_j, vectors[blocks])
+        H[index] = S[index] * (energy[pairs[blocks, 0]] + energy[pairs[blocks, 1]])[:, None] / 2
+    operators = Operators(atoms, basis, pairs, H, S, {"source": "dft", "wall_seconds": 0.0})
+    operators.hamiltonian = (H + operators.transposed(H)) / 2
+    operators.overlap = (S + operators.transposed(S)) / 2
+    return operators
+
+
+@pytest.fixture(scope="session")
+def rotation() -> np.ndarray:
+    return Rotation.random(rng=np.random.default_rng(5)).as_matrix()
+
+
+@pytest.fixture(scope="session")
+def szv() -> Basis:
+    return basis_of(Hf=SZV, O=SZV)
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory) -> dict[str, Path]:
+    """Folders of recorded CP2K 2023.1 runs: water as binary and as text, Si8 with 2x2x2 k-points."""
+    root = tmp_path_factory.mktemp("recorded")
+    for name in ("h2o_bin", "h2o_txt"):
+        (root / name).mkdir()
+        for path in (DATA / "h2o").glob(f"{name}*.gz"):
+            target = "run.out" if ".out" in path.name else path.name.removesuffix(".gz")
+            (root / name / target).write_bytes(gzip.decompress(path.read_bytes()))
+    (root / "si8").mkdir()
+    with tarfile.open(DATA / "si8" / "si8t_csr.tar.xz") as archive:
+        archive.extractall(root / "unpacked", filter="data")
+    for path in (root / "unpacked").rglob("*.csr"):
+        shutil.move(path, root / "si8" / path.name)
+    (root / "si8" / "run.out").write_bytes(gzip.decompress((DATA / "si8" / "si8.out.gz").read_bytes()))
+    return {name: root / name for name in ("h2o_bin", "h2o_txt", "si8")}
+
+
+def material(species: dict[str, str], **dft) -> Material:
+    return Material.model_validate(
+        {
+            "species": {element: {"basis": basis} for element, basis in species.items()},
+            "dft": dft,
+            "structures": {"train": {"split": "train", "builder": {"name": "bulk"}}},
+        }
+    )
+
+
+def calculate(atoms: Atoms, settings: Material, directory: Path) -> tuple[Path, Basis]:
+    """A real CP2K run: folder and basis."""
+    basis = material_basis(settings)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    path = directory.with_suffix(".inp")
+    path.write_text(cp2k_input(atoms, settings, basis))
+    run_cp2k(path, directory)
+    return directory, basis
+
+
+WATER = Atoms("OHH", [(0, 0, 0.117), (0, 0.757, -0.469), (0, -0.757, -0.469)], cell=[7.0] * 3, pbc=False)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory) -> dict[str, tuple[Path, Basis, Atoms]]:
+    """Real CP2K runs, once: a molecule, the same turned, silicon and hafnia in triclinic cells."""
+    root = tmp_path_factory.mktemp("runs")
+    turn = Rotation.random(rng=np.random.default_rng(5)).as_matrix()
+    water, turned = WATER.copy(), WATER.copy()
+    water.positions += 3.5
+    turned.positions = WATER.positions @ turn.T + 3.5
+    dry = material({"H": DZVP, "O": DZVP}, cutoff_ry=400, rel_cutoff_ry=40)
+    cases = {
+        "water": (water, dry),
+        "water_turned": (turned, dry),
+        "silicon": (silicon(1), material({"Si": SZV}, cutoff_ry=100, rel_cutoff_ry=30, kpoints=(2, 1, 1))),
+        "hafnia": (hafnia(1), material({"Hf": SZV, "O": SZV}, cutoff_ry=120, rel_cutoff_ry=30)),
+    }
+    return {name: (*calculate(atoms, settings, root / name), atoms) for name, (atoms, settings) in cases.items()}

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+from conftest import DZVP, SZV, WATER, hafnia, material, silicon
+
+from hamscale.basis import material_basis
+from hamscale.dft.inputs import cp2k_input
+
+SILICON = material({"Si": SZV}, cutoff_ry=100)
+
+
+def test_a_periodic_structure_gets_resolved_images_even_at_gamma():
+    text = cp2k_input(silicon(), SILICON, material_basis(SILICON))
+    for line in ("SCHEME MONKHORST-PACK 1 1 1", "REAL_SPACE .TRUE.", "BINARY .TRUE.", "METHOD BROYDEN_MIXING", "NDIGITS 12"):
+        assert line in text
+    assert "SMEAR" not in text
+    assert "ADDED_MOS 4" in text  # 8 orbitals, 4 occupied
+
+
+def test_a_molecule_gets_no_kpoints_and_open_boundaries():
+    settings = material({"H": DZVP, "O": DZVP})
+    text = cp2k_input(WATER, settings, material_basis(settings))
+    assert "KPOINTS" not in text
+    assert text.count("PERIODIC NONE") == 2
+    assert "WAVELET" in text
+
+
+def test_positions_are_written_to_full_precision():
+    atoms = hafnia(3)
+    settings = material({"Hf": SZV, "O": SZV})
+    lines = cp2k_input(atoms, settings, material_basis(settings)).splitlines()
+    start = next(k for k, line in enumerate(lines) if "&COORD" in line)
+    written = np.array([[float(x) for x in line.split()[1:]] for line in lines[start + 1 : start + 4]])
+    np.testing.assert_allclose(written, atoms.positions, atol=1e-13)
+
+
+def test_smearing_only_where_asked():
+    settings = material({"Si": SZV}, smearing={"temperature_kelvin": 500})
+    assert "ELECTRONIC_TEMPERATURE 500" in cp2k_input(silicon(), settings, material_basis(settings))
+
+
+def test_a_functional_cp2k_does_not_know_is_refused_before_it_runs():
+    settings = material({"Si": SZV}, functional="PBEE")
+    with pytest.raises(ValueError, match="grammar refuses.*PBEE"):
+        cp2k_input(silicon(), settings, material_basis(settings))
+
+
+def test_odd_electrons_and_unwrapped_atoms_are_refused():
+    settings = material({"H": DZVP, "O": DZVP})
+    with pytest.raises(ValueError, match="7 valence electrons, expected an even number"):
+        cp2k_input(WATER[:2], settings, material_basis(settings))
+    atoms = silicon()
+    atoms.positions[0] += np.asarray(atoms.cell)[0]
+    with pytest.raises(ValueError, match="not wrapped"):
+        cp2k_input(atoms, SILICON, material_basis(SILICON))

@@ -1,0 +1,43 @@
+import ase.build
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.neighborlist import neighbor_list
+from conftest import hafnia
+
+from hamscale.graph.neighbours import edge_vectors, edges_within
+
+CASES = {
+    "two atoms, cutoff three times the cell": (ase.build.bulk("Si", "diamond", a=5.431), 3 * 3.84),
+    "slab": (ase.build.fcc111("Al", (2, 2, 3), vacuum=6.0), 7.0),
+    "molecule": (ase.build.molecule("CH3CH2OH"), 4.0),
+    "molecule in a box": (ase.build.molecule("H2O", cell=[8] * 3), 4.0),
+    "triclinic": (hafnia(2), 9.0),
+    "very oblique": (Atoms("HeNe", [(0, 0, 0), (1, 1, 1)], cell=[[3, 0, 0], [2.7, 1.5, 0], [2.5, 1.2, 2]], pbc=True), 6.0),
+}
+
+
+@pytest.mark.parametrize(("atoms", "cutoff"), CASES.values(), ids=CASES.keys())
+def test_edges_are_those_of_ase(atoms, cutoff):
+    edges = edges_within(atoms, cutoff)
+    i, j, S = neighbor_list("ijS", atoms, cutoff)
+    expected = sorted(map(tuple, np.column_stack([i, j, S]).tolist()))
+    assert [tuple(e) for e in edges.tolist()] == expected  # as a set, and sorted
+
+
+def test_vector_of_the_reversed_edge_is_the_negative_to_the_last_bit():
+    atoms = hafnia(4)
+    edges = edges_within(atoms, 8.0)
+    vectors = edge_vectors(atoms, edges)
+    backwards = edge_vectors(atoms, np.column_stack([edges[:, 1], edges[:, 0], -edges[:, 2:]]))
+    assert np.array_equal(vectors, -backwards)
+    assert (np.linalg.norm(vectors, axis=1) < 8.0).all()
+
+
+def test_no_edges():
+    assert edges_within(Atoms("H", cell=[9] * 3, pbc=True), 2.0).shape == (0, 5)
+
+
+def test_atoms_too_close_are_refused():
+    with pytest.raises(ValueError, match="0.200 A apart"):
+        edges_within(Atoms("H2", [(0, 0, 0), (0, 0, 0.2)], cell=[9] * 3, pbc=True), 2.0)

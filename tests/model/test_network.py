@@ -1,0 +1,168 @@
+"""Symmetries of the network, each to rounding: rotation, translation, permutation, exchange of the two ends of an edge."""
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from conftest import DZVP, basis_of, hafnia, model_hamiltonian, rotated
+
+from hamscale.angular import rotation_matrix
+from hamscale.config import Network
+from hamscale.graph.dataset import structure_graph
+from hamscale.graph.reference import fit_reference
+from hamscale.predict import assemble
+from hamscale.train.tensors import build_network, graph_inputs
+
+CUTOFF = 5.0
+DTYPES = {torch.float64: 1e-10, torch.float32: 1e-4}
+
+
+def _axes(seed: int) -> Atoms:
+    """Atoms whose edges lie along +-x, +-y and +-z: where frames are degenerate."""
+    return Atoms("HfO2Hf", [(0, 0, 0), (2.1, 0, 0), (0, 2.1, 0), (0, 0, 2.9)], cell=[6.3, 6.1, 6.5], pbc=True)
+
+
+STRUCTURES = {"random": hafnia, "degenerate edges": _axes}
+
+
+@pytest.fixture(scope="module")
+def reference(szv):
+    return fit_reference([model_hamiltonian(hafnia(seed), szv) for seed in range(2)] + [model_hamiltonian(_axes(0), szv)], CUTOFF)
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 layer", "2 layers"])
+def network(request, reference):
+    torch.manual_seed(0)
+    return build_network(Network(layers=request.param, channels=8, hidden=8, values=8), reference)
+
+
+def hamiltonian(network, reference, atoms, dtype, **options):
+    """Predicted operators."""
+    graph = structure_graph(atoms, reference.basis, CUTOFF)
+    with torch.no_grad():
+        offsite, onsite = network.to(dtype)(graph_inputs(graph, reference, network.lmax, dtype, **options))
+    elements = sorted(reference.basis)
+    return assemble(
+        graph,
+        reference,
+        {(elements[i], elements[j]): v.double().numpy() for (i, j), v in offsite.items()},
+        {elements[s]: v.double().numpy() for s, v in onsite.items()},
+    )
+
+
+def scale_of(operators):
+    return np.abs(operators.hamiltonian).max()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("make", STRUCTURES.values(), ids=STRUCTURES.keys())
+def test_hamiltonian_turns_with_the_structure(network, reference, rotation, make, dtype):
+    atoms = make(7)
+    straight, turned = (hamiltonian(network, reference, a, dtype) for a in (atoms, rotated(atoms, rotation)))
+    assert np.array_equal(straight.pairs, turned.pairs)
+    D = {}
+    for z in (8, 72):
+        element = reference.basis[z]
+        D[z] = np.zeros((element.n_orbitals,) * 2)
+        for l, where in zip(element.l, element.shell_slices):
+            D[z][where, where] = rotation_matrix(l, rotation)
+    numbers = atoms.numbers
+    worst = max(
+        np.abs(D[numbers[i]] @ straight.block(straight.hamiltonian, b) @ D[numbers[j]].T - turned.block(turned.hamiltonian, b)).max()
+        for b, (i, j, *_) in enumerate(straight.pairs)
+    )
+    assert worst < DTYPES[dtype] * scale_of(straight)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_hamiltonian_ignores_translations(network, reference, dtype):
+    atoms = hafnia(7)
+    moved = atoms.copy()
+    moved.positions += [0.11, -0.07, 0.05]
+    a, b = (hamiltonian(network, reference, x, dtype) for x in (atoms, moved))
+    assert np.abs(a.hamiltonian - b.hamiltonian).max() < DTYPES[dtype] * scale_of(a)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_hamiltonian_permutes_with_the_atoms(network, reference, dtype):
+    atoms = hafnia(7).repeat((2, 1, 1))
+    order = np.random.default_rng(0).permutation(len(atoms))
+    a, b = hamiltonian(network, reference, atoms, dtype), hamiltonian(network, reference, atoms[order], dtype)
+    renamed = np.column_stack([order[b.pairs[:, 0]], order[b.pairs[:, 1]], b.pairs[:, 2:]])
+    row = {tuple(pair): k for k, pair in enumerate(a.pairs.tolist())}
+    worst = max(
+        np.abs(a.block(a.hamiltonian, row[tuple(pair)]) - b.block(b.hamiltonian, k)).max() for k, pair in enumerate(renamed.tolist())
+    )
+    assert worst < DTYPES[dtype] * scale_of(a)
+
+
+@pytest.mark.parametrize("make", STRUCTURES.values(), ids=STRUCTURES.keys())
+def test_hamiltonian_is_hermitian(network, reference, make):
+    graph = structure_graph(make(3), reference.basis, CUTOFF)
+    with torch.no_grad():
+        offsite, onsite = network.double()(graph_inputs(graph, reference, network.lmax, torch.float64))
+    operators = assemble(
+        graph, reference,
+        {(sorted(reference.basis)[i], sorted(reference.basis)[j]): v.numpy() for (i, j), v in offsite.items()},
+        {sorted(reference.basis)[s]: v.numpy() for s, v in onsite.items()},
+    )  # fmt: skip
+    assert operators.hermiticity_error()["hamiltonian"] == 0
+    # and not because assembling made it so: the network's own pairs are adjoint
+    inputs = graph_inputs(graph, reference, network.lmax, torch.float64)
+    for (i, j), p in inputs.pairs.items():
+        other = offsite[j, i][p.reverse][:, p.adjoint] * p.sign
+        assert (offsite[i, j] - other).abs().max() < 1e-12
+
+
+def test_chunks_and_recomputing_change_nothing(network, reference):
+    atoms = hafnia(5).repeat((2, 1, 1))
+    graph = structure_graph(atoms, reference.basis, CUTOFF)
+    gradients = []
+    for chunk, recompute in ((10**9, False), (1, False), (100, True)):
+        network.double().zero_grad()
+        offsite, onsite = network(graph_inputs(graph, reference, network.lmax, torch.float64, chunk), recompute=recompute)
+        loss = sum(v.square().sum() for v in (*offsite.values(), *onsite.values()))
+        loss.backward()
+        gradients.append([loss.item()] + [p.grad.abs().sum().item() for p in network.parameters() if p.grad is not None])
+    np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(gradients[2], gradients[0], rtol=1e-9, atol=1e-14)
+
+
+def test_two_identical_forwards_are_bit_identical(network, reference):
+    a, b = (hamiltonian(network, reference, hafnia(1), torch.float32) for _ in range(2))
+    assert np.array_equal(a.hamiltonian, b.hamiltonian)
+
+
+def test_far_apart_structures_do_not_see_each_other(network, reference):
+    """Receptive field: a change beyond layers x cutoff (and the edge's own ends) changes no block."""
+    atoms = Atoms("Hf2O2", [(0, 0, 0), (30, 0, 0), (0, 2, 0), (30, 2, 0)], cell=[80, 20, 20], pbc=True)
+    moved = atoms.copy()
+    moved.positions[3, 1] += 0.3
+    a, b = (hamiltonian(network, reference, x, torch.float64) for x in (atoms, moved))
+    near = np.isin(a.pairs[:, 0], (0, 2)) & np.isin(a.pairs[:, 1], (0, 2))
+    values = np.repeat(near, np.diff(a.offsets))
+    assert np.array_equal(a.pairs[near], b.pairs[np.isin(b.pairs[:, 0], (0, 2)) & np.isin(b.pairs[:, 1], (0, 2))])
+    assert np.abs(a.select(near).hamiltonian - b.select(np.isin(b.pairs[:, 0], (0, 2)) & np.isin(b.pairs[:, 1], (0, 2))).hamiltonian).max() < 1e-13
+    assert values.any()
+
+
+def test_lmax_follows_the_basis_and_a_smaller_one_leaves_the_rest_at_the_reference():
+    basis = basis_of(Ga=DZVP)
+    atoms = Atoms("Ga2", [(0.1, 0, 0), (1.2, 1.9, 1.3)], cell=[4.5, 4.6, 4.7], pbc=True)
+    reference = fit_reference([model_hamiltonian(atoms, basis)], CUTOFF)
+    torch.manual_seed(0)
+    assert build_network(Network(layers=1), reference).lmax == 6
+    small = build_network(Network(layers=1, lmax=2, channels=4), reference)
+    graph = structure_graph(atoms, basis, CUTOFF)
+    with torch.no_grad():
+        offsite, _ = small(graph_inputs(graph, reference, 2, torch.float32))
+    degree = reference.coupling[31, 31].degree
+    assert offsite[0, 0][:, degree > 2].abs().max() == 0
+    assert offsite[0, 0][:, degree <= 2].abs().max() > 0
+
+
+def test_an_atom_without_edges(network, reference):
+    atoms = Atoms("HfO", [(0, 0, 0), (0, 0, 9)], cell=[20, 20, 20], pbc=True)
+    assert np.isfinite(hamiltonian(network, reference, atoms, torch.float64).hamiltonian).all()
+
+

@@ -1,0 +1,67 @@
+import pytest
+import yaml
+
+from hamscale.config import Material, Model, load_material, validate
+
+GOOD = {
+    "species": {"Si": {"basis": "SZV"}},
+    "structures": {"train": {"split": "train", "builder": {"name": "bulk"}}},
+}
+
+
+def test_every_error_is_told_at_once_with_file_and_field(tmp_path):
+    path = tmp_path / "m.yaml"
+    path.write_text(yaml.safe_dump(GOOD | {"dft": {"cutof_ry": 300, "eps_scf": "small"}, "colour": "red"}))
+    with pytest.raises(ValueError) as error:
+        load_material(path)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    assert any("dft.cutof_ry" in line and "Known keys" in line and "cutoff_ry" in line for line in lines)
+    assert any("dft.eps_scf" in line and "'small'" in line for line in lines)
+    assert any("colour" in line for line in lines)
+
+
+def test_missing_file_names_those_there_are(tmp_path):
+    (tmp_path / "silicon.yaml").write_text("")
+    with pytest.raises(ValueError, match="no such file.*silicon"):
+        load_material(tmp_path / "silicone.yaml")
+
+
+def test_what_is_no_yaml_is_said(tmp_path):
+    (tmp_path / "m.yaml").write_text("a: [1")
+    with pytest.raises(ValueError, match="not YAML"):
+        load_material(tmp_path / "m.yaml")
+
+
+def test_frames_of_one_trajectory_stay_in_one_split():
+    sets = {"a": {"split": "train", "file": {"path": "md.xyz"}}, "b": {"split": "test", "file": {"path": "md.xyz"}}}
+    with pytest.raises(ValueError, match="frames of one trajectory"):
+        validate("m", GOOD | {"structures": sets}, Material)
+
+
+@pytest.mark.parametrize("sources", [{}, {"builder": {"name": "bulk"}, "file": {"path": "x"}}])
+def test_a_set_has_exactly_one_source(sources):
+    with pytest.raises(ValueError, match="expected exactly one of"):
+        validate("m", GOOD | {"structures": {"a": {"split": "train"} | sources}}, Material)
+
+
+def test_tile_of_nothing():
+    tile = {"t": {"split": "predict", "tile": {"of": "test-007"}}}
+    with pytest.raises(ValueError, match="expected one of train-000"):
+        validate("m", GOOD | {"structures": GOOD["structures"] | tile}, Material)
+
+
+def test_every_field_that_is_a_quantity_says_what_it_is():
+    """A description on every number of a material: they are the documentation."""
+
+    def fields(model):
+        for name, field in model.model_fields.items():
+            for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
+                if hasattr(candidate, "model_fields"):
+                    yield from fields(candidate)
+            yield model.__name__, name, field
+
+    undescribed = [(m, n) for m, n, f in fields(Material) if f.annotation in (float, int) and not f.description]
+    assert undescribed == []
+    assert Model().network.lmax == "auto"

@@ -1,0 +1,83 @@
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+
+from hamscale.config import load_material, validate, Material
+from hamscale.structures import build_structures, read_structure_file, wrap_as_cp2k, write_structure_file
+
+
+def test_the_same_seed_gives_the_same_structures_and_others_differ():
+    material = load_material("config/materials/hfo2.yaml")
+    first, again = build_structures(material), build_structures(material)
+    assert list(first) == material.identifiers()
+    for identifier in first:
+        assert np.array_equal(first[identifier].positions, again[identifier].positions)
+    positions = [first[i].positions for i in material.identifiers("train", "validation", "test")]
+    assert all(np.abs(a - b).max() > 1e-3 for k, a in enumerate(positions) for b in positions[:k])
+
+
+def test_a_structure_does_not_depend_on_how_many_others_there_are():
+    material = load_material("config/materials/silicon.yaml").model_dump(exclude_none=True)
+    material["structures"]["train"]["count"] = 2
+    few = build_structures(validate("m", material, Material))
+    many = build_structures(load_material("config/materials/silicon.yaml"))
+    assert np.array_equal(few["train-001"].positions, many["train-001"].positions)
+
+
+def test_wrapping_puts_fractions_within_half_and_moves_by_whole_cells():
+    rng = np.random.default_rng(0)
+    cell = np.eye(3) * 5 + rng.normal(0, 0.5, (3, 3))
+    atoms = Atoms("H20", rng.uniform(-20, 20, (20, 3)), cell=cell, pbc=True)
+    wrapped = wrap_as_cp2k(atoms)
+    fractions = wrapped.cell.scaled_positions(wrapped.positions)
+    shift = wrapped.cell.scaled_positions(wrapped.positions - atoms.positions)
+    assert np.abs(fractions).max() <= 0.5
+    np.testing.assert_allclose(shift, np.round(shift), atol=1e-12)
+    np.testing.assert_allclose(wrap_as_cp2k(wrapped).positions, wrapped.positions, atol=1e-14)
+
+
+def test_no_atom_is_left_on_the_boundary_where_rounding_decides():
+    atoms = wrap_as_cp2k(Atoms("H2", scaled_positions=[(0.5, 0, 0), (-0.5, 0.25, 0.5)], cell=[4, 5, 6], pbc=True))
+    fractions = atoms.cell.scaled_positions(atoms.positions)
+    assert np.abs(np.abs(fractions) - 0.5).min() > 1e-4
+    np.testing.assert_allclose((fractions[1] - fractions[0]) % 1, [0, 0.25, 0.5], atol=1e-12)
+
+
+def test_a_file_reads_back_to_the_same_positions(tmp_path):
+    atoms = build_structures(load_material("config/materials/hfo2.yaml"))["train-003"]
+    write_structure_file(tmp_path / "a.extxyz", atoms)
+    back = read_structure_file(tmp_path / "a.extxyz")
+    np.testing.assert_allclose(back.positions, atoms.positions, atol=1e-8)
+    np.testing.assert_allclose(back.cell, atoms.cell, atol=1e-8)
+
+
+def _material(**structure) -> Material:
+    return validate("m", {"species": {"H": {"basis": "SZV"}}, "structures": {"a": {"split": "train"} | structure}}, Material)
+
+
+def test_a_trajectory_gives_one_structure_a_frame(tmp_path):
+    frames = [Atoms("H2", [(0, 0, 0), (0, 0, d)], cell=[4] * 3, pbc=True) for d in (0.7, 0.8, 0.9)]
+    ase.io.write(tmp_path / "md.extxyz", frames)
+    built = build_structures(_material(file={"path": str(tmp_path / "md.extxyz")}, count=3))
+    assert [round(a.get_distance(0, 1), 3) for a in built.values()] == [0.7, 0.8, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("structure", "message"),
+    [
+        ({"builder": {"name": "molecule", "arguments": {"name": "H2"}}}, "cell has rank 0.*box_angstrom"),
+        ({"builder": {"name": "molecule", "arguments": {"name": "H2O"}}, "box_angstrom": 6.0}, "holds O, but species are H"),
+        ({"builder": {"name": "bulk", "arguments": {"nonsense": 1}}}, "ASE could not make it"),
+        ({"file": {"path": "nowhere.xyz"}}, "ASE could not make it.*nowhere.xyz"),
+    ],
+)
+def test_bad_structures_are_refused_by_set(structure, message):
+    with pytest.raises(ValueError, match=message):
+        build_structures(_material(**structure))
+
+
+def test_atoms_closer_than_half_an_angstrom_are_refused(tmp_path):
+    ase.io.write(tmp_path / "a.extxyz", Atoms("H2", [(0, 0, 0.1), (0, 0, 5.8)], cell=[6] * 3, pbc=True))
+    with pytest.raises(ValueError, match="structures.a number 0: atoms 0 and 1 are 0.300 A apart, expected at least 0.5"):
+        build_structures(_material(file={"path": str(tmp_path / "a.extxyz")}))

@@ -1,0 +1,92 @@
+# Configuration, checked before the DAG is built, and the paths that follow from it.
+from pathlib import Path
+
+from hamscale.cli import check_configuration
+from hamscale.config import load_material, load_model, validate, Config
+from snakemake.exceptions import WorkflowError
+
+try:
+    RUNS = check_configuration(validate("config", config, Config)).runs
+    MATERIALS = {
+        run.material: load_material(f"config/materials/{run.material}.yaml")
+        for run in RUNS
+    }
+    MODELS = {run.model: load_model(f"config/models/{run.model}.yaml") for run in RUNS}
+except ValueError as error:
+    raise WorkflowError(str(error)) from None
+
+FIGURES = (
+    "bands",
+    "dos",
+    "error_by_pair",
+    "error_by_distance",
+    "decay",
+    "heatmap",
+    "training",
+)
+
+
+wildcard_constraints:
+    material="[A-Za-z0-9_]+",
+    model="[A-Za-z0-9_]+",
+    id=r"[A-Za-z0-9_]+-\d{3}",
+
+
+def settings(*sections):
+    """Parameters of a rule: what it reads of a material's file, so that only a change of that runs it again."""
+
+    def of_wildcards(wildcards):
+        material = MATERIALS[wildcards.material].model_dump(mode="json")
+        return {section: material[section] for section in sections}
+
+    return of_wildcards
+
+
+def output_folder(wildcards, output):
+    return str(Path(output[0]).parent)
+
+
+def input_folder(wildcards, input):
+    return str(Path(input[0]).parent)
+
+
+def model_settings(wildcards):
+    return MODELS[wildcards.model].model_dump(mode="json")
+
+
+def of_split(pattern, *splits):
+    """Files of all structures of some splits of a material."""
+
+    def of_wildcards(wildcards):
+        ids = MATERIALS[wildcards.material].identifiers(*splits)
+        return expand(pattern, id=ids, allow_missing=True)
+
+    return of_wildcards
+
+
+def predictions(run):
+    return expand(
+        "results/{material}/predicted/{model}/{id}.h5",
+        material=run.material,
+        model=run.model,
+        id=MATERIALS[run.material].identifiers("test", "predict"),
+    )
+
+
+def figures(run):
+    return expand(
+        "results/figures/{material}/{model}/{id}/{figure}.{suffix}",
+        material=run.material,
+        model=run.model,
+        id=MATERIALS[run.material].identifiers("test"),
+        figure=FIGURES,
+        suffix=("pdf", "png"),
+    )
+
+
+def summaries(wildcards):
+    return [
+        f"results/{run.material}/analysis/{run.model}/{id}/summary.csv"
+        for run in RUNS
+        for id in MATERIALS[run.material].identifiers("test")
+    ]

@@ -1,0 +1,32 @@
+rule reference:
+    input:
+        of_split("results/{material}/operators/{id}.h5", "train"),
+    output:
+        "results/{material}/reference.h5",
+    log:
+        "logs/{material}/reference.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    params:
+        file="config/materials/{material}.yaml",
+        settings=settings("graph"),
+    message:
+        "fit gauge, two-centre reference and scales: {wildcards.material}"
+    shell:
+        "hamscale reference {params.file} {input} --out {output} > {log} 2>&1"
+
+
+rule graph:
+    input:
+        reference="results/{material}/reference.h5",
+        operators="results/{material}/operators/{id}.h5",
+    output:
+        "results/{material}/graphs/{id}.h5",
+    log:
+        "logs/{material}/graphs/{id}.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    message:
+        "graph and targets: {wildcards.material} {wildcards.id}"
+    shell:
+        "hamscale graph {input.reference} {input.operators} --out {output} > {log} 2>&1"

@@ -1,0 +1,85 @@
+rule predict:
+    input:
+        weights="results/{material}/models/{model}/weights.safetensors",
+        structure="results/{material}/structures/{id}.extxyz",
+    output:
+        "results/{material}/predicted/{model}/{id}.h5",
+    log:
+        "logs/{material}/predicted/{model}/{id}.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    threads: 2
+    params:
+        model=input_folder,
+    message:
+        "predict H and S: {wildcards.material} {wildcards.id}"
+    shell:
+        "OMP_NUM_THREADS={threads} hamscale predict {params.model} {input.structure} --out {output} > {log} 2>&1"
+
+
+rule baseline:
+    input:
+        weights="results/{material}/models/{model}/weights.safetensors",
+        structure="results/{material}/structures/{id}.extxyz",
+    output:
+        "results/{material}/predicted/{model}/reference-only/{id}.h5",
+    log:
+        "logs/{material}/predicted/{model}/reference-only/{id}.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    params:
+        model=input_folder,
+    message:
+        "two-centre reference alone: {wildcards.material} {wildcards.id}"
+    shell:
+        "hamscale predict {params.model} {input.structure} --out {output} --reference-only > {log} 2>&1"
+
+
+rule analyse:
+    input:
+        dft="results/{material}/operators/{id}.h5",
+        predicted="results/{material}/predicted/{model}/{id}.h5",
+        baseline="results/{material}/predicted/{model}/reference-only/{id}.h5",
+    output:
+        expand(
+            "results/{{material}}/analysis/{{model}}/{{id}}/{table}.csv",
+            table=(
+                "summary",
+                "by_pair",
+                "by_distance",
+                "decay",
+                "bands",
+                "dos",
+                "heatmap",
+            ),
+        ),
+    log:
+        "logs/{material}/analysis/{model}/{id}.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    params:
+        file="config/materials/{material}.yaml",
+        settings=settings("analysis"),
+        out=output_folder,
+    message:
+        "errors, bands and DOS: {wildcards.material} {wildcards.id}"
+    shell:
+        "hamscale analyse {params.file} --dft {input.dft} --predicted {input.predicted} --baseline {input.baseline}"
+        " --out {params.out} > {log} 2>&1"
+
+
+rule summary:
+    input:
+        summaries,
+    output:
+        report(
+            "results/summary.csv", caption="../report/summary.rst", category="Summary"
+        ),
+    log:
+        "logs/summary.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    message:
+        "join the summaries"
+    shell:
+        "hamscale summary {input} --out {output} > {log} 2>&1"

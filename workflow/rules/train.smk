@@ -1,0 +1,26 @@
+rule train:
+    input:
+        reference="results/{material}/reference.h5",
+        train=of_split("results/{material}/graphs/{id}.h5", "train"),
+        validation=of_split("results/{material}/graphs/{id}.h5", "validation"),
+    output:
+        "results/{material}/models/{model}/weights.safetensors",
+        "results/{material}/models/{model}/config.json",
+        "results/{material}/models/{model}/reference.h5",
+        "results/{material}/models/{model}/train.csv",
+    log:
+        "logs/{material}/train/{model}.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    threads: 8
+    params:
+        file="config/models/{model}.yaml",
+        settings=model_settings,
+        out=output_folder,
+        # no output of the rule: Snakemake deletes outputs before it tries again
+        checkpoint="results/{material}/checkpoints/{model}",
+    message:
+        "train {wildcards.model} on {wildcards.material}"
+    shell:
+        "OMP_NUM_THREADS={threads} hamscale train {params.file} {input.reference} --train {input.train}"
+        " --validation {input.validation} --out {params.out} --checkpoint {params.checkpoint} > {log} 2>&1"
