@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 from hamscale.basis import Basis, material_basis, read_element_basis
 from hamscale.config import Material
 from hamscale.dft.inputs import cp2k_input
+from hamscale.dft.outputs import RECORD
 from hamscale.dft.run import run_cp2k
 from hamscale.graph.overlap import overlap_table
 from hamscale.operators import Operators, group_by_species
@@ -89,20 +90,37 @@ def szv() -> Basis:
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory) -> dict[str, Path]:
-    """Folders of recorded CP2K 2023.1 runs: water as binary and as text, Si8 with 2x2x2 k-points."""
+    """Folders of recorded CP2K 2023.1 runs.
+
+    Water as binary and as text; Si8 with 2x2x2 k-points: all elements, and CP2K's own files of those above 1e-9.
+    """
     root = tmp_path_factory.mktemp("recorded")
     for name in ("h2o_bin", "h2o_txt"):
         (root / name).mkdir()
         for path in (DATA / "h2o").glob(f"{name}*.gz"):
             target = "run.out" if ".out" in path.name else path.name.removesuffix(".gz")
             (root / name / target).write_bytes(gzip.decompress(path.read_bytes()))
-    (root / "si8").mkdir()
+    log = gzip.decompress((DATA / "si8" / "si8.out.gz").read_bytes())
+    for name in ("si8", "si8_cut"):
+        (root / name).mkdir()
+        (root / name / "run.out").write_bytes(log)
     with tarfile.open(DATA / "si8" / "si8t_csr.tar.xz") as archive:
         archive.extractall(root / "unpacked", filter="data")
     for path in (root / "unpacked").rglob("*.csr"):
-        shutil.move(path, root / "si8" / path.name)
-    (root / "si8" / "run.out").write_bytes(gzip.decompress((DATA / "si8" / "si8.out.gz").read_bytes()))
-    return {name: root / name for name in ("h2o_bin", "h2o_txt", "si8")}
+        shutil.move(path, root / "si8_cut" / path.name)
+    # every element, recorded as one of each +-R to save space: written out again as CP2K's files
+    full = np.load(DATA / "si8" / "HSR_half.npz")
+    number = {tuple(R): n for n, R in enumerate(full["R"].tolist(), start=1)}
+    for name in ("KS", "S"):
+        for k, half in enumerate(full["half"]):
+            part = slice(*full[f"{name}_ptr"][k : k + 2])
+            i, j, R = full[f"{name}_i"][part], full[f"{name}_j"][part], full["R"][half]
+            for row, column, cell in ((i, j, R), (j, i, -R)):
+                records = np.empty(len(row), RECORD)
+                records["head"] = records["tail"] = 16
+                records["row"], records["column"], records["value"] = row + 1, column + 1, full[f"{name}_v"][part]
+                records.tofile(root / "si8" / f"si8-{name}_SPIN_1_R_{number[tuple(cell.tolist())]}-1_0.csr")
+    return {name: root / name for name in ("h2o_bin", "h2o_txt", "si8", "si8_cut")}
 
 
 def material(species: dict[str, str], **dft) -> Material:

@@ -74,7 +74,7 @@ def gate(x, gates: Tensor):
     """silu of the scalars; each degree l > 0 times its own gate (sigmoid). gates: (E, lmax * C)."""
     first = x[0] if isinstance(x, list) else x
     channels = first.shape[-1]
-    g = torch.sigmoid(gates).view(len(gates), -1, channels)
+    g = torch.sigmoid(gates).unflatten(1, (gates.shape[1] // channels, channels))
     lmax = g.shape[1]
     if isinstance(x, list):
         scalar, axial = x[0].split([1, lmax], 2)

@@ -98,10 +98,10 @@ class NodeUpdate(nn.Module):
         y, scalars = self.convolution(message)
         gates, attention = scalars.split([self.lmax * self.hidden, scalars.shape[1] - self.lmax * self.hidden], 1)
         y, _ = self.values(gate(y, gates))
-        attention = self.attention_norm(attention.unflatten(1, (self.heads, -1)))
+        attention = self.attention_norm(attention.unflatten(1, self.attention.shape))
         logits = (nn.functional.leaky_relu(attention, 0.2) * self.attention).sum(-1)  # (edges, heads)
         alpha = torch.cat([torch.softmax(part, 0) for part in logits.split(degrees)]) * env[:, None]
-        y = torch.cat([p.flatten(1, 2) for p in y], 1).unflatten(2, (self.heads, -1)) * alpha[:, None, :, None]
+        y = torch.cat([p.flatten(1, 2) for p in y], 1).unflatten(2, (self.heads, self.values.c_out // self.heads)) * alpha[:, None, :, None]
         y = y.flatten(2)
         # rotate back and sum over the edges of an atom: one product (K, deg K) (deg K, heads V)
         sums = [d.flatten(0, 1).T @ v.flatten(0, 1) for d, v in zip(D.split(degrees), y.split(degrees))]
@@ -139,7 +139,7 @@ def rotated_message(lmax: int, x: Tensor, e: list[Tensor], D: Tensor, weights: T
     # all edges of an atom rotate the same x_i: one product (deg K, K) (K, C) per atom
     x_i = torch.cat([d.flatten(0, 1) @ x_a for d, x_a in zip(D.split(degrees), x[first_atom:last_atom])])
     x_i = x_i.view(len(x_j), *x.shape[1:])
-    weights = weights.view(len(weights), 1, lmax + 1, -1)
+    weights = weights.view(len(weights), 1, lmax + 1, weights.shape[1] // (lmax + 1))
     pieces = zip(layout(lmax).pieces(x_j), layout(lmax).pieces(x_i), e)
     return [torch.cat(parts, -1) * weights[:, :, m:] for m, parts in enumerate(pieces)]
 

@@ -46,7 +46,7 @@ class Layout:
 
     def pieces(self, x: Tensor) -> list[Tensor]:
         """(E, K, C) m-major -> views (E, 1 or 2, N_m, C)."""
-        return [p.unflatten(1, (-1, n)) for p, n in zip(x.split(self.rows, 1), self.degrees)]
+        return [p.unflatten(1, (r // n, n)) for p, r, n in zip(x.split(self.rows, 1), self.rows, self.degrees)]
 
 
 @lru_cache
