@@ -44,7 +44,9 @@ def rotated(atoms: Atoms, R: np.ndarray) -> Atoms:
 
 def hafnia(seed: int = 0) -> Atoms:
     """Fluorite HfO2, three atoms in a triclinic cell, rattled."""
-    primitive = crystal(["Hf", "O"], [(0, 0, 0), (0.25, 0.25, 0.25)], spacegroup=225, cellpar=[5.08] * 3 + [90] * 3, primitive_cell=True)
+    primitive = crystal(
+        ["Hf", "O"], [(0, 0, 0), (0.25, 0.25, 0.25)], spacegroup=225, cellpar=[5.08] * 3 + [90] * 3, primitive_cell=True
+    )
     return rattled(Atoms(primitive.numbers, primitive.positions + 0.1, cell=primitive.cell, pbc=True), seed)
 
 
@@ -64,8 +66,8 @@ def model_hamiltonian(atoms: Atoms, basis: Basis) -> Operators:
     onsite = (pairs[:, 0] == pairs[:, 1]) & ~pairs[:, 2:].any(1)
     vectors[onsite] = 0.0
     distances = np.linalg.norm(vectors, axis=1)
-    crowding = np.bincount(pairs[:, 0], np.where(onsite, 0, np.exp(-((distances / 2.0) ** 2))), minlength=len(atoms))
-    energy = -0.3 - 0.002 * atoms.numbers + 0.2 * crowding
+    crowding = np.bincount(pairs[:, 0], np.where(onsite, 0, np.exp(-((distances / 1.5) ** 2))), minlength=len(atoms))
+    energy = -0.3 - 0.002 * atoms.numbers + 0.5 * crowding
     orbitals = basis.n_orbitals(atoms.numbers)
     offsets = np.concatenate([[0], np.cumsum(orbitals[pairs[:, 0]] * orbitals[pairs[:, 1]])])
     S, H = np.empty(offsets[-1]), np.empty(offsets[-1])

@@ -6,7 +6,9 @@ from scipy.spatial.transform import Rotation
 
 from hamscale.angular import clebsch_gordan, edge_rotations, flip, real_spherical_harmonics, rotation_matrix
 
-EDGES = np.concatenate([np.eye(3), -np.eye(3), [[1, 1, 1], [1e-9, 0, 1], [1e-9, 0, -1]], np.random.default_rng(0).normal(size=(5, 3))])
+EDGES = np.concatenate(
+    [np.eye(3), -np.eye(3), [[1, 1, 1], [1e-9, 0, 1], [1e-9, 0, -1]], np.random.default_rng(0).normal(size=(5, 3))]
+)
 
 
 def test_p_and_d_harmonics_are_those_of_cp2k():
@@ -59,7 +61,9 @@ def test_edge_rotation_takes_the_edge_to_the_pole(l):
     D = edge_rotations(EDGES, l)[l]
     pole = np.zeros(2 * l + 1)
     pole[l] = 1
-    np.testing.assert_allclose(np.einsum("eij,ej->ei", D, real_spherical_harmonics(l, EDGES)), np.tile(pole, (len(EDGES), 1)), atol=1e-13)
+    np.testing.assert_allclose(
+        np.einsum("eij,ej->ei", D, real_spherical_harmonics(l, EDGES)), np.tile(pole, (len(EDGES), 1)), atol=1e-13
+    )
     np.testing.assert_allclose(D @ D.transpose(0, 2, 1), np.tile(np.eye(2 * l + 1), (len(EDGES), 1, 1)), atol=1e-13)
 
 

@@ -1,6 +1,6 @@
 import pytest
-from conftest import DZVP, SZV, basis_of
 
+from conftest import DZVP, SZV, basis_of
 from hamscale.basis import read_element_basis
 
 

@@ -1,8 +1,8 @@
 import h5py
 import numpy as np
 import pytest
-from conftest import hafnia, model_hamiltonian
 
+from conftest import hafnia, model_hamiltonian
 from hamscale.operators import read_operators, write_operators
 
 

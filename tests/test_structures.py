@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from hamscale.config import load_material, validate, Material
+from hamscale.config import Material, load_material, validate
 from hamscale.structures import build_structures, read_structure_file, wrap_as_cp2k, write_structure_file
 
 

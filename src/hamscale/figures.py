@@ -33,35 +33,21 @@ COLUMN_INCHES = 3.4
 def bands(table: pd.DataFrame, ax: Axes) -> Axes:
     """Bands of DFT (solid) and predicted (dashed), eV above DFT's highest occupied eigenvalue."""
     table = table.fillna({"label": ""})
-    for name, style, colour in (("dft", "-", DFT), ("predicted", "--", PREDICTED)):
-        wide = (
-            table.pivot(index="x_per_angstrom", columns="band", values=f"{name}_ev")
-            if _single_path(table)
-            else _levels(table, name)
-        )
-        lines = ax.plot(wide.index, wide.to_numpy(), style, color=colour, linewidth=0.8)
-        lines[0].set_label({"dft": "DFT", "predicted": "predicted"}[name])
+    for name, style, colour, label in (("dft", "-", DFT, "DFT"), ("predicted", "--", PREDICTED, "predicted")):
+        for _, segment in table.groupby("segment"):
+            wide = segment.pivot(index="x_per_angstrom", columns="band", values=f"{name}_ev")
+            if len(wide) == 1:  # levels of a molecule: short horizontal lines
+                wide = pd.concat([wide, wide.set_axis([1.0])])
+            lines = ax.plot(wide.index, wide.to_numpy(), style, color=colour, linewidth=0.8)
+        lines[0].set_label(label)
     ticks = table[table["label"] != ""].drop_duplicates("x_per_angstrom")
     ax.set_xticks(ticks["x_per_angstrom"], [label.replace("G", "Γ") for label in ticks["label"]])
     for x in ticks["x_per_angstrom"]:
         ax.axvline(x, color="0.8", linewidth=0.5, zorder=0)
-    ax.set(xlabel="wave vector", ylabel="energy (eV)", xlim=(wide.index.min(), wide.index.max()))
+    ax.set(xlabel="wave vector", ylabel="energy (eV)", xlim=(0, wide.index.max()))
     ax.set_ylim(max(table["dft_ev"].min() - 0.5, -12), min(table["dft_ev"].max() + 0.5, 8))
-    ax.legend(loc="upper right")
+    ax.figure.legend(loc="outside upper right", ncols=2)
     return ax
-
-
-def _single_path(table: pd.DataFrame) -> bool:
-    return not table.duplicated(["x_per_angstrom", "band"]).any() and table["x_per_angstrom"].nunique() > 1
-
-
-def _levels(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Levels of a molecule as short lines; a path that stops and starts elsewhere, by position."""
-    if table["x_per_angstrom"].nunique() == 1:
-        levels = table[f"{name}_ev"].to_numpy()
-        return pd.DataFrame(np.stack([levels, levels]), index=[0.0, 1.0])
-    n = table["band"].nunique()
-    return pd.DataFrame(table[f"{name}_ev"].to_numpy().reshape(-1, n), index=table["x_per_angstrom"].to_numpy()[::n])
 
 
 def dos(table: pd.DataFrame, ax: Axes) -> Axes:
@@ -71,9 +57,10 @@ def dos(table: pd.DataFrame, ax: Axes) -> Axes:
         ("predicted", "predicted", PREDICTED, "--"),
     ):
         ax.plot(table["energy_ev"], table[f"{name}_states_per_ev"], style, color=colour, label=label)
-    ax.set(xlabel="energy (eV)", ylabel="density of states (1/eV)", xlim=(table["energy_ev"].min(), table["energy_ev"].max()))
-    ax.set_xlim(left=max(table["energy_ev"].min(), -12))
-    ax.set_ylim(bottom=0)
+    ax.set(xlabel="energy (eV)", ylabel="density of states (1/eV)", xlim=(None, table["energy_ev"].max()))
+    shown = table[table["energy_ev"] > -12]
+    ax.set_xlim(left=shown["energy_ev"].min())
+    ax.set_ylim(0, 1.3 * shown["dft_states_per_ev"].max())
     ax.legend()
     return ax
 

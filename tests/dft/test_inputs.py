@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from conftest import DZVP, SZV, WATER, hafnia, material, silicon
 
+from conftest import DZVP, SZV, WATER, hafnia, material, silicon
 from hamscale.basis import material_basis
 from hamscale.dft.inputs import cp2k_input
 

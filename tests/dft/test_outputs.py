@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 from ase import Atoms
-from conftest import DATA, DZVP, SZV, basis_of
 
+from conftest import DATA, DZVP, SZV, basis_of
 from hamscale.angular import rotation_matrix
 from hamscale.dft.outputs import RECORD, eigenvalue_check, parse_output, read_csr, read_run
 from hamscale.graph.overlap import overlap_table
@@ -103,7 +103,9 @@ def test_two_centre_integrals_are_cp2k_overlap(runs, name):
     operators = read_run(directory, atoms, basis)
     table, vectors = overlap_table(basis), operators.vectors()
     vectors[np.linalg.norm(vectors, axis=1) < 1e-9] = 0
-    worst = max(np.abs(table.blocks(a, b, vectors[k]) - operators.overlap[index]).max() for a, b, k, index in operators.groups())
+    worst = max(
+        np.abs(table.blocks(a, b, vectors[k]) - operators.overlap[index]).max() for a, b, k, index in operators.groups()
+    )
     assert worst < 5e-7  # CP2K leaves out what is small at EPS_DEFAULT 1e-10
 
 
@@ -165,7 +167,9 @@ def test_tables_that_disagree_are_refused(spoilt):
 
 def test_another_basis_than_configured_is_refused(spoilt):
     directory, _, atoms = spoilt
-    _refused((directory, basis_of(Si=DZVP), atoms), "run with basis SZV-MOLOPT-SR-GTH of 4 orbitals, the configuration says DZVP")
+    _refused(
+        (directory, basis_of(Si=DZVP), atoms), "run with basis SZV-MOLOPT-SR-GTH of 4 orbitals, the configuration says DZVP"
+    )
 
 
 def test_another_structure_is_refused(spoilt):

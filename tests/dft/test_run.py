@@ -7,8 +7,8 @@ import sys
 import time
 
 import pytest
-from conftest import SZV, calculate, material, silicon
 
+from conftest import SZV, calculate, material, silicon
 from hamscale.dft.run import run_cp2k
 
 

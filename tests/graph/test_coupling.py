@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from conftest import DZVP, basis_of
 
+from conftest import DZVP, basis_of
 from hamscale.angular import clebsch_gordan, edge_rotations, rotation_matrix
 from hamscale.graph.coupling import pair_coupling
 
@@ -25,7 +25,9 @@ def test_every_pair_of_l_up_to_three_and_its_layout():
     block = RNG.normal(size=(25, 25))
     coupled = block.reshape(-1) @ pair.transform
     shells = BASIS[31]
-    assert {(shells.l[a], shells.l[b]) for s in pair.slots.values() for a, b in s} == {(a, b) for a in range(4) for b in range(4)}
+    assert {(shells.l[a], shells.l[b]) for s in pair.slots.values() for a, b in s} == {
+        (a, b) for a in range(4) for b in range(4)
+    }
     position = 0
     for L, slots in pair.slots.items():
         for M in range(2 * L + 1):

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.neighborlist import neighbor_list
-from conftest import hafnia
 
+from conftest import hafnia
 from hamscale.graph.neighbours import edge_vectors, edges_within
 
 CASES = {

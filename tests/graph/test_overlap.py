@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from conftest import DZVP, basis_of, hafnia
 from pyscf import gto
 
+from conftest import DZVP, basis_of, hafnia
 from hamscale.graph.overlap import overlap_table
 from hamscale.operators import Operators
 from hamscale.units import angstrom_to_bohr
@@ -16,7 +16,9 @@ def _integrals(z_i, z_j, vector):
     for z, position in ((z_i, np.zeros(3)), (z_j, vector)):
         element = BASIS[z]
         shells = [[l, *np.column_stack([e, c]).tolist()] for l, e, c in element.shells]
-        molecules.append(gto.M(atom=[("He", angstrom_to_bohr(position))], basis={"He": shells}, unit="Bohr", spin=None, verbose=0))
+        molecules.append(
+            gto.M(atom=[("He", angstrom_to_bohr(position))], basis={"He": shells}, unit="Bohr", spin=None, verbose=0)
+        )
         start, index = 0, []
         for l in element.l:  # already ascending in these sets
             index += [start + m for m in ([1, 2, 0] if l == 1 else range(2 * l + 1))]
@@ -49,6 +51,8 @@ def test_nothing_that_overlaps_is_left_out(szv):
         vector = atoms.positions[j] + np.array(R) @ cell - atoms.positions[i]
         assert np.abs(table.blocks(numbers[i], numbers[j], vector[None])).max() < 1e-8
     vectors = atoms.positions[pairs[:, 1]] + pairs[:, 2:] @ cell - atoms.positions[pairs[:, 0]]
-    S = np.concatenate([table.blocks(numbers[p[0]], numbers[p[1]], v[None])[0] for p, v in zip(pairs, vectors * (np.abs(vectors) > 1e-12))])
+    S = np.concatenate(
+        [table.blocks(numbers[p[0]], numbers[p[1]], v[None])[0] for p, v in zip(pairs, vectors * (np.abs(vectors) > 1e-12))]
+    )
     operators = Operators(atoms, szv, pairs, np.zeros_like(S), S)
     assert np.linalg.eigvalsh(operators.at_k((0.1, 0.2, 0.3))[1])[0] > 0.05

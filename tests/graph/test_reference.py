@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from conftest import DZVP, SZV, basis_of, hafnia, model_hamiltonian, silicon
 
+from conftest import DZVP, SZV, basis_of, hafnia, model_hamiltonian, silicon
 from hamscale.graph.dataset import read_graph, training_graph, write_graph
 from hamscale.graph.reference import fit_reference, read_reference, write_reference
 from hamscale.units import mev_to_hartree

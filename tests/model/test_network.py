@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from conftest import DZVP, basis_of, hafnia, model_hamiltonian, rotated
 
+from conftest import DZVP, basis_of, hafnia, model_hamiltonian, rotated
 from hamscale.angular import rotation_matrix
 from hamscale.config import Network
 from hamscale.graph.dataset import structure_graph
@@ -27,7 +27,9 @@ STRUCTURES = {"random": hafnia, "degenerate edges": _axes}
 
 @pytest.fixture(scope="module")
 def reference(szv):
-    return fit_reference([model_hamiltonian(hafnia(seed), szv) for seed in range(2)] + [model_hamiltonian(_axes(0), szv)], CUTOFF)
+    return fit_reference(
+        [model_hamiltonian(hafnia(seed), szv) for seed in range(2)] + [model_hamiltonian(_axes(0), szv)], CUTOFF
+    )
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 layer", "2 layers"])
@@ -68,7 +70,9 @@ def test_hamiltonian_turns_with_the_structure(network, reference, rotation, make
             D[z][where, where] = rotation_matrix(l, rotation)
     numbers = atoms.numbers
     worst = max(
-        np.abs(D[numbers[i]] @ straight.block(straight.hamiltonian, b) @ D[numbers[j]].T - turned.block(turned.hamiltonian, b)).max()
+        np.abs(
+            D[numbers[i]] @ straight.block(straight.hamiltonian, b) @ D[numbers[j]].T - turned.block(turned.hamiltonian, b)
+        ).max()
         for b, (i, j, *_) in enumerate(straight.pairs)
     )
     assert worst < DTYPES[dtype] * scale_of(straight)
@@ -91,7 +95,8 @@ def test_hamiltonian_permutes_with_the_atoms(network, reference, dtype):
     renamed = np.column_stack([order[b.pairs[:, 0]], order[b.pairs[:, 1]], b.pairs[:, 2:]])
     row = {tuple(pair): k for k, pair in enumerate(a.pairs.tolist())}
     worst = max(
-        np.abs(a.block(a.hamiltonian, row[tuple(pair)]) - b.block(b.hamiltonian, k)).max() for k, pair in enumerate(renamed.tolist())
+        np.abs(a.block(a.hamiltonian, row[tuple(pair)]) - b.block(b.hamiltonian, k)).max()
+        for k, pair in enumerate(renamed.tolist())
     )
     assert worst < DTYPES[dtype] * scale_of(a)
 
@@ -142,7 +147,12 @@ def test_far_apart_structures_do_not_see_each_other(network, reference):
     near = np.isin(a.pairs[:, 0], (0, 2)) & np.isin(a.pairs[:, 1], (0, 2))
     values = np.repeat(near, np.diff(a.offsets))
     assert np.array_equal(a.pairs[near], b.pairs[np.isin(b.pairs[:, 0], (0, 2)) & np.isin(b.pairs[:, 1], (0, 2))])
-    assert np.abs(a.select(near).hamiltonian - b.select(np.isin(b.pairs[:, 0], (0, 2)) & np.isin(b.pairs[:, 1], (0, 2))).hamiltonian).max() < 1e-13
+    assert (
+        np.abs(
+            a.select(near).hamiltonian - b.select(np.isin(b.pairs[:, 0], (0, 2)) & np.isin(b.pairs[:, 1], (0, 2))).hamiltonian
+        ).max()
+        < 1e-13
+    )
     assert values.any()
 
 
@@ -164,5 +174,3 @@ def test_lmax_follows_the_basis_and_a_smaller_one_leaves_the_rest_at_the_referen
 def test_an_atom_without_edges(network, reference):
     atoms = Atoms("HfO", [(0, 0, 0), (0, 0, 9)], cell=[20, 20, 20], pbc=True)
     assert np.isfinite(hamiltonian(network, reference, atoms, torch.float64).hamiltonian).all()
-
-

@@ -115,14 +115,16 @@ def dos_table(c: Comparison) -> pd.DataFrame:
 def bands_table(dft: Operators, predicted: Operators, baseline: Operators, c: Comparison, analysis: Analysis) -> pd.DataFrame:
     """Energies (eV, from DFT's highest occupied eigenvalue) along the band path, a row per k-point and band.
 
-    Columns: x_per_angstrom, label (special point or empty), band, dft_ev, predicted_ev, baseline_ev. Molecules: levels at x = 0.
+    Columns: x_per_angstrom, label (special points there, or empty), segment (unbroken part of the path), band, dft_ev, predicted_ev, baseline_ev. Molecules: levels at x = 0.
     """
     if dft.atoms.pbc.all():
         path = dft.atoms.cell.bandpath(analysis.band_path, npoints=analysis.band_points)
         kpoints, (x, ticks, labels) = path.kpts, path.get_linear_kpoint_axis()
-        names = [next((label for t, label in zip(ticks, labels) if abs(t - value) < 1e-9), "") for value in x]
+        # a path may stop at one special point and go on from another: both have one x, and the segment changes
+        names = ["|".join(label for t, label in zip(ticks, labels) if abs(t - value) < 1e-9) for value in x]
+        segments = np.concatenate([[0], np.cumsum(np.diff(x) < 1e-9)])
     else:
-        kpoints, x, names = np.zeros((1, 3)), np.zeros(1), [""]
+        kpoints, x, names, segments = np.zeros((1, 3)), np.zeros(1), [""], np.zeros(1, int)
     shifts = (0.0, *c.shifts)
     columns = {
         f"{name}_ev": hartree_to_ev(eigenvalues(o, kpoints) + shift - c.edge).ravel()
@@ -130,5 +132,11 @@ def bands_table(dft: Operators, predicted: Operators, baseline: Operators, c: Co
     }
     n = dft.n_orbitals
     return pd.DataFrame(
-        {"x_per_angstrom": np.repeat(x, n), "label": np.repeat(names, n), "band": np.tile(np.arange(n), len(x))} | columns
+        {
+            "x_per_angstrom": np.repeat(x, n),
+            "label": np.repeat(names, n),
+            "segment": np.repeat(segments, n),
+            "band": np.tile(np.arange(n), len(x)),
+        }
+        | columns
     )

@@ -30,7 +30,7 @@ class Reference:
 
     two_centre[z_i, z_j], scale[z_i, z_j]: (knots, slots), Hartree; onsite_mean[z], onsite_scale[z]: (slots,), Hartree.
     diagonal[z]: mean onsite diagonal, Hartree: what the gauge is measured against.
-    reach_angstrom: the longest distance of a block in the data; beyond it the reference is zero.
+    reach_angstrom: the longest distance of a block in the data; from there the reference falls to zero within one knot.
     """
 
     basis: Basis
@@ -57,7 +57,7 @@ class Reference:
     def offsite(self, z_i: int, z_j: int, distances: np.ndarray) -> np.ndarray:
         """Two-centre reference, M = 0 components in the edge frame, (G, slots), Hartree."""
         self._known(z_i, z_j)
-        return _interpolate(self.two_centre[z_i, z_j], distances) * (distances < self.reach_angstrom)[:, None]
+        return _interpolate(self.two_centre[z_i, z_j], distances)
 
     def offsite_scale(self, z_i: int, z_j: int, distances: np.ndarray) -> np.ndarray:
         """Root mean square of the remainder by slot, (G, slots), Hartree."""
@@ -190,7 +190,9 @@ def _fit_two_centre(reference: Reference, structures):
     # a weak penalty on kinks carries the table over distances no training edge has
     bend = np.diff(np.eye(n_knots), n=2, axis=0)
     for key, N in normal.items():
-        reference.two_centre[key] = np.linalg.solve(N + 1e-3 * bend.T @ bend + 1e-6 * np.eye(n_knots), right[key])
+        table = np.linalg.solve(N + 1e-3 * bend.T @ bend + 1e-6 * np.eye(n_knots), right[key])
+        table[-1] = 0  # the first knot beyond the data: no step there, on which the last bit of a distance would decide
+        reference.two_centre[key] = table
     for z, s in onsite_sum.items():
         degree = reference.coupling[z, z].slot_degree
         reference.onsite_mean[z] = np.where(degree == 0, s / onsite_count[z], 0.0)

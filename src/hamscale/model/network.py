@@ -101,7 +101,10 @@ class NodeUpdate(nn.Module):
         attention = self.attention_norm(attention.unflatten(1, self.attention.shape))
         logits = (nn.functional.leaky_relu(attention, 0.2) * self.attention).sum(-1)  # (edges, heads)
         alpha = torch.cat([torch.softmax(part, 0) for part in logits.split(degrees)]) * env[:, None]
-        y = torch.cat([p.flatten(1, 2) for p in y], 1).unflatten(2, (self.heads, self.values.c_out // self.heads)) * alpha[:, None, :, None]
+        y = (
+            torch.cat([p.flatten(1, 2) for p in y], 1).unflatten(2, (self.heads, self.values.c_out // self.heads))
+            * alpha[:, None, :, None]
+        )
         y = y.flatten(2)
         # rotate back and sum over the edges of an atom: one product (K, deg K) (deg K, heads V)
         sums = [d.flatten(0, 1).T @ v.flatten(0, 1) for d, v in zip(D.split(degrees), y.split(degrees))]
@@ -114,11 +117,12 @@ class NodeUpdate(nn.Module):
 class EdgeUpdate(nn.Module):
     """e + linear(gate(SO(2) convolution of [D x_j, D x_i, e])); then feed-forward. All in the edge frame."""
 
-    def __init__(self, lmax: int, species: int, c: dict):
+    def __init__(self, lmax: int, species: int, c: dict, first: bool):
         super().__init__()
         C, H = c["channels"], c["hidden"]
         self.lmax, self.hidden = lmax, H
-        self.norm, self.edge_norm = Norm(lmax, C), Norm(lmax, C)
+        # the first update meets edges that hold scalars only, straight from their embedding
+        self.norm, self.edge_norm = Norm(lmax, C), nn.Identity() if first else Norm(lmax, C)
         self.radial = RadialNetwork(c["radial"], c["radial"], species, (lmax + 1) * 3 * C)
         self.convolution = SO2Convolution(lmax, 3 * C, H, lmax * H)
         self.out = DegreeLinear(lmax, H, C)
@@ -159,7 +163,7 @@ class HamiltonianNetwork(nn.Module):
         self.atom_embedding = nn.Parameter(torch.randn(species, C))
         self.edge_embedding = RadialNetwork(c["radial"], c["radial"], species, C)
         self.node_updates = nn.ModuleList(NodeUpdate(lmax, species, c, first=k == 0) for k in range(c["layers"]))
-        self.edge_updates = nn.ModuleList(EdgeUpdate(lmax, species, c) for _ in range(c["layers"]))
+        self.edge_updates = nn.ModuleList(EdgeUpdate(lmax, species, c, first=k == 0) for k in range(c["layers"]))
         self.node_norm, self.edge_norm = Norm(lmax, C), Norm(lmax, C)
         self.onsite_readout, self.offsite_readout = nn.ParameterDict(), nn.ParameterDict()
         for (s_i, s_j), degrees in slots.items():

@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+
+from conftest import hafnia, model_hamiltonian
+from hamscale.angular import edge_rotations
+from hamscale.config import Network
+from hamscale.graph.dataset import structure_graph, training_graph
+from hamscale.graph.reference import fit_reference, write_reference
+from hamscale.operators import read_operators, write_operators
+from hamscale.predict import assemble, predict
+from hamscale.structures import wrap_as_cp2k
+from hamscale.train.checkpoint import save_model
+from hamscale.train.tensors import build_network
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, szv):
+    """A model folder with random weights."""
+    root = tmp_path_factory.mktemp("model")
+    reference = fit_reference([model_hamiltonian(hafnia(seed), szv) for seed in range(2)], 5.0)
+    write_reference(root / "fitted.h5", reference)
+    torch.manual_seed(0)
+    settings = Network(layers=2, channels=8, hidden=8, values=8)
+    network = build_network(settings, reference)
+    save_model(root / "m", network, network.state_dict(), settings, root / "fitted.h5", {})
+    return root / "m"
+
+
+def test_targets_put_back_give_the_dft_hamiltonian(szv):
+    """Gauge, reference, frames and coupling undone: what was taken apart is put together again."""
+    operators = model_hamiltonian(hafnia(), szv)
+    reference = fit_reference([operators, model_hamiltonian(hafnia(1), szv)], 6.0)
+    graph = training_graph(operators, reference)
+    back = assemble(graph, reference, graph.offsite, graph.onsite)
+    gauge = graph.attributes["gauge_hartree"]
+    rows = {tuple(p): b for b, p in enumerate(operators.pairs.tolist())}
+    distances = np.linalg.norm(back.vectors(), axis=1)
+    for b in np.flatnonzero(distances < 6.0):
+        a = rows[tuple(back.pairs[b].tolist())]
+        expected = operators.block(operators.hamiltonian, a) - gauge * operators.block(operators.overlap, a)
+        np.testing.assert_allclose(back.block(back.hamiltonian, b), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+def test_a_tiled_structure_has_the_unit_cells_hamiltonian_tiled(model, dtype, tolerance):
+    unit = hafnia(5)
+    tiled = unit.repeat((2, 2, 2))
+    small, large = predict(model, unit, dtype=dtype), predict(model, tiled, dtype=dtype)
+    # atom a of the large cell is atom a % n of the small one, in the cell its position says
+    wrapped, n = wrap_as_cp2k(tiled), len(unit)
+    of_unit = np.arange(len(tiled)) % n
+    offset = unit.cell.scaled_positions(wrapped.positions - small.atoms.positions[of_unit])
+    np.testing.assert_allclose(offset, np.round(offset), atol=1e-9)
+    offset = np.round(offset).astype(int)
+    i, j, R = large.pairs[:, 0], large.pairs[:, 1], large.pairs[:, 2:]
+    pairs = np.column_stack([of_unit[i], of_unit[j], 2 * R + offset[j] - offset[i]])
+    rows = {tuple(p): b for b, p in enumerate(small.pairs.tolist())}
+    assert len(large.pairs) == 8 * len(small.pairs)
+    worst = 0.0
+    for b, pair in enumerate(pairs.tolist()):
+        a = rows[tuple(pair)]
+        worst = max(worst, np.abs(large.block(large.hamiltonian, b) - small.block(small.hamiltonian, a)).max())
+        assert np.abs(large.block(large.overlap, b) - small.block(small.overlap, a)).max() < 1e-10
+    assert worst < tolerance * np.abs(small.hamiltonian).max()
+
+
+def test_bands_of_the_tiled_cell_are_the_folded_ones(model):
+    from scipy.linalg import eigh
+
+    unit = hafnia(5)
+    small, large = predict(model, unit, dtype=torch.float64), predict(model, unit.repeat((2, 1, 1)), dtype=torch.float64)
+    folded = np.concatenate([eigh(*small.at_k((k, 0, 0)), eigvals_only=True) for k in (0.0, 0.5)])
+    np.testing.assert_allclose(eigh(*large.at_k((0, 0, 0)), eigvals_only=True), np.sort(folded), atol=1e-9)
+
+
+def test_prediction_is_hermitian_with_the_exact_overlap_and_survives_a_file(model, tmp_path, szv):
+    operators = predict(model, hafnia(6))
+    assert operators.hermiticity_error() == {"hamiltonian": 0.0, "overlap": 0.0}
+    exact = model_hamiltonian(wrap_as_cp2k(hafnia(6)), szv)
+    np.testing.assert_allclose(operators.at_k((0.1, 0.2, 0.3))[1], exact.at_k((0.1, 0.2, 0.3))[1], atol=1e-10)
+    write_operators(tmp_path / "a.h5", operators)
+    assert np.array_equal(read_operators(tmp_path / "a.h5").hamiltonian, operators.hamiltonian)
+
+
+def test_reference_only_is_two_centre(model):
+    """In its edge's frame every offsite block has M = 0 alone."""
+    operators = predict(model, hafnia(6), reference_only=True)
+    assert operators.attributes["source"] == "reference"
+    from hamscale.graph.coupling import Coupling
+    from hamscale.graph.reference import coupled_groups
+
+    coupling = Coupling(operators.basis)
+    for z_i, z_j, _, onsite, coupled, vectors in coupled_groups(operators, coupling, 0.0):
+        if not onsite:
+            pair = coupling[z_i, z_j]
+            framed = pair.rotate(coupled, edge_rotations(vectors, max(pair.slots)))
+            assert np.abs(framed[:, pair.order != 0]).max() < 1e-12
+
+
+def test_the_network_adds_to_the_reference_within_its_cutoff_only(model):
+    whole, alone = predict(model, hafnia(6)), predict(model, hafnia(6), reference_only=True)
+    far = np.repeat(np.linalg.norm(whole.vectors(), axis=1) >= 5.0, np.diff(whole.offsets))
+    assert np.abs((whole.hamiltonian - alone.hamiltonian)[far]).max() == 0
+    assert np.abs((whole.hamiltonian - alone.hamiltonian)[~far]).max() > 1e-4
+
+
+def test_elements_and_boundaries_not_trained_on_are_refused(model):
+    with pytest.raises(ValueError, match="holds Si, but the model was trained on O, Hf only"):
+        predict(model, Atoms("SiO2", [(0, 0, 0), (0, 0, 1.6), (0, 1.6, 0)], cell=[5] * 3, pbc=True))
+    with pytest.raises(ValueError, match="not periodic, the model was trained on structures that are"):
+        predict(model, Atoms("HfO", [(0, 0, 0), (0, 0, 1.9)], cell=[9] * 3))
+    with pytest.raises(ValueError, match="config.json: no such file"):
+        predict(model.parent / "nowhere", hafnia())
+
+
+def test_graph_of_an_unknown_element(szv):
+    with pytest.raises(ValueError, match="no basis for element Si"):
+        structure_graph(Atoms("Si2", [(0, 0, 0), (0, 0, 2)], cell=[5] * 3, pbc=True), szv, 4.0)

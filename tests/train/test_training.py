@@ -1,0 +1,144 @@
+"""Training on a Hamiltonian that is more than two-centre: it learns, resumes exactly, and refuses what cannot be."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import hafnia, model_hamiltonian
+from hamscale.config import Model
+from hamscale.graph.dataset import training_graph, write_graph
+from hamscale.graph.reference import fit_reference, write_reference
+from hamscale.train.checkpoint import load_model
+from hamscale.train.loop import train
+from hamscale.train.loss import l1_l2
+from hamscale.train.tensors import differences_mev, example
+
+NETWORK = {"layers": 1, "channels": 8, "hidden": 8, "values": 8, "feed_forward": 16, "radial": 16}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, szv):
+    """(reference, training graphs, validation graphs) as files."""
+    root = tmp_path_factory.mktemp("data")
+    structures = [model_hamiltonian(hafnia(seed), szv) for seed in range(6)]
+    reference = fit_reference(structures[:4], 5.0)
+    write_reference(root / "reference.h5", reference)
+    for k, operators in enumerate(structures):
+        write_graph(root / f"{k}.h5", training_graph(operators, reference))
+    return root / "reference.h5", [root / f"{k}.h5" for k in range(4)], [root / f"{k}.h5" for k in (4, 5)]
+
+
+def run(data, directory, messages=None, **training):
+    model = Model.model_validate({"network": NETWORK, "training": {"steps": 12, "validate_every": 4} | training})
+    train(model, *data, directory / "model", directory / "checkpoint", (messages if messages is not None else []).append)
+    with open(directory / "model" / "train.csv") as file:
+        return list(csv.DictReader(file)), load_file(directory / "model" / "weights.safetensors")
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "plateau", "constant"])
+def test_a_resumed_run_repeats_an_undisturbed_one_bit_by_bit(data, tmp_path, schedule):
+    rows, weights = run(data, tmp_path / "whole", schedule=schedule, batch=3, patience=1)
+
+    def stop(message):
+        if message.startswith("step 8"):
+            raise Stopped
+
+    settings = {"steps": 12, "validate_every": 4, "schedule": schedule, "batch": 3, "patience": 1}
+    model = Model.model_validate({"network": NETWORK, "training": settings})
+    with pytest.raises(Stopped):
+        train(model, *data, tmp_path / "broken" / "model", tmp_path / "broken" / "checkpoint", stop)
+    assert not (tmp_path / "broken" / "model").exists()
+    messages = []
+    again, resumed = run(data, tmp_path / "broken", messages, schedule=schedule, batch=3, patience=1)
+    assert messages[0] == "resumed at step 8"
+    for a, b in zip(rows, again, strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+def test_training_beats_the_two_centre_reference(data, tmp_path):
+    rows, _ = run(data, tmp_path, steps=300, validate_every=100, learning_rate=1e-2)
+    assert float(rows[-1]["validation_mae_mev"]) < 0.5 * float(rows[-1]["baseline_mae_mev"])
+
+
+def test_the_written_model_is_the_best_one_seen_and_gives_its_error(data, tmp_path):
+    rows, _ = run(data, tmp_path, steps=20, learning_rate=3e-2, schedule="constant")
+    model, reference = load_model(tmp_path / "model")
+    from hamscale.graph.dataset import read_graph
+
+    errors = []
+    for path in data[2]:
+        structure = example(read_graph(path), reference, model.lmax, torch.float32)
+        with torch.no_grad():
+            errors += [torch.cat(differences_mev(model(structure.inputs), structure)).abs()]
+    best = min(float(row["validation_mae_mev"]) for row in rows)
+    assert torch.cat(errors).mean().item() == pytest.approx(best, rel=1e-5)
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["training"]["validation_mae_mev"] == pytest.approx(best)
+
+
+def test_other_settings_start_anew_and_keep_the_old_checkpoint(data, tmp_path):
+    run(data, tmp_path)
+    messages = []
+    run(data, tmp_path, messages, learning_rate=1e-3)
+    assert "starting anew" in messages[0]
+    assert len(list((tmp_path / "checkpoint").iterdir())) == 2
+
+
+def test_a_finished_training_is_not_repeated(data, tmp_path):
+    _, first = run(data, tmp_path)
+    messages = []
+    _, second = run(data, tmp_path, messages)
+    assert messages == ["resumed at step 12"]
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_divergence_ends_the_run_with_its_step_and_structure(data, tmp_path):
+    with pytest.raises(ValueError, match=r"step \d+: the loss of .*\.h5 is (nan|inf)"):
+        run(data, tmp_path, learning_rate=1e25, warmup=0, gradient_clip=1e30, schedule="constant", steps=50)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "reference.h5", "config.json"])
+def test_a_model_cut_short_is_refused(data, tmp_path, name):
+    run(data, tmp_path, steps=4)
+    path = tmp_path / "model" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=name):
+        load_model(tmp_path / "model")
+
+
+def test_a_checkpoint_cut_short_is_refused(data, tmp_path):
+    run(data, tmp_path, steps=4)
+    path = tmp_path / "checkpoint" / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        run(data, tmp_path, steps=4)
+
+
+def test_loss_is_l1_plus_l2():
+    d = torch.tensor([1.0, -3.0, 2.0])
+    assert l1_l2(d, 10.0).item() == pytest.approx(2.0 + np.mean([1, 9, 4]) / 10)
+    assert l1_l2(d[:0], 10.0).item() == 0
+
+
+def test_every_parameter_learns(data):
+    """No dead weights: after two structures every parameter has a gradient somewhere."""
+    from hamscale.graph.dataset import read_graph
+    from hamscale.graph.reference import read_reference
+    from hamscale.train.tensors import build_network
+
+    reference = read_reference(data[0])
+    torch.manual_seed(0)
+    model = build_network(Model.model_validate({"network": NETWORK | {"layers": 2}}).network, reference)
+    for path in data[1][:2]:
+        structure = example(read_graph(path), reference, model.lmax, torch.float32)
+        sum(d.square().sum() for d in differences_mev(model(structure.inputs), structure)).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()] == []
