@@ -67,7 +67,7 @@ def model_hamiltonian(atoms: Atoms, basis: Basis) -> Operators:
     vectors[onsite] = 0.0
     distances = np.linalg.norm(vectors, axis=1)
     crowding = np.bincount(pairs[:, 0], np.where(onsite, 0, np.exp(-((distances / 1.5) ** 2))), minlength=len(atoms))
-    energy = -0.3 - 0.002 * atoms.numbers + 0.5 * crowding
+    energy = -0.3 - 0.002 * atoms.numbers + 5 * crowding
     orbitals = basis.n_orbitals(atoms.numbers)
     offsets = np.concatenate([[0], np.cumsum(orbitals[pairs[:, 0]] * orbitals[pairs[:, 1]])])
     S, H = np.empty(offsets[-1]), np.empty(offsets[-1])
