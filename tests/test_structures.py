@@ -48,8 +48,8 @@ def test_a_file_reads_back_to_the_same_positions(tmp_path):
     atoms = build_structures(load_material("config/materials/hfo2.yaml"))["train-003"]
     write_structure_file(tmp_path / "a.extxyz", atoms)
     back = read_structure_file(tmp_path / "a.extxyz")
-    np.testing.assert_allclose(back.positions, atoms.positions, atol=1e-8)
-    np.testing.assert_allclose(back.cell, atoms.cell, atol=1e-8)
+    np.testing.assert_allclose(back.positions, atoms.positions, atol=1e-15)
+    np.testing.assert_allclose(back.cell, atoms.cell, atol=1e-12)
 
 
 def _material(**structure) -> Material:

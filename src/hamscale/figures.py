@@ -32,7 +32,7 @@ COLUMN_INCHES = 3.4
 
 def bands(table: pd.DataFrame, ax: Axes) -> Axes:
     """Bands of DFT (solid) and predicted (dashed), eV above DFT's highest occupied eigenvalue."""
-    table = table.fillna({"label": ""})
+    table = table.assign(label=table["label"].astype(object).fillna(""))  # a csv without any label reads as a column of NaN
     for name, style, colour, label in (("dft", "-", DFT, "DFT"), ("predicted", "--", PREDICTED, "predicted")):
         for _, segment in table.groupby("segment"):
             wide = segment.pivot(index="x_per_angstrom", columns="band", values=f"{name}_ev")
@@ -44,7 +44,7 @@ def bands(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_xticks(ticks["x_per_angstrom"], [label.replace("G", "Γ") for label in ticks["label"]])
     for x in ticks["x_per_angstrom"]:
         ax.axvline(x, color="0.8", linewidth=0.5, zorder=0)
-    ax.set(xlabel="wave vector", ylabel="energy (eV)", xlim=(0, wide.index.max()))
+    ax.set(xlabel="wave vector" if len(ticks) else "levels of the molecule", ylabel="energy (eV)", xlim=(0, wide.index.max()))
     ax.set_ylim(max(table["dft_ev"].min() - 0.5, -12), min(table["dft_ev"].max() + 0.5, 8))
     ax.figure.legend(loc="outside upper right", ncols=2)
     return ax

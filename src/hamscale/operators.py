@@ -198,6 +198,8 @@ def read_operators(path) -> Operators:
             if not np.array_equal(file["offsets"], operators.offsets):
                 raise ValueError("/offsets do not fit the basis. Was the basis of this file changed?")
             operators.reverse()
+            if (np.lexsort(operators.pairs.T[::-1]) != np.arange(len(operators.pairs))).any():
+                raise ValueError("/pairs are not sorted by i, j, R.")
         except KeyError as error:
             raise ValueError(f"{path}: {error.args[0]}. Expected all of schema {SCHEMA} (docs/files.md).") from None
         except ValueError as error:

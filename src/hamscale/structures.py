@@ -13,6 +13,7 @@ from .config import Material, StructureSet
 from .files import atomic
 
 MINIMUM_DISTANCE_ANGSTROM = 0.5
+POSITION_DECIMALS = 8  # what extxyz holds: rounded here, so that a structure and its file are the same
 
 
 def build_structures(material: Material) -> dict[str, Atoms]:
@@ -48,6 +49,7 @@ def build_structures(material: Material) -> dict[str, Atoms]:
             key = f"{s.seed} {name} {number}".encode()
             _distort(atoms, s, np.random.default_rng(np.frombuffer(hashlib.sha256(key).digest(), np.uint32)))
             atoms = wrap_as_cp2k(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
+            atoms.positions = np.round(atoms.positions, POSITION_DECIMALS)
             _check(f"structures.{name} number {number}", atoms, material)
             built[f"{name}-{number:03d}"] = atoms
     return {identifier: built[identifier] for identifier in material.identifiers()}
@@ -123,7 +125,7 @@ def check_distances(where: str, atoms: Atoms):
 
 
 def write_structure_file(path, atoms: Atoms):
-    """extxyz, atomically, with digits enough to read back the same float64."""
+    """extxyz, atomically. It holds 8 decimals of positions, to which `build_structures` rounds."""
     with atomic(path) as temporary:
         ase.io.write(temporary, atoms, format="extxyz", write_results=False)
 

@@ -13,9 +13,18 @@ def check_same_structure(dft: Operators, predicted: Operators):
     """Raise ValueError saying what differs in atoms or basis."""
     a, b = dft.atoms, predicted.atoms
     if len(a) != len(b) or (a.numbers != b.numbers).any():
-        raise ValueError(f"operators of {a.get_chemical_formula()} and of {b.get_chemical_formula()}: expected the same atoms.")
-    if np.abs(a.positions - b.positions).max() > 1e-6 or np.abs(a.cell - b.cell).max() > 1e-6:
-        raise ValueError("operators of the same formula at other positions or in another cell: expected the same structure.")
+        raise ValueError(
+            f"operators of {a.get_chemical_formula(mode='reduce')} and of {b.get_chemical_formula(mode='reduce')}: "
+            "expected the same atoms in the same order."
+        )
+    if (a.pbc != b.pbc).any():
+        raise ValueError(f"operators periodic along {a.pbc.tolist()} and along {b.pbc.tolist()}: expected the same structure.")
+    for what, difference in (
+        ("positions", a.positions - b.positions),
+        ("cell vectors", np.asarray(a.cell) - np.asarray(b.cell)),
+    ):
+        if (largest := np.abs(difference).max()) > 1e-6:
+            raise ValueError(f"{what} of the operators differ by {largest:.1e} A (at most 1e-6): expected the same structure.")
     if difference := dft.basis.difference(predicted.basis):
         raise ValueError(f"operators in different bases: {difference}.")
 
@@ -111,13 +120,14 @@ def _reduce(blocks: pd.DataFrame) -> dict:
 
 
 def error_summary(blocks: pd.DataFrame) -> dict[str, float]:
-    """mae_mev of all elements, mae_mev_onsite, mae_mev_offsite, rmse_mev, elements."""
+    """mae_mev of all elements, mae_mev_onsite, mae_mev_offsite, rmse_mev, max_abs_error_mev, elements."""
     everything = _reduce(blocks)
     return {
         "mae_mev": everything["mae_mev"],
         "mae_mev_onsite": _reduce(blocks[blocks["onsite"]])["mae_mev"],
         "mae_mev_offsite": _reduce(blocks[~blocks["onsite"]])["mae_mev"],
         "rmse_mev": everything["rmse_mev"],
+        "max_abs_error_mev": everything["max_abs_error_mev"],
         "elements": everything["elements"],
     }
 
@@ -148,7 +158,7 @@ def hamiltonian_decay(operators: Operators, most: int = 5000) -> pd.DataFrame:
         if z_i > z_j:
             continue  # the transposed blocks of (z_j, z_i)
         offsite = distances[blocks] > 1e-6
-        step = max(1, int(offsite.sum()) // most)
+        step = max(1, -(-int(offsite.sum()) // most))  # rounded up: no more than `most`
         values = np.abs(hartree_to_mev(operators.hamiltonian[index[offsite][::step]]))
         frames.append(
             pd.DataFrame(

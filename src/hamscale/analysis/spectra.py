@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from ase.cell import Cell
+from ase.dft.kpoints import parse_path_string
 from scipy.linalg import LinAlgError, eigh
 
 from ..config import Analysis
@@ -72,7 +74,8 @@ def compare_spectra(dft: Operators, predicted: Operators, baseline: Operators, a
     occupied = dft.n_electrons // 2
     energies = [eigenvalues(o, kpoints) for o in (dft, predicted, baseline)]
     # a molecule's energies have a zero of their own, and nothing is shifted
-    shifts = [float(np.mean(energies[0][:, :occupied] - e[:, :occupied])) if dft.atoms.pbc.all() else 0.0 for e in energies[1:]]
+    periodic = dft.atoms.pbc.all()
+    shifts = [float(weights @ (energies[0] - e)[:, :occupied].mean(1)) if periodic else 0.0 for e in energies[1:]]
     return Comparison(energies[0], energies[1] + shifts[0], energies[2] + shifts[1], weights, occupied, tuple(shifts))
 
 
@@ -82,9 +85,9 @@ def gap(energies: np.ndarray, occupied: int) -> float:
 
 
 def spectral_summary(c: Comparison) -> dict[str, float]:
-    """Mean absolute errors of occupied eigenvalues (meV), after the shift, and gaps (eV)."""
+    """Mean absolute errors of occupied eigenvalues (meV) over the whole grid, after the shift, and gaps (eV)."""
     occupied = slice(0, c.occupied)
-    error = lambda e: float(hartree_to_mev(np.abs(e[:, occupied] - c.dft[:, occupied]).mean()))  # noqa: E731
+    error = lambda e: float(hartree_to_mev(c.weights @ np.abs(e - c.dft)[:, occupied].mean(1)))  # noqa: E731
     gaps = [hartree_to_ev(gap(e, c.occupied)) for e in (c.dft, c.predicted, c.baseline)]
     return {
         "eigenvalue_mae_mev_occupied": error(c.predicted),
@@ -112,17 +115,52 @@ def dos_table(c: Comparison) -> pd.DataFrame:
     )
 
 
+def band_path(cell: Cell, path: str | None, points: int):
+    """k-points (K, 3) in fractions, length x (K,) in 1/A, labels (K,) and segments (K,) along a path of special points.
+
+    By default the lattice's own path, from ASE. K is about `points`; every leg has its two ends at least. A path may stop at
+    one special point and go on from another: both have one x and one label, e.g. "U|K", and the segment changes.
+    Raises ValueError if the lattice lacks a special point.
+    """
+    # not ASE's get_linear_kpoint_axis: it takes a leg without points between its ends for a jump and gives it no length
+    try:
+        bandpath = cell.bandpath(path, npoints=0)
+        ends = [np.array([bandpath.special_points[name] for name in part]) for part in parse_path_string(bandpath.path)]
+    except (KeyError, ValueError) as error:
+        lattice = cell.get_bravais_lattice()
+        raise ValueError(
+            f"analysis.band_path is {path!r}, but the lattice of this cell ({lattice.longname}) has the special points "
+            f"{', '.join(lattice.get_special_points())} ({type(error).__name__}: {error}). Strain lowers a lattice's symmetry: "
+            "leave band_path out to take each cell's own path."
+        ) from None
+    lengths = [np.linalg.norm(np.diff(2 * np.pi * part @ cell.reciprocal(), axis=0), axis=1) for part in ends]
+    spacing = sum(part.sum() for part in lengths) / points
+    kpoints, x, labels, segments, start = [], [], [], [], 0.0
+    for segment, (names, part, length) in enumerate(zip(parse_path_string(bandpath.path), ends, lengths)):
+        steps = np.maximum(1, np.round(length / spacing)).astype(int)
+        corner = np.concatenate([[0], np.cumsum(steps)])  # which k-point of the segment each special point is
+        at = np.arange(corner[-1] + 1)
+        kpoints.append(np.stack([np.interp(at, corner, component) for component in part.T], 1))
+        x.append(start + np.interp(at, corner, np.concatenate([[0], np.cumsum(length)])))
+        marks = [""] * len(at)
+        for c, name in zip(corner, names):
+            marks[c] = name
+        if labels:
+            marks[0] = labels[-1][-1] = f"{labels[-1][-1]}|{marks[0]}"
+        labels.append(marks)
+        segments.append(np.full(len(at), segment))
+        start = x[-1][-1]
+    return np.concatenate(kpoints), np.concatenate(x), sum(labels, []), np.concatenate(segments)
+
+
 def bands_table(dft: Operators, predicted: Operators, baseline: Operators, c: Comparison, analysis: Analysis) -> pd.DataFrame:
     """Energies (eV, from DFT's highest occupied eigenvalue) along the band path, a row per k-point and band.
 
-    Columns: x_per_angstrom, label (special points there, or empty), segment (unbroken part of the path), band, dft_ev, predicted_ev, baseline_ev. Molecules: levels at x = 0.
+    Columns: x_per_angstrom, label (special points there, or empty), segment (unbroken part of the path), band, dft_ev,
+    predicted_ev, baseline_ev. Molecules: levels at x = 0.
     """
     if dft.atoms.pbc.all():
-        path = dft.atoms.cell.bandpath(analysis.band_path, npoints=analysis.band_points)
-        kpoints, (x, ticks, labels) = path.kpts, path.get_linear_kpoint_axis()
-        # a path may stop at one special point and go on from another: both have one x, and the segment changes
-        names = ["|".join(label for t, label in zip(ticks, labels) if abs(t - value) < 1e-9) for value in x]
-        segments = np.concatenate([[0], np.cumsum(np.diff(x) < 1e-9)])
+        kpoints, x, names, segments = band_path(dft.atoms.cell, analysis.band_path, analysis.band_points)
     else:
         kpoints, x, names, segments = np.zeros((1, 3)), np.zeros(1), [""], np.zeros(1, int)
     shifts = (0.0, *c.shifts)

@@ -26,10 +26,8 @@ def analysis_tables(
         | spectra.spectral_summary(comparison)
         | {"dft_seconds": dft.attributes["wall_seconds"], "prediction_seconds": predicted.attributes["wall_seconds"]}
     )
-    by_distance = errors.error_by_distance(blocks)
-    by_distance["baseline_mae_mev"] = errors.error_by_distance(blocks_baseline)["mae_mev"]
-    by_pair = errors.error_by_pair(blocks)
-    by_pair["baseline_mae_mev"] = errors.error_by_pair(blocks_baseline)["mae_mev"]
+    by_distance = _beside(errors.error_by_distance(blocks), errors.error_by_distance(blocks_baseline), ["distance_angstrom"])
+    by_pair = _beside(errors.error_by_pair(blocks), errors.error_by_pair(blocks_baseline), ["pair", "onsite"])
     return {
         "summary": pd.DataFrame([summary]),
         "by_pair": by_pair,
@@ -51,3 +49,8 @@ def heatmap_table(dft: Operators, predicted: Operators) -> pd.DataFrame:
     return pd.DataFrame(
         {"row": row, "column": column, "dft_mev": flat(H - mu * S), "predicted_mev": flat(predicted.at_k((0, 0, 0))[0])}
     )
+
+
+def _beside(table: pd.DataFrame, baseline: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The table with the baseline's mean absolute error in a column of its own."""
+    return table.merge(baseline[[*keys, "mae_mev"]].rename(columns={"mae_mev": "baseline_mae_mev"}), on=keys, how="left")

@@ -1,0 +1,52 @@
+"""One line on stderr, exit code 1, no traceback, nothing written."""
+
+import subprocess
+import sys
+
+import pytest
+
+import hamscale.cli
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["structures", "nowhere.yaml", "--out", "out"], "nowhere.yaml: no such file"),
+        (["dft", "nowhere.inp", "--out", "out"], "nowhere.inp: no such file"),
+        (["graph", "nowhere.h5", "nowhere.h5", "--out", "out"], "nowhere.h5: no such file"),
+        (["predict", "nowhere", "nowhere.extxyz", "--out", "out"], "nowhere"),
+        (["train", "m.yaml", "r.h5", "--out", "out", "--checkpoint", "c"], "no graph was given"),
+    ],
+)
+def test_errors_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert hamscale.cli.main(arguments) == 1
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1
+    assert errors[0].startswith("hamscale: error: ")
+    assert message in errors[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_reads_every_file_a_configuration_names():
+    result = subprocess.run([sys.executable, "-m", "hamscale", "check", "config/config.yaml"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "config/config.yaml: good\n")
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    """A real file system of 64 KiB: the write fails, the old result stays, no half file is left."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        from hamscale.files import write_text
+
+        write_text(disk / "a", "old")
+        with pytest.raises(OSError, match="No space"):
+            write_text(disk / "a", "x" * 200_000)
+        assert (disk / "a").read_text() == "old"
+        assert [p.name for p in disk.iterdir()] == ["a"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
