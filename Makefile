@@ -8,7 +8,7 @@ SNAKEMAKE := $(RUN) snakemake --cores $(CORES) --show-failed-logs --rerun-incomp
 
 demo: setup
 	$(SNAKEMAKE) --configfile config/demo.yaml
-	@$(RUN) snakemake --configfile config/demo.yaml --report results/report.html --quiet all
+	@test results/report.html -nt results/summary.csv || { $(RUN) snakemake --configfile config/demo.yaml --report results/report.html --quiet all; }
 	@$(RUN) hamscale table results/summary.csv
 	@echo "report: results/report.html    pictures: results/figures/"
 

@@ -18,7 +18,7 @@ from hamscale.dft.inputs import cp2k_input
 from hamscale.dft.outputs import RECORD
 from hamscale.dft.run import run_cp2k
 from hamscale.graph.overlap import overlap_table
-from hamscale.operators import Operators, group_by_species
+from hamscale.operators import Operators, group_by_species, is_onsite, pair_vectors
 from hamscale.structures import wrap_as_cp2k
 
 DATA = Path(__file__).parent / "data"
@@ -61,10 +61,7 @@ def model_hamiltonian(atoms: Atoms, basis: Basis) -> Operators:
     """
     table = overlap_table(basis)
     pairs = table.pairs(atoms)
-    positions, cell = atoms.positions, np.asarray(atoms.cell)
-    vectors = positions[pairs[:, 1]] + pairs[:, 2:] @ cell - positions[pairs[:, 0]]
-    onsite = (pairs[:, 0] == pairs[:, 1]) & ~pairs[:, 2:].any(1)
-    vectors[onsite] = 0.0
+    vectors, onsite = pair_vectors(atoms, pairs), is_onsite(pairs)
     distances = np.linalg.norm(vectors, axis=1)
     crowding = np.bincount(pairs[:, 0], np.where(onsite, 0, np.exp(-((distances / 1.5) ** 2))), minlength=len(atoms))
     energy = -0.3 - 0.002 * atoms.numbers + 5 * crowding

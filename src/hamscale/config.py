@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import typing
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -160,9 +161,6 @@ class Material(Section):
             for number in range(s.count)
         ]
 
-    def split_of(self, identifier: str) -> Split:
-        return self.structures[identifier.rsplit("-", 1)[0]].split
-
 
 # ------------------------------------------------------------------------------------------------------------------ model
 
@@ -253,8 +251,6 @@ def validate(source, content, model):
 
 def _fields(model, location) -> list[str]:
     """Names of the fields at a place of a model: what a misspelt key might have been."""
-    import typing
-
     for part in location:
         annotation = (
             model.model_fields[part].annotation if hasattr(model, "model_fields") and part in model.model_fields else model

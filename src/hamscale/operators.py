@@ -58,9 +58,7 @@ class Operators:
 
     def vectors(self) -> np.ndarray:
         """From atom i to atom j in cell R, Angstrom, (E, 3)."""
-        i, j, R = self.pairs[:, 0], self.pairs[:, 1], self.pairs[:, 2:]
-        positions = self.atoms.positions
-        return positions[j] - positions[i] + R @ np.asarray(self.atoms.cell)
+        return pair_vectors(self.atoms, self.pairs)
 
     def block(self, values: np.ndarray, b: int) -> np.ndarray:
         i, j = self.pairs[b, :2]
@@ -130,6 +128,36 @@ class Operators:
         """The same operators on some of the pairs; keep is a mask (E,)."""
         values = np.repeat(keep, np.diff(self.offsets))
         return replace(self, pairs=self.pairs[keep], hamiltonian=self.hamiltonian[values], overlap=self.overlap[values])
+
+
+def pair_vectors(atoms: Atoms, pairs: np.ndarray) -> np.ndarray:
+    """From atom i to atom j in cell R, Angstrom, (E, 3); exactly minus the vector of the reversed pair, zero for (i, i, 0).
+
+    Exactly: the frame of a nearly polar edge depends on the last bit, and must be the reversed edge's turned by pi.
+    """
+    i, j, R = pairs[:, 0], pairs[:, 1], pairs[:, 2:]
+    positions, shift = atoms.positions, R @ np.asarray(atoms.cell)
+    # each order of summation is the negative of the other's; their mean is odd under reversal to the last bit
+    return ((positions[j] + shift - positions[i]) - (positions[i] - shift - positions[j])) / 2
+
+
+def is_onsite(pairs: np.ndarray) -> np.ndarray:
+    """Mask of the pairs (i, i, 0), (E,)."""
+    return (pairs[:, 0] == pairs[:, 1]) & ~pairs[:, 2:].any(1)
+
+
+def match_pairs(wanted: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Row of each wanted pair (i, j, R) among the sorted pairs, -1 where it is missing."""
+    if not len(pairs):
+        return np.full(len(wanted), -1)
+    both = np.concatenate([pairs, wanted])
+    low = both.min(0)
+    span = both.max(0) - low + 1
+    key = np.zeros(len(both), np.int64)  # one integer that orders as the five do
+    for column in range(5):
+        key = key * span[column] + (both[:, column] - low[column])
+    rows = np.minimum(np.searchsorted(key[: len(pairs)], key[len(pairs) :]), len(pairs) - 1)
+    return np.where(key[rows] == key[len(pairs) :], rows, -1)
 
 
 def reverse_pairs(pairs: np.ndarray) -> np.ndarray:

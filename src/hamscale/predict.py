@@ -11,8 +11,8 @@ from ase.data import chemical_symbols
 from .angular import edge_rotations
 from .graph.dataset import Graph, structure_graph
 from .graph.overlap import overlap_table, two_centre_blocks
-from .graph.reference import Reference, is_onsite
-from .operators import Operators, group_by_species
+from .graph.reference import Reference
+from .operators import Operators, group_by_species, is_onsite, pair_vectors
 from .structures import wrap_as_cp2k
 from .train.checkpoint import load_model
 from .train.tensors import graph_inputs
@@ -76,12 +76,10 @@ def assemble(graph: Graph, reference: Reference, offsite: dict, onsite: dict) ->
     orbitals = basis.n_orbitals(atoms.numbers)
     offsets = np.concatenate([[0], np.cumsum(orbitals[pairs[:, 0]] * orbitals[pairs[:, 1]])])
     H, S = np.empty(offsets[-1]), np.empty(offsets[-1])
-    positions, cell = atoms.positions, np.asarray(atoms.cell)
     self_pair = is_onsite(pairs)
     for z_i, z_j, blocks, index in group_by_species(atoms.numbers, orbitals, pairs, offsets):
         coupling = reference.coupling[z_i, z_j]
-        vectors = positions[pairs[blocks, 1]] + pairs[blocks, 2:] @ cell - positions[pairs[blocks, 0]]
-        vectors[self_pair[blocks]] = 0.0
+        vectors = pair_vectors(atoms, pairs[blocks])
         S[index] = overlap.blocks(z_i, z_j, vectors)
         far = ~self_pair[blocks]
         distances = np.linalg.norm(vectors[far], axis=1)

@@ -7,7 +7,6 @@ Source: P. J. Mohr, B. N. Taylor, D. B. Newell, Rev. Mod. Phys. 80, 633 (2008).
 
 BOHR_IN_ANGSTROM = 0.529177208590
 HARTREE_IN_EV = 27.2113838565563
-HARTREE_IN_KELVIN = 3.15774647902944e5
 
 
 def bohr_to_angstrom(length_bohr):
@@ -22,17 +21,9 @@ def hartree_to_ev(energy_hartree):
     return energy_hartree * HARTREE_IN_EV
 
 
-def ev_to_hartree(energy_ev):
-    return energy_ev / HARTREE_IN_EV
-
-
 def hartree_to_mev(energy_hartree):
     return energy_hartree * (1000 * HARTREE_IN_EV)
 
 
 def mev_to_hartree(energy_mev):
     return energy_mev / (1000 * HARTREE_IN_EV)
-
-
-def kelvin_to_hartree(temperature_kelvin):
-    return temperature_kelvin / HARTREE_IN_KELVIN

@@ -5,7 +5,8 @@ from ase import Atoms
 from ase.neighborlist import neighbor_list
 
 from conftest import hafnia
-from hamscale.graph.neighbours import edge_vectors, edges_within
+from hamscale.graph.neighbours import edges_within
+from hamscale.operators import pair_vectors
 
 CASES = {
     "two atoms, cutoff three times the cell": (ase.build.bulk("Si", "diamond", a=5.431), 3 * 3.84),
@@ -28,8 +29,8 @@ def test_edges_are_those_of_ase(atoms, cutoff):
 def test_vector_of_the_reversed_edge_is_the_negative_to_the_last_bit():
     atoms = hafnia(4)
     edges = edges_within(atoms, 8.0)
-    vectors = edge_vectors(atoms, edges)
-    backwards = edge_vectors(atoms, np.column_stack([edges[:, 1], edges[:, 0], -edges[:, 2:]]))
+    vectors = pair_vectors(atoms, edges)
+    backwards = pair_vectors(atoms, np.column_stack([edges[:, 1], edges[:, 0], -edges[:, 2:]]))
     assert np.array_equal(vectors, -backwards)
     assert (np.linalg.norm(vectors, axis=1) < 8.0).all()
 
@@ -41,3 +42,12 @@ def test_no_edges():
 def test_atoms_too_close_are_refused():
     with pytest.raises(ValueError, match="0.200 A apart"):
         edges_within(Atoms("H2", [(0, 0, 0), (0, 0, 0.2)], cell=[9] * 3, pbc=True), 2.0)
+
+
+def test_the_cutoff_is_strict_to_the_last_bit():
+    """A neighbour at exactly the cutoff is no edge, whatever way the sum of its vector rounds."""
+    atoms = ase.build.bulk("Si", "diamond", a=5.431)
+    lengths = np.unique(np.linalg.norm(pair_vectors(atoms, edges_within(atoms, 9.0)), axis=1))
+    for cutoff in lengths:
+        edges = edges_within(atoms, cutoff)
+        assert (np.linalg.norm(pair_vectors(atoms, edges), axis=1) < cutoff).all()

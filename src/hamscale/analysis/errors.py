@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from ..operators import Operators
+from ..operators import Operators, is_onsite, match_pairs
 from ..units import hartree_to_mev
 
 BIN_ANGSTROM = 0.5
@@ -52,18 +52,6 @@ def values_on(operators: Operators, values: np.ndarray, other: Operators) -> np.
     return result
 
 
-def match_pairs(wanted: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Row of each wanted pair (i, j, R) among the sorted pairs, -1 where it is missing."""
-    both = np.concatenate([pairs, wanted])
-    low = both.min(0)
-    span = both.max(0) - low + 1
-    key = np.zeros(len(both), np.int64)
-    for column in range(5):
-        key = key * span[column] + (both[:, column] - low[column])
-    rows = np.minimum(np.searchsorted(key[: len(pairs)], key[len(pairs) :]), len(pairs) - 1)
-    return np.where(key[rows] == key[len(pairs) :], rows, -1)
-
-
 def block_errors(dft: Operators, predicted: Operators, cutoff_angstrom: float) -> pd.DataFrame:
     """One row per block within the cutoff, whether DFT, prediction or both have it; a missing block is zero.
 
@@ -84,8 +72,7 @@ def block_errors(dft: Operators, predicted: Operators, cutoff_angstrom: float) -
         (extra := predicted.select(missing), extra.hamiltonian, np.zeros_like(extra.hamiltonian)),
     ):
         distances = np.linalg.norm(operators.vectors(), axis=1)
-        onsite = (operators.pairs[:, 0] == operators.pairs[:, 1]) & ~operators.pairs[:, 2:].any(1)
-        distances[onsite] = 0.0
+        onsite = is_onsite(operators.pairs)
         for z_i, z_j, blocks, index in operators.groups():
             near = distances[blocks] < cutoff_angstrom
             d, r = hartree_to_mev(difference[index[near]]), hartree_to_mev(reference[index[near]])

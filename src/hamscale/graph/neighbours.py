@@ -4,6 +4,7 @@ import numpy as np
 import vesin
 from ase import Atoms
 
+from ..operators import pair_vectors
 from ..structures import check_distances
 
 
@@ -13,12 +14,14 @@ def edges_within(atoms: Atoms, cutoff_angstrom: float) -> np.ndarray:
     i is the destination and row of the H block, j the source and column. (i, j, R) comes with (j, i, -R). No self edge.
     Raises ValueError if two atoms are closer than 0.5 A.
     """
-    neighbours = vesin.NeighborList(cutoff=float(cutoff_angstrom), full_list=True, sorted=False)
+    # a little further, then cut by the distance all else uses: on the last bit the two may differ
+    neighbours = vesin.NeighborList(cutoff=float(cutoff_angstrom) * (1 + 1e-9), full_list=True, sorted=False)
     i, j, S = neighbours.compute(atoms.positions, np.asarray(atoms.cell), [bool(p) for p in atoms.pbc], "ijS")
     pairs = np.column_stack([i.astype(np.int64), j.astype(np.int64), S.astype(np.int64)])
-    distances = np.linalg.norm(edge_vectors(atoms, pairs), axis=1)
+    distances = np.linalg.norm(pair_vectors(atoms, pairs), axis=1)
     if len(distances) and distances.min() < 0.5:
         check_distances("structure", atoms)
+    pairs = pairs[distances < cutoff_angstrom]
     return pairs[np.argsort(_sort_key(pairs, len(atoms)))]
 
 
@@ -32,14 +35,3 @@ def _sort_key(pairs: np.ndarray, n_atoms: int) -> np.ndarray:
     for axis in range(3):
         key = key * span[axis] + (pairs[:, 2 + axis] - low[axis])
     return key
-
-
-def edge_vectors(atoms: Atoms, pairs: np.ndarray) -> np.ndarray:
-    """From atom i to atom j in cell R, Angstrom, (E, 3); exactly minus the vector of the reversed edge.
-
-    Exactly: the frame of a nearly polar edge depends on the last bit, and must be the reversed edge's turned by pi.
-    """
-    i, j, R = pairs[:, 0], pairs[:, 1], pairs[:, 2:]
-    positions, cell = atoms.positions, np.asarray(atoms.cell)
-    # each order of summation is the negative of the other's; their mean is odd under reversal to the last bit
-    return ((positions[j] + R @ cell - positions[i]) - (positions[i] - R @ cell - positions[j])) / 2

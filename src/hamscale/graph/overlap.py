@@ -14,6 +14,7 @@ from scipy.interpolate import BSpline, make_interp_spline
 
 from ..angular import real_spherical_harmonics
 from ..basis import Basis, ElementBasis
+from ..operators import pair_vectors
 from ..units import angstrom_to_bohr, bohr_to_angstrom
 from .coupling import Coupling, PairCoupling
 from .neighbours import edges_within
@@ -100,7 +101,7 @@ class OverlapTable:
         for key, value in reach.items():
             limit[key] = value
         i, j = pairs[:, 0], pairs[:, 1]
-        d = np.linalg.norm(atoms.positions[j] + pairs[:, 2:] @ np.asarray(atoms.cell) - atoms.positions[i], axis=1)
+        d = np.linalg.norm(pair_vectors(atoms, pairs), axis=1)
         pairs = pairs[d < limit[atoms.numbers[i], atoms.numbers[j]]]
         onsite = np.zeros((len(atoms), 5), np.int64)
         onsite[:, 0] = onsite[:, 1] = np.arange(len(atoms))

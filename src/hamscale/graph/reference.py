@@ -15,7 +15,7 @@ import numpy as np
 from ..angular import real_spherical_harmonics
 from ..basis import Basis
 from ..files import create_h5, open_h5
-from ..operators import Operators, read_basis, write_basis
+from ..operators import Operators, is_onsite, pair_vectors, read_basis, write_basis
 from .coupling import Coupling
 from .neighbours import edges_within
 
@@ -92,10 +92,6 @@ def mean_diagonals(operators: Operators) -> np.ndarray:
             n = operators.basis[z].n_orbitals
             means[operators.pairs[blocks[keep], 0]] = operators.hamiltonian[index[keep]][:, :: n + 1].mean(1)
     return means
-
-
-def is_onsite(pairs: np.ndarray) -> np.ndarray:
-    return (pairs[:, 0] == pairs[:, 1]) & ~pairs[:, 2:].any(1)
 
 
 def coupled_groups(operators: Operators, coupling: Coupling, gauge: float):
@@ -211,10 +207,7 @@ def axial_components(coupling, coupled: np.ndarray, vectors: np.ndarray) -> np.n
 def _check_reach(reference: Reference, operators: Operators):
     if reference.cutoff_angstrom > reference.reach_angstrom:
         pairs = edges_within(operators.atoms, reference.cutoff_angstrom)
-        distances = np.linalg.norm(
-            operators.atoms.positions[pairs[:, 1]] + pairs[:, 2:] @ np.asarray(operators.atoms.cell)
-            - operators.atoms.positions[pairs[:, 0]], axis=1,
-        )  # fmt: skip
+        distances = np.linalg.norm(pair_vectors(operators.atoms, pairs), axis=1)
         if (distances > reference.reach_angstrom + 1e-6).any():
             raise ValueError(
                 f"graph.cutoff_angstrom is {reference.cutoff_angstrom} A, but H of the training data reaches only "
