@@ -4,6 +4,7 @@ Errors of the user's data or settings are printed one line each, without a trace
 """
 
 import argparse
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -30,6 +31,9 @@ def main(arguments=None) -> int:
     out = {"type": Path, "required": True, "metavar": "PATH", "help": "what to write"}
     many = {"type": Path, "nargs": "*", "default": [], "metavar": "FILE"}
     verb(check, "config")
+    verb(
+        schema, kind={"choices": ["material", "model", "config"], "default": "material", "help": "which file; default material"}
+    )
     verb(structures, "material", out=out)
     verb(input, "material", "structures+", out=out)
     verb(dft, "input", out=out, command={"help": "CP2K, e.g. 'mpirun -n 4 cp2k.psmp'; default: $HAMSCALE_CP2K, else PATH"})
@@ -80,6 +84,11 @@ def check_configuration(content: config.Config) -> config.Config:
     if errors:
         raise ValueError("\n".join(errors))
     return content
+
+
+def schema(kind: str):
+    """Print the JSON schema of a configuration file, for editors."""
+    print(json.dumps(getattr(config, kind.title()).model_json_schema(), indent=2))
 
 
 def structures(material: Path, out: Path):

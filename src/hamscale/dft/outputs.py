@@ -13,7 +13,7 @@ from ase import Atoms
 from scipy.linalg import eigh
 
 from ..basis import Basis
-from ..operators import Operators
+from ..operators import Operators, pair_keys
 
 OUTPUT = "run.out"
 KNOWN_VERSIONS = ("2023.1",)
@@ -250,7 +250,7 @@ def _block_pattern(files: dict, cells: np.ndarray, orbitals: np.ndarray) -> np.n
                 keys = np.union1d(keys, found[np.flatnonzero(np.diff(found, prepend=-1))])
         pairs.append(np.column_stack([keys // n_atoms, keys % n_atoms, np.tile(cell, (len(keys), 1))]))
     pairs = np.concatenate(pairs)
-    return pairs[np.lexsort(pairs.T[::-1])]
+    return pairs[np.argsort(pair_keys(pairs))]
 
 
 def _scatter(paths: list[Path], cells: np.ndarray, orbitals: np.ndarray, pairs: np.ndarray, offsets: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import vesin
 from ase import Atoms
 
-from ..operators import pair_vectors
+from ..operators import pair_keys, pair_vectors
 from ..structures import check_distances
 
 
@@ -22,16 +22,4 @@ def edges_within(atoms: Atoms, cutoff_angstrom: float) -> np.ndarray:
     if len(distances) and distances.min() < 0.5:
         check_distances("structure", atoms)
     pairs = pairs[distances < cutoff_angstrom]
-    return pairs[np.argsort(_sort_key(pairs, len(atoms)))]
-
-
-def _sort_key(pairs: np.ndarray, n_atoms: int) -> np.ndarray:
-    """One integer per edge that orders as (i, j, Rx, Ry, Rz) does: one sort of one array."""
-    if not len(pairs):
-        return np.empty(0, np.int64)
-    low = pairs[:, 2:].min(0)
-    span = pairs[:, 2:].max(0) - low + 1
-    key = pairs[:, 0] * n_atoms + pairs[:, 1]
-    for axis in range(3):
-        key = key * span[axis] + (pairs[:, 2 + axis] - low[axis])
-    return key
+    return pairs[np.argsort(pair_keys(pairs))]

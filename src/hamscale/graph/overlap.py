@@ -14,7 +14,7 @@ from scipy.interpolate import BSpline, make_interp_spline
 
 from ..angular import real_spherical_harmonics
 from ..basis import Basis, ElementBasis
-from ..operators import pair_vectors
+from ..operators import pair_keys, pair_vectors
 from ..units import angstrom_to_bohr, bohr_to_angstrom
 from .coupling import Coupling, PairCoupling
 from .neighbours import edges_within
@@ -106,7 +106,7 @@ class OverlapTable:
         onsite = np.zeros((len(atoms), 5), np.int64)
         onsite[:, 0] = onsite[:, 1] = np.arange(len(atoms))
         pairs = np.concatenate([onsite, pairs])
-        return pairs[np.lexsort(pairs.T[::-1])]
+        return pairs[np.argsort(pair_keys(pairs))]
 
     def blocks(self, z_i: int, z_j: int, vectors: np.ndarray) -> np.ndarray:
         """Overlap blocks (G, n_i n_j) of edges between two elements; vectors (G, 3) in Angstrom, zero for onsite blocks."""
