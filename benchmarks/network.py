@@ -1,0 +1,164 @@
+"""Time and memory of the network, forward or forward and backward: python benchmarks/network.py --graph hfo2 --atoms 96
+
+hfo2: monoclinic cells tiled, Gaussian displacements of 0.35 A, 0.083 atoms/A^3, SZV; gst: GeSb2Te4 by random sequential
+placing, 0.0325 atoms/A^3, DZVP. Prints one JSON line last. us_per_edge is CPU time, user and system, of one step over edges;
+kb_per_edge the growth of the peak resident memory of this process over what it was with graph and model in place.
+floor_us_per_edge: the least matrix work of the general layers (2.54 MFLOP forward and backward at C = 16, quadratic in C) at the
+rate of this machine's own matrix product.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import time
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.spacegroup import crystal
+
+from hamscale.basis import Basis, read_element_basis
+from hamscale.config import Network
+from hamscale.files import provenance
+from hamscale.graph.coupling import Coupling
+from hamscale.graph.dataset import structure_graph
+from hamscale.graph.neighbours import edges_within
+from hamscale.graph.reference import Reference
+from hamscale.train.tensors import build_network, graph_inputs
+
+
+def hafnia(n_atoms: int) -> Atoms:
+    sites = [(0.276, 0.04, 0.208), (0.074, 0.332, 0.347), (0.449, 0.758, 0.48)]
+    unit = crystal(["Hf", "O", "O"], sites, spacegroup=14, cellpar=[5.117, 5.172, 5.295, 90, 99.18, 90])
+    unit.set_cell(unit.cell * (len(unit) / 0.083 / unit.get_volume()) ** (1 / 3), scale_atoms=True)
+    cells = round(n_atoms / len(unit))
+    repeat = min(
+        ((a, b, cells // a // b) for a in range(1, cells + 1) for b in range(1, cells + 1) if cells % (a * b) == 0),
+        key=lambda r: max(r) - min(r),
+    )
+    atoms = unit.repeat(repeat)
+    rng = np.random.default_rng(0)
+    while True:  # a displaced atom that comes too near another is displaced anew
+        moved = atoms.copy()
+        moved.positions += rng.normal(0, 0.35, atoms.positions.shape)
+        for _ in range(100):
+            close = np.unique(edges_of_close(moved, 1.0))
+            if not len(close):
+                return moved
+            moved.positions[close] = atoms.positions[close] + rng.normal(0, 0.35, (len(close), 3))
+
+
+def edges_of_close(atoms: Atoms, distance: float) -> np.ndarray:
+    from ase.neighborlist import neighbor_list
+
+    return neighbor_list("i", atoms, distance)
+
+
+def gst(n_atoms: int) -> Atoms:
+    edge = (n_atoms / 0.0325) ** (1 / 3)
+    rng, positions = np.random.default_rng(0), []
+    while len(positions) < n_atoms:
+        trial = rng.uniform(0, edge, 3)
+        difference = np.array(positions).reshape(-1, 3) - trial
+        difference -= edge * np.round(difference / edge)
+        if (np.linalg.norm(difference, axis=1) > 2.3).all():
+            positions.append(trial)
+    symbols = (["Ge", "Sb", "Sb", "Te", "Te", "Te", "Te"] * n_atoms)[:n_atoms]
+    return Atoms(symbols, positions, cell=[edge] * 3, pbc=True)
+
+
+def unit_reference(basis: Basis, cutoff: float) -> Reference:
+    """A reference of the right shapes: time does not depend on its numbers."""
+    reference, coupling = Reference(basis, True, cutoff, cutoff), Coupling(basis)
+    for a in basis:
+        reference.onsite_scale[a] = np.ones(coupling[a, a].n_slots)
+        for b in basis:
+            shape = (int(cutoff * 4) + 3, coupling[a, b].n_slots)
+            reference.two_centre[a, b], reference.scale[a, b] = np.zeros(shape), np.ones(shape)
+    return reference
+
+
+def gemm_rate() -> float:
+    """Floating-point operations per second of a square matrix product."""
+    a = torch.randn(2048, 2048)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - start)
+    return 2 * 2048**3 / min(times)
+
+
+def cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--graph", choices=["hfo2", "gst"], default="hfo2")
+    parser.add_argument("--atoms", type=int, default=96)
+    parser.add_argument("--cutoff", type=float, default=6.0, help="Angstrom")
+    parser.add_argument("--channels", type=int, default=16)
+    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--lmax", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--mode", choices=["forward", "train"], default="train")
+    parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--chunk", type=int, default=1024, help="edges")
+    parser.add_argument("--repeats", type=int, default=5)
+    o = parser.parse_args()
+    torch.set_num_threads(o.threads)
+    dtype = getattr(torch, o.dtype)
+    atoms = {"hfo2": hafnia, "gst": gst}[o.graph](o.atoms)
+    name = {"hfo2": "SZV-MOLOPT-SR-GTH", "gst": "DZVP-MOLOPT-SR-GTH"}[o.graph]
+    elements = sorted(set(atoms.get_chemical_symbols()))
+    basis = Basis(read_element_basis(e, name, "GTH-PBE", "BASIS_MOLOPT", "GTH_POTENTIALS") for e in elements)
+    reference = unit_reference(basis, o.cutoff)
+    assert len(edges_within(atoms, o.cutoff)), "no edges: raise --cutoff"
+    graph = structure_graph(atoms, basis, o.cutoff)
+    torch.manual_seed(0)
+    model = build_network(Network(channels=o.channels, layers=o.layers, lmax=o.lmax), reference).to(o.device, dtype)
+    inputs = graph_inputs(graph, reference, o.lmax, dtype, o.chunk)
+
+    def step():
+        if o.mode == "forward":
+            with torch.inference_mode():
+                model(inputs)
+            return
+        model.zero_grad(set_to_none=True)
+        offsite, onsite = model(inputs, recompute=o.recompute)
+        sum(v.abs().mean() for v in (*offsite.values(), *onsite.values())).backward()
+
+    before = peak_bytes()
+    step()  # warms up, and its peak is the peak
+    times, walls = [], []
+    for _ in range(o.repeats):
+        start, wall = cpu_seconds(), time.perf_counter()
+        step()
+        times.append(cpu_seconds() - start)
+        walls.append(time.perf_counter() - wall)
+    edges = len(graph.edges)
+    flop = (2.54e6 * (o.layers - 1) + 1.09e6) * (o.channels / 16) ** 2 * (1 if o.mode == "train" else 1 / 3)
+    result = vars(o) | {
+        "us_per_edge": round(1e6 * float(np.median(times)) / edges, 1),
+        "wall_s": round(float(np.median(walls)), 4),
+        "kb_per_edge": round((peak_bytes() - before) / 1024 / edges, 2),
+        "edges": edges,
+        "params": sum(p.numel() for p in model.parameters()),
+        "floor_us_per_edge": round(1e6 * flop / gemm_rate(), 1),
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+    }
+    print(json.dumps(result | provenance()))
+
+
+if __name__ == "__main__":
+    main()
