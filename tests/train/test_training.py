@@ -144,3 +144,8 @@ def test_every_parameter_learns(data):
         structure = example(read_graph(path), reference, model.lmax, torch.float32)
         sum(d.square().sum() for d in differences_mev(model(structure.inputs), structure)).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()] == []
+
+
+def test_tensorboard_is_written_where_asked(data, tmp_path):
+    run(data, tmp_path, steps=4, tensorboard=True)
+    assert list((tmp_path / "model" / "tensorboard").glob("events.*"))
