@@ -76,7 +76,9 @@ class NodeUpdate(nn.Module):
         self.norm, self.edge_norm = (None, None) if first else (Norm(lmax, C), Norm(lmax, C))
         # before the first layer all features are scalars: no other weight would get a gradient
         self.radial = RadialNetwork(c["radial"], c["radial"], species, (1 if first else lmax + 1) * 3 * C)
-        self.convolution = SO2Convolution(lmax, 3 * C, H, lmax * H + heads * alpha, axial_input=first)
+        self.convolution = SO2Convolution(
+            lmax, 3 * C, H, lmax * H + heads * alpha, axial=first, zero_in=3 * C if first else None
+        )
         self.values = SO2Convolution(lmax, H, heads * V, axial=first)
         self.attention_norm = nn.LayerNorm(alpha)
         self.attention = nn.Parameter(torch.randn(heads, alpha) / alpha**0.5)
@@ -87,12 +89,11 @@ class NodeUpdate(nn.Module):
         """Sum of the messages into the atoms of a chunk, (atoms, K, heads V), in the global frame."""
         first_edge, last_edge, first_atom, last_atom = chunk
         degrees = inputs.degrees[first_atom:last_atom]
-        D = layout(self.lmax).dense(inputs.rotations[first_edge:last_edge])
+        D = layout(self.lmax).dense(inputs.rotations[first_edge:last_edge], axial=self.first)
         weights = self.radial(radial, pair)
         if self.first:
             x_j, x_i = x[inputs.source[first_edge:last_edge], 0], x[inputs.destination[first_edge:last_edge], 0]
-            message = [(torch.cat([x_j, x_i, e[0][:, 0, 0]], 1) * weights)[:, None, None]]
-            D = D[:, : self.lmax + 1]  # rows m = 0 come first
+            message = [torch.cat([x_j, x_i, e[0][:, 0, 0]], 1) * weights]
         else:
             message = rotated_message(self.lmax, x, e, D, weights, inputs, chunk)
         y, scalars = self.convolution(message)
@@ -115,28 +116,43 @@ class NodeUpdate(nn.Module):
 
 
 class EdgeUpdate(nn.Module):
-    """e + linear(gate(SO(2) convolution of [D x_j, D x_i, e])); then feed-forward. All in the edge frame."""
+    """e + linear(gate(SO(2) convolution of [D x_j, D x_i, e])); then feed-forward. All in the edge frame.
+
+    The first one meets edges that hold scalars only, e = [(E, 1, 1, C)], straight from their embedding.
+    """
 
     def __init__(self, lmax: int, species: int, c: dict, first: bool):
         super().__init__()
         C, H = c["channels"], c["hidden"]
-        self.lmax, self.hidden = lmax, H
-        # the first update meets edges that hold scalars only, straight from their embedding
+        self.lmax, self.hidden, self.channels, self.first = lmax, H, C, first
         self.norm, self.edge_norm = Norm(lmax, C), nn.Identity() if first else Norm(lmax, C)
-        self.radial = RadialNetwork(c["radial"], c["radial"], species, (lmax + 1) * 3 * C)
-        self.convolution = SO2Convolution(lmax, 3 * C, H, lmax * H)
+        # what is scaled and convolved: of each degree [x_j, x_i, e], of the first edges [x_j, x_i] and one e
+        weights, c_in = ((2 * lmax + 3) * C, 2 * C) if first else ((lmax + 1) * 3 * C, 3 * C)
+        self.radial = RadialNetwork(c["radial"], c["radial"], species, weights)
+        self.convolution = SO2Convolution(lmax, c_in, H, lmax * H, zero_in=weights)
         self.out = DegreeLinear(lmax, H, C)
         self.feed_forward = FeedForward(lmax, C, c["feed_forward"])
 
     def forward(self, x: Tensor, e: list[Tensor], radial: Tensor, inputs: Inputs, chunk, pair: Tensor) -> list[Tensor]:
         D = layout(self.lmax).dense(inputs.rotations[chunk[0] : chunk[1]])
-        message = rotated_message(self.lmax, x, self.edge_norm(e), D, self.radial(radial, pair), inputs, chunk)
+        weights = self.radial(radial, pair)
+        if not self.first:
+            message = rotated_message(self.lmax, x, self.edge_norm(e), D, weights, inputs, chunk)
+            y, gates = self.convolution(message)
+            return self.feed_forward([a + b for a, b in zip(e, self.out(gate(y, gates)))])
+        weights, edge_weights = weights.split([2 * (self.lmax + 1) * self.channels, self.channels], 1)
+        message = rotated_message(self.lmax, x, None, D, weights, inputs, chunk)
+        message[0] = torch.cat([message[0].flatten(1), e[0][:, 0, 0] * edge_weights], 1)
         y, gates = self.convolution(message)
-        return self.feed_forward([a + b for a, b in zip(e, self.out(gate(y, gates)))])
+        zero, *rest = self.out(gate(y, gates))
+        scalar, axial = zero.split([1, self.lmax], 2)
+        return self.feed_forward([torch.cat([scalar + e[0], axial], 2), *rest])
 
 
-def rotated_message(lmax: int, x: Tensor, e: list[Tensor], D: Tensor, weights: Tensor, inputs: Inputs, chunk) -> list[Tensor]:
-    """[D x_j, D x_i, e] scaled per degree and channel, as pieces (edges, 1 or 2, N_m, 3C). x: (A, K, C), normed."""
+def rotated_message(
+    lmax: int, x: Tensor, e: list[Tensor] | None, D: Tensor, weights: Tensor, inputs: Inputs, chunk
+) -> list[Tensor]:
+    """[D x_j, D x_i, e] scaled per degree and channel, as pieces (edges, 1 or 2, N_m, 3C or, without e, 2C). x: (A, K, C), normed."""
     first_edge, last_edge, first_atom, last_atom = chunk
     degrees = inputs.degrees[first_atom:last_atom]
     x_j = torch.bmm(D, x[inputs.source[first_edge:last_edge]])
@@ -144,8 +160,8 @@ def rotated_message(lmax: int, x: Tensor, e: list[Tensor], D: Tensor, weights: T
     x_i = torch.cat([d.flatten(0, 1) @ x_a for d, x_a in zip(D.split(degrees), x[first_atom:last_atom])])
     x_i = x_i.view(len(x_j), *x.shape[1:])
     weights = weights.view(len(weights), 1, lmax + 1, weights.shape[1] // (lmax + 1))
-    pieces = zip(layout(lmax).pieces(x_j), layout(lmax).pieces(x_i), e)
-    return [torch.cat(parts, -1) * weights[:, :, m:] for m, parts in enumerate(pieces)]
+    pieces = [layout(lmax).pieces(x_j), layout(lmax).pieces(x_i)] + ([e] if e else [])
+    return [torch.cat(parts, -1) * weights[:, :, m:] for m, parts in enumerate(zip(*pieces))]
 
 
 class HamiltonianNetwork(nn.Module):
@@ -212,10 +228,8 @@ class HamiltonianNetwork(nn.Module):
         pair = inputs.species[inputs.destination] * self.species + inputs.species[inputs.source]
         edges = []
         for first, last, _, _ in inputs.chunks:
-            e = self.edge_embedding(self.radial(inputs.distances[first:last]), pair[first:last])[:, None, None]
-            rows = enumerate(layout(self.lmax).degrees)
-            zeros = [e.new_zeros(len(e), 2 if m else 1, n if m else n - 1, e.shape[-1]) for m, n in rows]
-            edges.append([torch.cat([e, zeros[0]], 2), *zeros[1:]])
+            e = self.edge_embedding(self.radial(inputs.distances[first:last]), pair[first:last])
+            edges.append([e[:, None, None]])
         return x, edges
 
     def read_out(self, inputs: Inputs, x: Tensor, edges: list[list[Tensor]]):

@@ -32,17 +32,23 @@ class Layout:
             for b in range(2 * l + 1)
         ]
         self.dense_index = torch.tensor(packed)  # (P,): where packed numbers stand in the (K, K) matrix
+        self.axial_source = torch.nonzero(self.dense_index < (lmax + 1) * self.size).flatten()  # those in rows m = 0
+        self.axial_index = self.dense_index[self.axial_source]
 
     def pack(self, rotations: list[np.ndarray], dtype: torch.dtype) -> Tensor:
         """Wigner matrices D^l of each edge (`angular.edge_rotations`) as (E, P), P = sum (2l+1)^2 (165 for lmax 4)."""
         flat = [D.reshape(len(D), D.shape[1] ** 2) for D in rotations[: self.lmax + 1]]
         return torch.from_numpy(np.concatenate(flat, 1)).to(dtype)
 
-    def dense(self, packed: Tensor) -> Tensor:
-        """(E, P) -> (E, K, K): rows m-major in the edge frame, columns l-major in the global one."""
-        matrix = packed.new_zeros(len(packed), self.size * self.size)
-        matrix[:, self.dense_index.to(packed.device)] = packed
-        return matrix.view(-1, self.size, self.size)
+    def dense(self, packed: Tensor, axial: bool = False) -> Tensor:
+        """(E, P) -> (E, K, K): rows m-major in the edge frame, columns l-major in the global one; axial: the rows m = 0 alone."""
+        rows = self.lmax + 1 if axial else self.size
+        matrix = packed.new_zeros(len(packed), rows * self.size)
+        if axial:
+            matrix[:, self.axial_index] = packed[:, self.axial_source]
+        else:
+            matrix[:, self.dense_index] = packed
+        return matrix.view(-1, rows, self.size)
 
     def pieces(self, x: Tensor) -> list[Tensor]:
         """(E, K, C) m-major -> views (E, 1 or 2, N_m, C)."""

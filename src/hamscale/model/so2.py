@@ -12,17 +12,16 @@ from .rotations import layout
 class SO2Convolution(nn.Module):
     """y_+m + i y_-m = (W_r + i W_i)(x_+m + i x_-m), mixing all degrees and channels of one |m|.
 
-    Pieces in: (E, 1 or 2, N_m, C_in). Pieces out: (E, 1 or 2, N_m, C_out), and `scalars` further invariants (E, scalars), made
-    of m = 0. axial: the input holds only l = 0, so the output holds only m = 0, and no other weights exist.
+    Pieces in: (E, 1 or 2, N_m, C_in), for m = 0 also flat (E, zero_in). Pieces out: (E, 1 or 2, N_m, C_out), and `scalars` further
+    invariants (E, scalars), made of m = 0. axial: the input has m = 0 alone, so has the output, and no other weights exist.
     """
 
-    def __init__(self, lmax: int, c_in: int, c_out: int, scalars: int = 0, axial: bool = False, axial_input: bool = False):
+    def __init__(self, lmax: int, c_in: int, c_out: int, scalars: int = 0, axial: bool = False, zero_in: int | None = None):
         super().__init__()
-        self.lmax, self.c_out, self.scalars, self.axial = lmax, c_out, scalars, axial or axial_input
-        n_in = 1 if axial_input else lmax + 1
-        self.zero = nn.Linear(n_in * c_in, (lmax + 1) * c_out + scalars)
+        self.lmax, self.c_out, self.scalars = lmax, c_out, scalars
+        self.zero = nn.Linear(zero_in or (lmax + 1) * c_in, (lmax + 1) * c_out + scalars)
         self.real, self.imaginary = nn.ParameterList(), nn.ParameterList()
-        for m in range(1, 1 if self.axial else lmax + 1):
+        for m in range(1, 1 if axial else lmax + 1):
             n = lmax + 1 - m
             for weights in (self.real, self.imaginary):
                 # two products are added for each output, hence the 2
