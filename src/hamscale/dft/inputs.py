@@ -19,9 +19,14 @@ def cp2k_input(atoms: Atoms, material: Material, basis: Basis) -> str:
     """Input of one energy run that writes H and S as binary CSR, resolved by periodic image, and all orbital energies.
 
     A periodic structure gets a Monkhorst-Pack grid even for the Gamma point alone (1 1 1), because without one CP2K folds all
-    images into one matrix; a molecule has one image and gets none. Raises ValueError where the structure is not wrapped as
-    CP2K would wrap it, has an odd number of electrons, or an input that CP2K's own grammar refuses.
+    images into one matrix; a molecule has one image and gets none. Raises ValueError where the structure is periodic along some
+    directions only, is not wrapped as CP2K would wrap it, has an odd number of electrons, or an input that CP2K's own grammar
+    refuses.
     """
+    if atoms.pbc.any() and not atoms.pbc.all():
+        raise ValueError(
+            f"periodic along {atoms.pbc.tolist()}, expected all three directions or none. Give a slab vacuum and pbc along all three."
+        )
     if not np.allclose(wrap_as_cp2k(atoms).positions, atoms.positions, atol=1e-9):
         raise ValueError(
             "atoms are not wrapped to fractions in [-1/2, 1/2], from where CP2K counts the cells of H(R). "

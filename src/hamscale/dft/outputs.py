@@ -4,22 +4,24 @@ Facts about the formats, each seen in CP2K 2023.1: docs/conventions.md. The tabl
 stands in the log alone; images count from the wrapped atoms; matrices are in Hartree with both triangles written.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from scipy.linalg import eigh
+from scipy.linalg import LinAlgError, eigh
 
 from ..basis import Basis
-from ..operators import Operators, pair_keys
+from ..operators import Operators, is_onsite, pair_keys
 
 OUTPUT = "run.out"
 KNOWN_VERSIONS = ("2023.1",)
 RECORD = np.dtype([("head", "<i4"), ("row", "<i4"), ("column", "<i4"), ("value", "<f8"), ("tail", "<i4")])
 TEXT_LINE = 40  # bytes of a line of a text CSR file: row, column, value
 CHUNK = 1 << 18  # records in work at a time
+CELL_TOLERANCE_ANGSTROM = 1e-3  # the log prints 3 decimals
 HERMITICITY_TOLERANCE = 1e-7  # Hartree and 1
 
 
@@ -28,6 +30,7 @@ class RunOutput:
     """What the log of a run says. Energies in Hartree, kpoints in fractions of the reciprocal lattice.
 
     images (N, 3): cell R of CSR file number n = 1..N; None for a run without k-points, which writes one file.
+    cell (3, 3): rows, Angstrom, to the log's 3 decimals. positions (A, 3): Angstrom, to its 6.
     mo_energies (K, n): energies of all orbitals at every k-point, as CP2K computed them.
     """
 
@@ -41,11 +44,15 @@ class RunOutput:
     wall_seconds: float
     elements: list[str]
     positions: np.ndarray
+    cell: np.ndarray
     basis_sets: dict[str, tuple[str, int]]
 
 
 def parse_output(path) -> RunOutput:
-    """Read run.out. Raises ValueError, naming the file, if a part is missing or the version of CP2K is not known."""
+    """Read run.out. Raises ValueError, naming the file, if a part is missing or the version of CP2K is not known.
+
+    Versions beside KNOWN_VERSIONS are accepted where $HAMSCALE_CP2K_VERSIONS lists them, separated by blanks.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file. Expected the log of a CP2K run.")
@@ -58,10 +65,11 @@ def parse_output(path) -> RunOutput:
         return match[1]
 
     version = find(r"CP2K version (\S+)", "CP2K's version").rstrip(".")
-    if version not in KNOWN_VERSIONS:
+    if version not in (*KNOWN_VERSIONS, *os.environ.get("HAMSCALE_CP2K_VERSIONS", "").split()):
         raise ValueError(
             f"{path}: written by CP2K {version}; the formats are known of {', '.join(KNOWN_VERSIONS)} only. Check tests/dft "
-            "against this version and add it to KNOWN_VERSIONS in dft/outputs.py."
+            "against this version and add it to KNOWN_VERSIONS in dft/outputs.py, or try it with HAMSCALE_CP2K_VERSIONS="
+            f"{version}."
         )
     tables = [_image_table(text, name) for name in ("KS", "S")]
     if (tables[0] is None) != (tables[1] is None) or (tables[0] is not None and not np.array_equal(*tables)):
@@ -69,12 +77,12 @@ def parse_output(path) -> RunOutput:
     kpoints = [
         [float(x) for x in line.split()[-3:]] for line in re.findall(r"BRILLOUIN\| +\d+((?: +-?\d\.\d+){4})$", text, re.M)
     ]
-    energies = [
-        [float(line.split()[2]) for line in block.splitlines()]
-        for block in re.findall(r"MO\|  Index +Eigenvalue.*\n((?: MO\| +\d+ +\S+ +\S+ +\S+\n)+)", text)
-    ]
-    if not energies:
-        raise ValueError(f"{path}: orbital energies are missing. Expected them from &PRINT &MO: use `hamscale input`.")
+    if bool(kpoints) != (tables[0] is not None):
+        raise ValueError(
+            f"{path}: {len(kpoints)} k-points listed and {'an' if tables[0] is not None else 'no'} image table, expected both or "
+            "neither. Run it again with the input of `hamscale input`."
+        )
+    kpoints = np.array(kpoints) if kpoints else np.zeros((1, 3))
     atoms = re.findall(r"^ +\d+ +\d+ ([A-Z][a-z]?) +\d+((?: +-?\d+\.\d+){3}) +-?\d+\.\d+ +\d+\.\d+$", text, re.M)
     kinds = re.findall(
         r"Atomic kind: (\S+) .*?Orbital Basis Set +(\S+).*?Number of spherical basis functions: +(\d+)", text, re.S
@@ -82,16 +90,36 @@ def parse_output(path) -> RunOutput:
     return RunOutput(
         version,
         tables[0],
-        np.array(kpoints) if kpoints else np.zeros((1, 3)),
-        np.array(energies),
+        kpoints,
+        _orbital_energies(path, text, len(kpoints)),
         float(find(r"E\(Fermi\): +(\S+) a\.u\.", "the Fermi level")),
         float(find(r"ENERGY\| Total FORCE_EVAL .*: +(\S+)", "the total energy")),
         int(find(r"SCF run converged in +(\d+) steps", "'SCF run converged'")),
         float(find(r"^ CP2K +1 .* (\S+)$", "CP2K's table of times")),
         [symbol for symbol, _ in atoms],
         np.array([[float(x) for x in xyz.split()] for _, xyz in atoms]),
+        np.array([[float(x) for x in find(rf"^ CELL\| Vector {v} .*?:(.*)\|", f"cell vector {v}").split()] for v in "abc"]),
         {element: (name, int(n)) for element, name, n in kinds},
     )
+
+
+def _orbital_energies(path: Path, text: str, n_kpoints: int) -> np.ndarray:
+    """Energies (K, n) of the orbitals at every k-point; a number that is none, or another count, is refused."""
+    blocks = re.findall(r"MO\|  Index +Eigenvalue.*\n((?: MO\| +\d+ +\S+ +\S+ +\S+\n)+)", text)
+    if len(blocks) != n_kpoints:
+        raise ValueError(
+            f"{path}: orbital energies at {len(blocks)} k-points, expected {n_kpoints}. They come from &PRINT &MO: use "
+            "`hamscale input`."
+        )
+    try:
+        energies = np.array([[float(line.split()[2]) for line in block.splitlines()] for block in blocks])
+    except ValueError:  # stars for a number too wide, or k-points with different numbers of orbitals
+        energies = np.array(np.nan)
+    if not np.isfinite(energies).all():
+        raise ValueError(
+            f"{path}: an orbital energy is not a number, or k-points have different numbers of them. Run CP2K again."
+        )
+    return energies
 
 
 def _image_table(text: str, name: str) -> np.ndarray | None:
@@ -172,7 +200,8 @@ def read_run(directory, atoms: Atoms, basis: Basis, attributes: dict | None = No
 
     Onsite blocks are symmetrised: CP2K's differ from their transpose by up to 1e-7 Ha, and it diagonalises one triangle.
     Raises ValueError, naming the file, for all that makes the matrices doubtful: another basis or structure than given, files
-    that do not fit the image table, NaN, an element outside the matrix, a block without its transpose or different from it.
+    that do not fit the image table, NaN, an element outside the matrix, a block without its transpose or different from it, a
+    diagonal element that is missing (what a file cut short loses first, where its transpose cannot tell).
     """
     directory = Path(directory)
     output = parse_output(directory / OUTPUT)
@@ -198,11 +227,20 @@ def read_run(directory, atoms: Atoms, basis: Basis, attributes: dict | None = No
             "scf_steps": output.scf_steps,
             "wall_seconds": output.wall_seconds,
         }
+        | _threshold(directory)
         | (attributes or {}),
         (output.kpoints, output.mo_energies),
     )
+    _check_diagonal(directory, operators)
     _make_hermitian(directory, operators)
     return operators
+
+
+def _threshold(directory: Path) -> dict[str, float]:
+    """eps_threshold: the |element| below which CP2K wrote none, as the run's own input says; empty without an input."""
+    path = directory / "run.inp"
+    found = re.findall(r"^ *THRESHOLD +(\S+)", path.read_text(), re.M) if path.is_file() else []
+    return {"eps_threshold": max(map(float, found))} if found else {}
 
 
 def _check_structure(directory: Path, output: RunOutput, atoms: Atoms, basis: Basis):
@@ -210,6 +248,17 @@ def _check_structure(directory: Path, output: RunOutput, atoms: Atoms, basis: Ba
         raise ValueError(
             f"{directory / OUTPUT}: atoms of the run ({len(output.elements)}) are not those of the structure ({len(atoms)} atoms). "
             "Was the structure changed after the run? Run it again."
+        )
+    # the cell of a molecule is a box, of which its matrices know nothing
+    if output.images is not None and np.abs(output.cell - np.asarray(atoms.cell)).max() > CELL_TOLERANCE_ANGSTROM:
+        raise ValueError(
+            f"{directory / OUTPUT}: the cell of the run is {output.cell.tolist()} A, that of the structure "
+            f"{np.round(np.asarray(atoms.cell), 3).tolist()} A. Was the structure changed after the run? Run it again."
+        )
+    if unread := sorted(set(output.elements) - output.basis_sets.keys()):
+        raise ValueError(
+            f"{directory / OUTPUT}: the basis set of {', '.join(unread)} is missing. Expected it under 'Atomic kind' in the log of "
+            "a run at print level MEDIUM: use `hamscale input`."
         )
     for element, (name, n) in output.basis_sets.items():
         expected = next((e for e in basis.values() if e.element == element), None)
@@ -269,6 +318,24 @@ def _scatter(paths: list[Path], cells: np.ndarray, orbitals: np.ndarray, pairs: 
     return values
 
 
+def _check_diagonal(directory: Path, operators: Operators):
+    """Every diagonal element of H(R=0) and S(R=0) is there: the last one is what a file cut by whole records loses first."""
+    blocks, orbitals = np.flatnonzero(is_onsite(operators.pairs)), operators.orbitals  # in order of atoms, for pairs are sorted
+    if len(blocks) < len(orbitals):
+        atom = int(np.setdiff1d(np.arange(len(orbitals)), operators.pairs[blocks, 0])[0])
+        raise ValueError(f"{directory}: atom {atom} has no onsite block in H and S. Was a CSR file cut short? Run CP2K again.")
+    atom = np.repeat(np.arange(len(orbitals)), orbitals)
+    within = np.arange(len(atom)) - (np.cumsum(orbitals) - orbitals)[atom]
+    diagonal = operators.offsets[blocks][atom] + within * (orbitals[atom] + 1)
+    for name in ("hamiltonian", "overlap"):
+        missing = np.flatnonzero(getattr(operators, name)[diagonal] == 0)
+        if len(missing):
+            raise ValueError(
+                f"{directory}: {name} lacks {len(missing)} of {len(atom)} diagonal elements, the first of orbital {missing[0] + 1}, "
+                "expected all. Was a CSR file cut short, or dft.csr_threshold large? Run CP2K again."
+            )
+
+
 def _make_hermitian(directory: Path, operators: Operators):
     """Check H = H^+ and S = S^+ block by block, then make it exact; onsite blocks are the ones that need it."""
     try:
@@ -289,7 +356,14 @@ def _make_hermitian(directory: Path, operators: Operators):
 def eigenvalue_check(operators: Operators) -> float:
     """max |eigenvalues of H(k), S(k) - those CP2K printed|, Hartree, over all k-points and orbitals of the run."""
     kpoints, energies = operators.orbital_energies
-    return max(
-        float(np.abs(eigh(*operators.at_k(k), eigvals_only=True)[: len(printed)] - printed).max())
-        for k, printed in zip(kpoints, energies)
-    )
+    deviations = []
+    for k, printed in zip(kpoints, energies, strict=True):
+        try:
+            found = eigh(*operators.at_k(k), eigvals_only=True)
+        except LinAlgError as error:
+            raise ValueError(
+                f"k-point {k.tolist()}: H(k), S(k) have no eigenvalues ({error}). Expected S(k) positive definite: was a CSR file cut "
+                "short, or dft.csr_threshold large?"
+            ) from None
+        deviations.append(np.abs(found[: len(printed)] - printed).max())
+    return float(np.max(deviations))

@@ -11,11 +11,11 @@ from pathlib import Path
 from .inputs import PROJECT
 from .outputs import OUTPUT, image_files, parse_output
 
-BINARIES = ("cp2k.psmp", "cp2k.popt", "cp2k.ssmp")
+BINARIES = ("cp2k.psmp", "cp2k.popt", "cp2k.ssmp", "cp2k")
 
 
 def cp2k_command(command: str | None = None) -> list[str]:
-    """How to call CP2K: the argument, else $HAMSCALE_CP2K, else the first of cp2k.psmp, .popt, .ssmp on PATH.
+    """How to call CP2K: the argument, else $HAMSCALE_CP2K, else the first of BINARIES on PATH.
 
     Raises ValueError saying what to install if there is none.
     """
@@ -34,7 +34,8 @@ def run_cp2k(input_path, directory, command: str | None = None):
     """Run one input; afterwards `directory` holds run.inp, run.out and the CSR files of an accepted run.
 
     The run takes place in a scratch folder beside `directory` and is renamed as a whole. Raises ValueError if it is refused
-    (see `check_run`): nothing is then at `directory`, and what CP2K wrote lies in `directory`.failed.
+    (see `check_run`): it then leaves nothing at `directory` (a former accepted run stays there, whole), and what CP2K wrote lies
+    in `directory`.failed.
     """
     input_path, directory = Path(input_path), Path(directory)
     words = cp2k_command(command)
@@ -82,8 +83,10 @@ def check_run(directory: Path, returncode: int):
     text = log.read_text(errors="replace") if log.is_file() else ""
     steps = re.findall(r"^ +(\d+) +\S+/\S+ +\S+ +\S+ +(\S+) +\S+ +(\S+)$", text, re.M)
     last = f"last step {steps[-1][0]}, convergence {steps[-1][1]}, energy change {steps[-1][2]} Ha" if steps else "no SCF step"
-    if returncode < 0:
-        raise ValueError(f"CP2K was killed by signal {-returncode} ({last}). Out of memory or time? Run it again.")
+    # a shell, mpirun or srun in between says 128 + the signal
+    if returncode < 0 or returncode > 128:
+        number = -returncode if returncode < 0 else returncode - 128
+        raise ValueError(f"CP2K was killed by signal {number} ({last}). Out of memory or time? Run it again.")
     if returncode:
         raise ValueError(
             f"CP2K stopped with exit code {returncode}: {_abort_message(text) or _last_line(directory / 'stderr')}."
