@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from conftest import hafnia, model_hamiltonian
 
+from conftest import hafnia, model_hamiltonian
 from hamscale.basis import material_basis
 from hamscale.config import Config, Material, validate
 from hamscale.operators import write_operators

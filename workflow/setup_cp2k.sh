@@ -2,7 +2,7 @@
 # Find CP2K, or install Debian's package where that needs no password; else say in one line what to do.
 set -euo pipefail
 
-for binary in ${HAMSCALE_CP2K:+"${HAMSCALE_CP2K%% *}"} cp2k.psmp cp2k.popt cp2k.ssmp; do
+for binary in ${HAMSCALE_CP2K:+"${HAMSCALE_CP2K%% *}"} cp2k.psmp cp2k.popt cp2k.ssmp cp2k; do
     if command -v "$binary" > /dev/null; then
         exit 0
     fi

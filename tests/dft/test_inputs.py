@@ -44,6 +44,13 @@ def test_a_functional_cp2k_does_not_know_is_refused_before_it_runs():
         cp2k_input(silicon(), settings, material_basis(settings))
 
 
+def test_periodic_along_two_directions_is_refused():
+    atoms = silicon()
+    atoms.pbc = (True, True, False)
+    with pytest.raises(ValueError, match="expected all three directions or none"):
+        cp2k_input(atoms, SILICON, material_basis(SILICON))
+
+
 def test_odd_electrons_and_unwrapped_atoms_are_refused():
     settings = material({"H": DZVP, "O": DZVP})
     with pytest.raises(ValueError, match="7 valence electrons, expected an even number"):

@@ -68,6 +68,7 @@ def test_real_runs_give_the_energies_cp2k_printed(runs, name):
     operators = read_run(directory, atoms, basis)
     assert eigenvalue_check(operators) < 5e-8
     assert max(operators.hermiticity_error().values()) == 0
+    assert operators.attributes["eps_threshold"] == 1e-14
 
 
 def test_kpoints_of_the_log_are_fractions_in_a_triclinic_cell(runs):
@@ -139,6 +140,41 @@ def test_a_file_cut_at_a_record_is_refused(spoilt):
     _refused(spoilt, "differs from its adjoint|no transposed block")
 
 
+@pytest.mark.parametrize("kept", [-24, 0], ids=["last record lost", "emptied"])
+@pytest.mark.parametrize("kind", ["KS", "S"])
+def test_a_diagonal_element_lost_at_a_record_is_refused(spoilt, kind, kept):
+    """The last record of R = 0 is the last diagonal element: the matrix without it is still Hermitian."""
+    path = spoilt[0] / f"run-{kind}_SPIN_1_R_1-1_0.csr"
+    path.write_bytes(path.read_bytes()[:kept])
+    _refused(spoilt, "diagonal elements")
+
+
+def test_a_singular_overlap_names_the_kpoint(runs):
+    directory, basis, atoms = runs["silicon"]
+    operators = read_run(directory, atoms, basis)
+    operators.overlap = np.zeros_like(operators.overlap)
+    with pytest.raises(ValueError, match=r"k-point \[-0.25.*S\(k\) positive definite"):
+        eigenvalue_check(operators)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "message"),
+    [
+        (r"(MO\| +1 +)-\d\S+", r"\1NaN", "orbital energy is not a number"),
+        (r"(MO\| +1 +)-\d\S+", r"\1*******", "orbital energy is not a number"),
+        (r"MO\|  Index", "lost", "orbital energies at 0 k-points, expected 1"),
+        (r"BRILLOUIN\|", "lost", "0 k-points listed and an image table"),
+        (r"Atomic kind:", "lost", "basis set of Si is missing"),
+        (r"SCF run converged", "SCF run NOT converged", "'SCF run converged' is missing"),
+    ],
+    ids=["NaN energy", "stars for an energy", "no energies", "no k-points", "no basis", "not converged"],
+)
+def test_a_log_that_does_not_say_all_is_refused(spoilt, pattern, replacement, message):
+    log = spoilt[0] / "run.out"
+    log.write_text(re.sub(pattern, replacement, log.read_text(), count=0 if replacement == "lost" else 1))
+    _refused(spoilt, message)
+
+
 def test_nan_is_refused(spoilt):
     path = _largest(spoilt[0])
     records = np.fromfile(path, RECORD)
@@ -176,12 +212,17 @@ def test_another_structure_is_refused(spoilt):
     moved = atoms.copy()
     moved.positions[0, 0] += 0.01
     _refused((directory, basis, moved), "not those of the structure")
+    stretched = atoms.copy()
+    stretched.cell[0] *= 1.01
+    _refused((directory, basis, stretched), "the cell of the run is")
 
 
-def test_an_unknown_version_is_refused(spoilt):
+def test_an_unknown_version_is_refused_unless_told_otherwise(spoilt, monkeypatch):
     log = spoilt[0] / "run.out"
     log.write_text(log.read_text().replace("CP2K version 2023.1", "CP2K version 1999.9"))
     _refused(spoilt, "written by CP2K 1999.9")
+    monkeypatch.setenv("HAMSCALE_CP2K_VERSIONS", "1998.1 1999.9")
+    assert parse_output(log).version == "1999.9"
 
 
 def test_complex_matrices_are_refused(tmp_path):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +56,36 @@ def test_a_killed_cp2k_is_told(tmp_path):
     assert process.returncode == 1
     assert "killed by signal 9" in errors
     assert not (tmp_path / "run").exists()
+
+
+def _program(path: Path, script: str) -> str:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    (path.parent / "run.inp").write_text("")
+    return str(path)
+
+
+def test_a_kill_that_a_launcher_reports_is_told(tmp_path):
+    """mpirun, srun and shells exit with 128 + the signal of the program they started."""
+    with pytest.raises(ValueError, match="killed by signal 9"):
+        run_cp2k(tmp_path / "run.inp", tmp_path / "run", _program(tmp_path / "launcher", "exit 137"))
+
+
+def test_files_half_written_leave_nothing_but_the_failed_run(tmp_path):
+    command = _program(tmp_path / "dies", "printf 12345 > run-KS_SPIN_1-1_0.csr; echo begun > run.out; kill -9 $$")
+    for _ in range(2):  # a second failure takes the place of the first
+        with pytest.raises(ValueError, match=r"killed by signal 9.*no SCF step.*run\.failed/run\.out"):
+            run_cp2k(tmp_path / "run.inp", tmp_path / "run", command)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["dies", "run.failed", "run.inp"]
+    assert sorted(p.name for p in (tmp_path / "run.failed").glob("run*")) == ["run-KS_SPIN_1-1_0.csr", "run.inp", "run.out"]
+
+
+def test_a_failure_leaves_a_former_run_whole(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.out").write_text("former")
+    with pytest.raises(ValueError, match="the SCF did not converge"):
+        run_cp2k(tmp_path / "run.inp", tmp_path / "run", _program(tmp_path / "ends", "echo PROGRAM ENDED AT > run.out"))
+    assert (tmp_path / "run" / "run.out").read_text() == "former"
 
 
 def test_missing_cp2k_says_what_to_install(tmp_path, monkeypatch):

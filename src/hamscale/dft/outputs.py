@@ -98,7 +98,7 @@ def parse_output(path) -> RunOutput:
         float(find(r"^ CP2K +1 .* (\S+)$", "CP2K's table of times")),
         [symbol for symbol, _ in atoms],
         np.array([[float(x) for x in xyz.split()] for _, xyz in atoms]),
-        np.array([[float(x) for x in find(rf"^ CELL\| Vector {v} .*?:(.*)\|", f"cell vector {v}").split()] for v in "abc"]),
+        np.array([[float(x) for x in find(rf"^ CELL\| Vector {v} .*?:([^|]*)\|", f"cell vector {v}").split()] for v in "abc"]),
         {element: (name, int(n)) for element, name, n in kinds},
     )
 
