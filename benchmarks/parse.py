@@ -1,7 +1,8 @@
 """Time and memory of parsing binary CSR files: python benchmarks/parse.py --entries 10000000
 
-Writes files as CP2K does (one record per element, row-major, of every image of a silicon-like crystal), parses them in this
-process, and prints one JSON line: seconds, peak growth of memory over the size of the files.
+Another process writes files as CP2K does: one record per element, row-major, H and S of 27 cells, each block with its transpose
+in the opposite cell. This one does all that `read_run` does after the log is read, and prints one JSON line: seconds, and the
+growth of its peak resident memory over the size of the files.
 """
 
 import argparse
@@ -13,53 +14,74 @@ import time
 from pathlib import Path
 
 import numpy as np
+from ase import Atoms
 
-from hamscale.dft.outputs import RECORD, _block_pattern, _scatter
+from hamscale.basis import Basis, read_element_basis
+from hamscale.dft import outputs
 from hamscale.files import provenance
+from hamscale.operators import Operators
+
+CELLS = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)  # the opposite of cell n is 26 - n
+N = 13  # orbitals of an atom
 
 
-def write_files(folder: Path, entries: int, images: int = 27, orbitals_per_atom: int = 13):
-    """H and S of `images` cells; a tenth of the atom pairs has a block."""
-    blocks = entries // (2 * images * orbitals_per_atom**2)
+def write_files(folder: Path, entries: int) -> tuple[dict[str, list[Path]], int]:
+    """A tenth of the atom pairs has a block. Returns files by matrix and cell, and the number of atoms."""
+    blocks = entries // (2 * len(CELLS) * N**2)
     n_atoms = int(np.sqrt(10 * blocks))
-    rng = np.random.default_rng(0)
-    files = {}
+    rng, files = np.random.default_rng(0), {}
     for name in ("KS", "S"):
-        files[name] = []
-        for image in range(images):
-            i, j = np.divmod(np.sort(rng.choice(n_atoms**2, blocks, replace=False)), n_atoms)
-            a, b = np.divmod(np.arange(orbitals_per_atom**2), orbitals_per_atom)
-            records = np.empty(blocks * orbitals_per_atom**2, RECORD)
-            records["head"] = records["tail"] = 16
-            records["row"] = (i[:, None] * orbitals_per_atom + a + 1).ravel()
-            records["column"] = (j[:, None] * orbitals_per_atom + b + 1).ravel()
-            records["value"] = rng.normal(size=len(records))
-            records = records[np.lexsort((records["column"], records["row"]))]
-            path = folder / f"{name}_{image}.csr"
-            records.tofile(path)
-            files[name].append(path)
+        files[name] = [folder / f"{name}_{image}.csr" for image in range(len(CELLS))]
+        for image in range(14):
+            i, j = np.divmod(rng.choice(n_atoms**2, blocks, replace=False), n_atoms)
+            values = rng.normal(size=(blocks, N, N))
+            if image == 13:  # R = 0: every atom's own block, symmetric
+                i = j = np.arange(n_atoms)
+                values = values[:n_atoms] + values[:n_atoms].transpose(0, 2, 1)
+            _write(files[name][image], i, j, values)
+            _write(files[name][26 - image], j, i, values.transpose(0, 2, 1))
     return files, n_atoms
+
+
+def _write(path: Path, i, j, values):
+    a, b = np.divmod(np.arange(N**2), N)
+    records = np.empty(values.size, outputs.RECORD)
+    records["head"] = records["tail"] = 16
+    records["row"], records["column"] = (i[:, None] * N + a + 1).ravel(), (j[:, None] * N + b + 1).ravel()
+    records["value"] = values.ravel()
+    records[np.lexsort((records["column"], records["row"]))].tofile(path)
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--entries", type=int, default=10_000_000)
     entries = parser.parse_args().entries
-    with tempfile.TemporaryDirectory() as folder:
-        # written by another process, whose memory is not counted
+    basis = Basis([read_element_basis("Si", "DZVP-MOLOPT-SR-GTH", "GTH-PBE", "BASIS_MOLOPT", "GTH_POTENTIALS")])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            files, n_atoms = pool.apply(write_files, (Path(folder), entries))
+            files, n_atoms = pool.apply(write_files, (folder, entries))
         size = sum(path.stat().st_size for paths in files.values() for path in paths)
-        orbitals = np.full(n_atoms, 13)
-        cells = np.array([(x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1)])
-        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.perf_counter()
-        pairs = _block_pattern(files, cells, orbitals)
+        atoms = Atoms(f"Si{n_atoms}", np.zeros((n_atoms, 3)), cell=np.eye(3), pbc=True)
+        before, start = peak_bytes(), time.perf_counter()
+        orbitals = basis.n_orbitals(atoms.numbers)
+        pairs = outputs._block_pattern(files, CELLS, orbitals)
         offsets = np.concatenate([[0], np.cumsum(orbitals[pairs[:, 0]] * orbitals[pairs[:, 1]])])
-        for paths in files.values():
-            _scatter(paths, cells, orbitals, pairs, offsets)
+        H, S = (outputs._scatter(paths, CELLS, orbitals, pairs, offsets) for paths in files.values())
+        operators = Operators(atoms, basis, pairs, H, S)
+        outputs._check_diagonal(folder, operators)
+        outputs._make_hermitian(folder, operators)
         seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    result = {"entries": size // RECORD.itemsize, "seconds": round(seconds, 2), "memory_over_file_size": round(peak / size, 2)}
+        peak = peak_bytes() - before
+    result = {
+        "entries": size // outputs.RECORD.itemsize,
+        "seconds": round(seconds, 2),
+        "memory_over_file_size": round(peak / size, 2),
+    }
     print(json.dumps(result | provenance()))
 
 
