@@ -161,3 +161,15 @@ def runs(tmp_path_factory) -> dict[str, tuple[Path, Basis, Atoms]]:
         "hafnia": (hafnia(1), material({"Hf": SZV, "O": SZV}, cutoff_ry=120, rel_cutoff_ry=30)),
     }
     return {name: (*calculate(atoms, settings, root / name), atoms) for name, (atoms, settings) in cases.items()}
+
+
+@pytest.fixture(scope="session")
+def dft(szv) -> Operators:
+    """A crystal's operators; tests take changed copies of it."""
+    return model_hamiltonian(hafnia(), szv)
+
+
+@pytest.fixture(scope="session")
+def water() -> Operators:
+    """A molecule's operators."""
+    return model_hamiltonian(WATER, basis_of(H="SZV-MOLOPT-GTH", O="SZV-MOLOPT-GTH"))

@@ -11,7 +11,7 @@ import hamscale.cli
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["structures", "nowhere.yaml", "--out", "out"], "nowhere.yaml: no such file"),
+        (["structure", "nowhere.yaml", "--id", "a-000", "--out", "out"], "nowhere.yaml: no such file"),
         (["dft", "nowhere.inp", "--out", "out"], "nowhere.inp: no such file"),
         (["graph", "nowhere.h5", "nowhere.h5", "--out", "out"], "nowhere.h5: no such file"),
         (["predict", "nowhere", "nowhere.extxyz", "--out", "out"], "nowhere"),

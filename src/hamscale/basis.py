@@ -103,6 +103,9 @@ class Basis(dict):
         )
 
 
+CP2K_BINARIES = ("cp2k.psmp", "cp2k.popt", "cp2k.ssmp", "cp2k")
+
+
 @lru_cache
 def cp2k_data_directory() -> Path:
     """Where CP2K keeps its basis and potential files: $CP2K_DATA_DIR, else what the binary was built with.
@@ -111,7 +114,7 @@ def cp2k_data_directory() -> Path:
     """
     if directory := os.environ.get("CP2K_DATA_DIR"):
         return Path(directory)
-    for name in ("cp2k.psmp", "cp2k.popt", "cp2k.ssmp", "cp2k"):
+    for name in CP2K_BINARIES:
         if shutil.which(name):
             text = subprocess.run([name, "--version"], capture_output=True, text=True).stdout
             # the flags are broken at column 72 with an indent, in the middle of a word

@@ -15,6 +15,8 @@ from . import config
 from .config import load_config
 from .files import write_text
 
+EIGENVALUE_TOLERANCE_HARTREE = 5e-8  # of parsed H(k), S(k) against what CP2K printed; runs here give 1e-10 or less
+
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="hamscale", description="From DFT to the predicted Hamiltonian of large structures.")
@@ -34,8 +36,8 @@ def main(arguments=None) -> int:
     verb(
         schema, kind={"choices": ["material", "model", "config"], "default": "material", "help": "which file; default material"}
     )
-    verb(structures, "material", out=out)
-    verb(input, "material", "structures+", out=out)
+    verb(structure, "material", id={"required": True, "metavar": "SET-NNN", "help": "which structure"}, out=out)
+    verb(input, "material", "structure", out=out)
     verb(dft, "input", out=out, command={"help": "CP2K, e.g. 'mpirun -n 4 cp2k.psmp'; default: $HAMSCALE_CP2K, else PATH"})
     verb(operators, "material", "structure", "run", out=out)
     verb(reference, "material", "operators+", out=out)
@@ -91,27 +93,24 @@ def schema(kind: str):
     print(json.dumps(getattr(config, kind.title()).model_json_schema(), indent=2))
 
 
-def structures(material: Path, out: Path):
-    """Build all structures of a material: OUT/ID.extxyz."""
-    from .structures import build_structures, write_structure_file
+def structure(material: Path, id: str, out: Path):
+    """Build one structure of a material: extxyz."""
+    from .structures import build_structure, write_structure_file
 
-    for identifier, atoms in build_structures(config.load_material(material)).items():
-        write_structure_file(out / f"{identifier}.extxyz", atoms)
+    write_structure_file(out, build_structure(config.load_material(material), id))
 
 
-def input(material: Path, structures: list[Path], out: Path):
-    """Write the CP2K inputs of structures: OUT/ID.inp."""
+def input(material: Path, structure: Path, out: Path):
+    """Write the CP2K input of a structure."""
     from .basis import material_basis
     from .dft.inputs import cp2k_input
     from .structures import read_structure_file
 
     settings = config.load_material(material)
-    basis = material_basis(settings)
-    for path in structures:
-        try:
-            write_text(out / f"{path.stem}.inp", cp2k_input(read_structure_file(path), settings, basis))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+    try:
+        write_text(out, cp2k_input(read_structure_file(structure), settings, material_basis(settings)))
+    except ValueError as error:
+        raise ValueError(f"{structure}: {error}") from None
 
 
 def dft(input: Path, out: Path, command: str | None):
@@ -140,9 +139,6 @@ def operators(material: Path, structure: Path, run: Path, out: Path):
             f"{EIGENVALUE_TOLERANCE_HARTREE:.0e}. Is the run of this structure, complete, and of a CP2K version that is known?"
         )
     write_operators(out, result)
-
-
-EIGENVALUE_TOLERANCE_HARTREE = 5e-8
 
 
 class _Stored:
@@ -241,7 +237,3 @@ def table(summary: Path):
     }  # fmt: skip
     shown = content[["material", "model", "structure", *columns]].rename(columns=columns)
     print(shown.to_string(index=False, float_format=lambda x: f"{x:.3f}"))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

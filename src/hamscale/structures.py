@@ -17,54 +17,57 @@ POSITION_DECIMALS = 8  # what extxyz holds: rounded here, so that a structure an
 
 
 def build_structures(material: Material) -> dict[str, Atoms]:
-    """All structures of a material by identifier, wrapped as CP2K wraps them.
+    """All structures of a material by identifier, each as `build_structure` makes it."""
+    return {identifier: build_structure(material, identifier) for identifier in material.identifiers()}
 
-    The same material gives the same numbers whatever order or machine they are built in: each structure draws from its own
-    generator, seeded by its set's seed, its set's name and its number.
-    Raises ValueError (set, what was found, what was expected).
+
+def build_structure(material: Material, identifier: str) -> Atoms:
+    """One structure of a material, SET-NNN, wrapped as CP2K wraps it.
+
+    The same numbers whatever else is built, in any order, on any machine: each structure draws from its own generator, seeded by
+    its set's seed, its set's name and its number. Raises ValueError (set, what was found, what was expected).
     """
-    built: dict[str, Atoms] = {}
-    # tiles last: they are made of others, and a tile may be made of a tile
-    pending = sorted(material.structures.items(), key=lambda item: item[1].tile is not None)
-    while pending:
-        name, s = pending.pop(0)
-        if s.tile and s.tile.of not in built:
-            if all(other.tile for _, other in pending) and not any(s2.tile.of in built for _, s2 in pending):
-                raise ValueError(f"structures.{name}: tile.of {s.tile.of!r} leads back to itself.")
-            pending.append((name, s))
-            continue
-        frames = _source(name, s, built)
-        if s.file and len(frames) not in (1, s.count):
-            raise ValueError(f"structures.{name}: {s.file.path} has {len(frames)} frames, count is {s.count}. Make them equal.")
-        for number in range(s.count):
-            atoms = frames[number % len(frames)].repeat(s.repeat)
-            if s.box_angstrom:
-                atoms.set_cell(np.eye(3) * s.box_angstrom)
-                atoms.center()
-                atoms.pbc = False
-            elif atoms.cell.rank < 3:
-                raise ValueError(
-                    f"structures.{name}: the cell has rank {atoms.cell.rank}, expected 3. Give box_angstrom for a molecule."
-                )
-            key = f"{s.seed} {name} {number}".encode()
-            _distort(atoms, s, np.random.default_rng(np.frombuffer(hashlib.sha256(key).digest(), np.uint32)))
-            atoms = wrap_as_cp2k(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
-            atoms.positions = np.round(atoms.positions, POSITION_DECIMALS)
-            _check(f"structures.{name} number {number}", atoms, material)
-            built[f"{name}-{number:03d}"] = atoms
-    return {identifier: built[identifier] for identifier in material.identifiers()}
+    return _build(material, identifier, ())
 
 
-def _source(name: str, s: StructureSet, built: dict[str, Atoms]) -> list[Atoms]:
+def _build(material: Material, identifier: str, tiles: tuple[str, ...]) -> Atoms:
+    if identifier not in material.identifiers():
+        raise ValueError(f"no structure {identifier!r}. Structures: {', '.join(material.identifiers())}.")
+    name, number = identifier.rsplit("-", 1)
+    s = material.structures[name]
+    if identifier in tiles:
+        raise ValueError(f"structures.{name}: tile.of {s.tile.of!r} leads back to itself.")
+    if s.tile:
+        frames = [_build(material, s.tile.of, (*tiles, identifier))]
+    else:
+        frames = _source(name, s)
+    if s.file and len(frames) not in (1, s.count):
+        raise ValueError(f"structures.{name}: {s.file.path} has {len(frames)} frames, count is {s.count}. Make them equal.")
+    atoms = frames[int(number) % len(frames)].repeat(s.repeat)
+    if s.box_angstrom:
+        atoms.set_cell(np.eye(3) * s.box_angstrom)
+        atoms.center()
+        atoms.pbc = False
+    elif atoms.cell.rank < 3:
+        raise ValueError(
+            f"structures.{name}: the cell has rank {atoms.cell.rank}, expected 3. Give box_angstrom for a molecule."
+        )
+    key = f"{s.seed} {name} {int(number)}".encode()
+    _distort(atoms, s, np.random.default_rng(np.frombuffer(hashlib.sha256(key).digest(), np.uint32)))
+    atoms = wrap_as_cp2k(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
+    atoms.positions = np.round(atoms.positions, POSITION_DECIMALS)
+    _check(f"structures.{name} number {int(number)}", atoms, material)
+    return atoms
+
+
+def _source(name: str, s: StructureSet) -> list[Atoms]:
     try:
         if s.file:
             return ase.io.read(s.file.path, index=":")
         if s.builder:
             return [getattr(ase.build, s.builder.name)(**s.builder.arguments)]
-        if s.spacegroup:
-            symbols, *coordinates = zip(*s.spacegroup.basis)
-            return [crystal(symbols, list(zip(*coordinates)), spacegroup=s.spacegroup.spacegroup, cellpar=s.spacegroup.cellpar)]
-        return [built[s.tile.of]]
+        symbols, *coordinates = zip(*s.spacegroup.basis)
+        return [crystal(symbols, list(zip(*coordinates)), spacegroup=s.spacegroup.spacegroup, cellpar=s.spacegroup.cellpar)]
     except ValueError:
         raise
     except Exception as error:  # ASE raises whatever its readers and builders meet
@@ -125,7 +128,7 @@ def check_distances(where: str, atoms: Atoms):
 
 
 def write_structure_file(path, atoms: Atoms):
-    """extxyz, atomically. It holds 8 decimals of positions, to which `build_structures` rounds."""
+    """extxyz, atomically. It holds 8 decimals of positions, to which `build_structure` rounds."""
     with atomic(path) as temporary:
         ase.io.write(temporary, atoms, format="extxyz", write_results=False)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import SZV, WATER, basis_of, hafnia, model_hamiltonian, rattled
+from conftest import rattled
 from hamscale.analysis.errors import (
     align_gauge,
     block_errors,
@@ -19,16 +19,6 @@ from hamscale.analysis.errors import (
 from hamscale.units import hartree_to_mev, mev_to_hartree
 
 ALL = 100.0  # a cutoff beyond every block
-
-
-@pytest.fixture(scope="module")
-def dft():
-    return model_hamiltonian(hafnia(), basis_of(Hf=SZV, O=SZV))
-
-
-@pytest.fixture(scope="module")
-def water():
-    return model_hamiltonian(WATER, basis_of(H="SZV-MOLOPT-GTH", O="SZV-MOLOPT-GTH"))
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,6 @@ from hamscale.analysis import errors
 from hamscale.units import mev_to_hartree
 
 
-@pytest.fixture(scope="module")
-def dft(szv):
-    return model_hamiltonian(hafnia(), szv)
-
-
 def _changed(operators, hamiltonian):
     return replace(operators, hamiltonian=hamiltonian)
 

@@ -4,17 +4,12 @@ import numpy as np
 import pytest
 from scipy.linalg import eigh
 
-from conftest import hafnia, model_hamiltonian, rotated
+from conftest import model_hamiltonian, rotated
 from hamscale.analysis import spectra
 from hamscale.config import Analysis
 from hamscale.units import hartree_to_ev, mev_to_hartree
 
 ANALYSIS = Analysis(kgrid=(2, 2, 1), band_points=12)
-
-
-@pytest.fixture(scope="module")
-def dft(szv):
-    return model_hamiltonian(hafnia(), szv)
 
 
 def test_eigenvalues_are_those_of_the_summed_images(dft):

@@ -8,7 +8,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.dft.kpoints import parse_path_string
 
-from conftest import SZV, WATER, basis_of, hafnia, model_hamiltonian
+from conftest import model_hamiltonian
 from hamscale.analysis.spectra import (
     Comparison,
     band_path,
@@ -25,16 +25,6 @@ from hamscale.config import Analysis
 from hamscale.units import hartree_to_mev
 
 GRID = Analysis(kgrid=(3, 2, 1), band_points=12)
-
-
-@pytest.fixture(scope="module")
-def dft():
-    return model_hamiltonian(hafnia(), basis_of(Hf=SZV, O=SZV))
-
-
-@pytest.fixture(scope="module")
-def water():
-    return model_hamiltonian(WATER, basis_of(H="SZV-MOLOPT-GTH", O="SZV-MOLOPT-GTH"))
 
 
 def perturbed(operators, seed=0, size=5e-3):

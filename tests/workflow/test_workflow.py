@@ -76,6 +76,14 @@ def test_from_config_to_predicted_hamiltonian_and_report(project):
     planned = snakemake(project, "-n").stdout
     assert "analyse" in planned
     assert "dft " not in planned
+    # one structure more: one CP2K run more
+    material.write_text(TOY.replace("count: 2", "count: 3"))
+    planned = snakemake(project, "-n", "--quiet", "rules").stdout
+    assert re.search(r"^dft +1$", planned, re.M), planned
+    # another cutoff of CP2K: all of them
+    material.write_text(TOY.replace("cutoff_ry: 80", "cutoff_ry: 90"))
+    planned = snakemake(project, "-n", "--quiet", "rules").stdout
+    assert re.search(r"^dft +4$", planned, re.M), planned
     material.write_text(TOY)
 
     report = snakemake(project, "--report", "report.html")
@@ -106,8 +114,8 @@ def test_every_rule_of_the_shipped_configurations_is_planned(config, tmp_path):
     result = snakemake(tmp_path, "-n", "--configfile", config)
     assert result.returncode == 0, result.stderr
     for rule in (
-        "structures_hfo2",
-        "inputs_hfo2",
+        "structure",
+        "input",
         "dft",
         "operators",
         "reference",

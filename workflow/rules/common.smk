@@ -42,6 +42,28 @@ def settings(*sections):
     return of_wildcards
 
 
+def source_sets(wildcards):
+    """The set of a structure, and of what it is a tile of, and so on. A loop is told by the rule that builds it."""
+    sets, name = [], wildcards.id.rsplit("-", 1)[0]
+    while name not in sets:
+        sets.append(name)
+        tile = MATERIALS[wildcards.material].structures[name].tile
+        name = tile.of.rsplit("-", 1)[0] if tile else name
+    return [(name, MATERIALS[wildcards.material].structures[name]) for name in sets]
+
+
+def recipe(wildcards):
+    """How a structure is made, without how many there are of its set and what they are for."""
+    return {
+        name: s.model_dump(mode="json", exclude={"count", "split"})
+        for name, s in source_sets(wildcards)
+    }
+
+
+def source_file(wildcards):
+    return [s.file.path for _, s in source_sets(wildcards) if s.file]
+
+
 def output_folder(wildcards, output):
     return str(Path(output[0]).parent)
 

@@ -30,7 +30,7 @@ def cp2k_input(atoms: Atoms, material: Material, basis: Basis) -> str:
     if not np.allclose(wrap_as_cp2k(atoms).positions, atoms.positions, atol=1e-9):
         raise ValueError(
             "atoms are not wrapped to fractions in [-1/2, 1/2], from where CP2K counts the cells of H(R). "
-            "Build structures with `hamscale structures`, or wrap them with structures.wrap_as_cp2k."
+            "Build structures with `hamscale structure`, or wrap them with structures.wrap_as_cp2k."
         )
     if basis.n_electrons(atoms.numbers) % 2:
         raise ValueError(

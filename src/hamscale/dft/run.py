@@ -8,23 +8,22 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from ..basis import CP2K_BINARIES
 from .inputs import PROJECT
 from .outputs import OUTPUT, image_files, parse_output
 
-BINARIES = ("cp2k.psmp", "cp2k.popt", "cp2k.ssmp", "cp2k")
-
 
 def cp2k_command(command: str | None = None) -> list[str]:
-    """How to call CP2K: the argument, else $HAMSCALE_CP2K, else the first of BINARIES on PATH.
+    """How to call CP2K: the argument, else $HAMSCALE_CP2K, else the first of CP2K_BINARIES on PATH.
 
     Raises ValueError saying what to install if there is none.
     """
     words = shlex.split(command or os.environ.get("HAMSCALE_CP2K", ""))
     if not words:
-        words = [name for name in BINARIES if shutil.which(name)][:1]
+        words = [name for name in CP2K_BINARIES if shutil.which(name)][:1]
     if not words or not shutil.which(words[0]):
         raise ValueError(
-            f"CP2K: {words[0] if words else ', '.join(BINARIES)} not found on PATH. Install Debian's package cp2k, the conda "
+            f"CP2K: {words[0] if words else ', '.join(CP2K_BINARIES)} not found on PATH. Install Debian's package cp2k, the conda "
             "environment envs/cp2k.yaml, or load the uenv cp2k; or set HAMSCALE_CP2K to the command that runs it."
         )
     return words

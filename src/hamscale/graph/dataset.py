@@ -24,7 +24,7 @@ from ..operators import (
 )
 from .coupling import Coupling
 from .neighbours import edges_within
-from .reference import Reference, coupled_groups
+from .reference import Reference, coupled_groups, outside_sums
 
 SCHEMA = "graph/1"
 
@@ -76,8 +76,8 @@ def structure_graph(atoms: Atoms, basis: Basis, cutoff_angstrom: float) -> Graph
 def training_graph(operators: Operators, reference: Reference) -> Graph:
     """Graph and targets of a structure with DFT blocks. An edge without a block has H = 0.
 
-    attributes: gauge_hartree; outside_fraction, the share of sum |H| on pairs beyond the cutoff; baseline_mae_hartree, the
-    mean |target|, that is the error of the two-centre reference alone, over all elements within the cutoff.
+    attributes: gauge_hartree; outside_fraction, the share of sum |H| on pairs beyond the cutoff; baseline_mae_hartree, the mean
+    error of the two-centre reference alone over all elements within the cutoff, blocks of edges in their frames.
     Raises ValueError if the basis differs from the reference's.
     """
     if difference := reference.basis.difference(operators.basis):
@@ -87,12 +87,9 @@ def training_graph(operators: Operators, reference: Reference) -> Graph:
     coupling = Coupling(reference.basis)
     for z_i, z_j in graph.species_pairs():
         graph.offsite[z_i, z_j] = np.zeros((len(graph.edges_of(z_i, z_j)), coupling[z_i, z_j].size))
-    inside = total = 0.0
     for z_i, z_j, blocks, onsite, coupled, vectors in coupled_groups(operators, coupling, gauge):
         pair = coupling[z_i, z_j]
-        total += np.abs(coupled).sum()
         if onsite:
-            inside += np.abs(coupled).sum()
             order = np.argsort(operators.pairs[blocks, 0])
             rest = coupled[order]
             rest[:, pair.zero_order] -= reference.onsite_mean[z_i]
@@ -101,7 +98,6 @@ def training_graph(operators: Operators, reference: Reference) -> Graph:
         edges = graph.edges_of(z_i, z_j)
         rows = match_pairs(operators.pairs[blocks], graph.edges[edges])
         near = rows >= 0
-        inside += np.abs(coupled[near]).sum()
         graph.offsite[z_i, z_j][rows[near]] = pair.rotate(coupled[near], edge_rotations(vectors[near], max(pair.slots)))
     for (z_i, z_j), target in graph.offsite.items():
         pair = coupling[z_i, z_j]
@@ -109,9 +105,10 @@ def training_graph(operators: Operators, reference: Reference) -> Graph:
     targets = [t @ coupling[key].transform.T for key, t in graph.offsite.items()]
     targets += [t @ coupling[z, z].transform.T for z, t in graph.onsite.items()]
     baseline = sum(np.abs(t).sum() for t in targets) / sum(t.size for t in targets)
+    outside, total = outside_sums(operators, reference.cutoff_angstrom)
     graph.attributes = {
         "gauge_hartree": gauge,
-        "outside_fraction": float(1 - inside / total),
+        "outside_fraction": outside / total,
         "baseline_mae_hartree": float(baseline),
     }
     return graph

@@ -152,6 +152,13 @@ def _survey(structures, cutoff, threshold) -> Reference:
     return reference
 
 
+def outside_sums(operators: Operators, cutoff_angstrom: float) -> tuple[float, float]:
+    """Sum of |H| over all elements of the pairs beyond the cutoff, and over all, Hartree."""
+    sums = np.add.reduceat(np.abs(operators.hamiltonian), operators.offsets[:-1])
+    far = np.linalg.norm(operators.vectors(), axis=1) >= cutoff_angstrom
+    return float(sums[far].sum()), float(sums.sum())
+
+
 def _block_maximum(operators: Operators) -> np.ndarray:
     return np.maximum.reduceat(np.abs(operators.hamiltonian), operators.offsets[:-1])
 
@@ -162,13 +169,9 @@ def _fit_two_centre(reference: Reference, structures):
     outside = total = 0.0
     for operators in structures:
         _check_reach(reference, operators)
-        distances = np.linalg.norm(operators.vectors(), axis=1)
-        sums = np.add.reduceat(np.abs(operators.hamiltonian), operators.offsets[:-1])
-        outside += sums[distances >= reference.cutoff_angstrom].sum()
-        total += sums.sum()
-        for z_i, z_j, blocks, onsite, coupled, vectors in coupled_groups(
-            operators, reference.coupling, reference.gauge(operators)
-        ):
+        far, everything = outside_sums(operators, reference.cutoff_angstrom)
+        outside, total = outside + far, total + everything
+        for z_i, z_j, _, onsite, coupled, vectors in coupled_groups(operators, reference.coupling, reference.gauge(operators)):
             coupling = reference.coupling[z_i, z_j]
             key = (z_i, z_j)
             if onsite:
@@ -176,7 +179,7 @@ def _fit_two_centre(reference: Reference, structures):
                 onsite_count[z_i] = onsite_count.get(z_i, 0) + len(coupled)
                 continue
             axial = axial_components(coupling, coupled, vectors)
-            left, f = _hat(distances[blocks], n_knots)
+            left, f = _hat(np.linalg.norm(vectors, axis=1), n_knots)
             N = normal.setdefault(key, np.zeros((n_knots, n_knots)))
             b = right.setdefault(key, np.zeros((n_knots, coupling.n_slots)))
             for r, c, w in ((0, 0, (1 - f) ** 2), (0, 1, f * (1 - f)), (1, 0, f * (1 - f)), (1, 1, f**2)):

@@ -31,7 +31,6 @@ class RadialNetwork(nn.Module):
 
     def __init__(self, n: int, width: int, species: int, outputs: int):
         super().__init__()
-        self.species = species
         self.distance = nn.Linear(n, width, bias=False)
         self.pair = nn.Parameter(0.5 * torch.randn(species * species, width))
         self.hidden = nn.Linear(width, width)

@@ -196,11 +196,14 @@ class HamiltonianNetwork(nn.Module):
         exchange: brings node features of atoms that other ranks own up to date. recompute: trade time for memory.
         """
         run = (lambda f, *a: checkpoint(f, *a, use_reentrant=False)) if recompute else (lambda f, *a: f(*a))
-        x, edges = self.embed(inputs)
         pair = inputs.species[inputs.destination] * self.species + inputs.species[inputs.source]
         env = envelope(inputs.distances, self.cutoff)
         spans = [slice(chunk[0], chunk[1]) for chunk in inputs.chunks]
         radials = [self.radial(inputs.distances[s]) for s in spans]
+        # scalars only: the element of an atom; the distance and elements of an edge
+        scalars = self.atom_embedding[inputs.species]
+        x = torch.cat([scalars[:, None], scalars.new_zeros(len(scalars), layout(self.lmax).size - 1, scalars.shape[1])], 1)
+        edges = [[self.edge_embedding(radial, pair[span])[:, None, None]] for radial, span in zip(radials, spans)]
         for node_update, edge_update in zip(self.node_updates, self.edge_updates):
             normed = x if node_update.first else node_update.norm(x)
             sums = []
@@ -220,17 +223,6 @@ class HamiltonianNetwork(nn.Module):
 
                 edges[k] = run(update, normed, *e)
         return self.read_out(inputs, x, edges)
-
-    def embed(self, inputs: Inputs) -> tuple[Tensor, list[list[Tensor]]]:
-        """Scalars only: the element of an atom, the distance and elements of an edge."""
-        scalars = self.atom_embedding[inputs.species]
-        x = torch.cat([scalars[:, None], scalars.new_zeros(len(scalars), layout(self.lmax).size - 1, scalars.shape[1])], 1)
-        pair = inputs.species[inputs.destination] * self.species + inputs.species[inputs.source]
-        edges = []
-        for first, last, _, _ in inputs.chunks:
-            e = self.edge_embedding(self.radial(inputs.distances[first:last]), pair[first:last])
-            edges.append([e[:, None, None]])
-        return x, edges
 
     def read_out(self, inputs: Inputs, x: Tensor, edges: list[list[Tensor]]):
         x = self.node_norm(x)

@@ -22,9 +22,7 @@ class Layout:
         order = [(l, 0) for l in range(lmax + 1)]
         for m in range(1, lmax + 1):
             order += [(l, m) for l in range(m, lmax + 1)] + [(l, -m) for l in range(m, lmax + 1)]
-        self.l_major = torch.tensor([l * l + l + m for l, m in order])  # (K,): where each m-major row stands in l-major order
-        self.m_major = torch.argsort(self.l_major)  # (K,): the inverse
-        self.degree_of = torch.tensor([l for l in range(lmax + 1) for _ in range(2 * l + 1)])  # (K,): l of each l-major row
+        self.m_major = torch.argsort(torch.tensor([l * l + l + m for l, m in order]))  # (K,): m-major row of each l-major one
         packed = [
             int(self.m_major[l * l + a]) * self.size + l * l + b
             for l in range(lmax + 1)

@@ -6,8 +6,6 @@ Reference: S. Passaro, C. L. Zitnick, "Reducing SO(3) convolutions to SO(2) for 
 import torch
 from torch import Tensor, nn
 
-from .rotations import layout
-
 
 class SO2Convolution(nn.Module):
     """y_+m + i y_-m = (W_r + i W_i)(x_+m + i x_-m), mixing all degrees and channels of one |m|.
@@ -46,7 +44,6 @@ class DegreeLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(lmax + 1, c_in, c_out) / c_in**0.5)
         self.bias = nn.Parameter(torch.zeros(c_out))
-        self.degree_of = layout(lmax).degree_of
         self.lmax = lmax
 
     def forward(self, x):
