@@ -1,10 +1,10 @@
-# make demo | test | setup | lint | clean
+# make demo | test | bench | setup | lint | clean
 PYTHON ?= python3
 CORES ?= $(shell nproc)
 RUN := . .venv/bin/activate &&
 SNAKEMAKE := $(RUN) snakemake --cores $(CORES) --show-failed-logs --rerun-incomplete --quiet rules reason host
 
-.PHONY: demo test setup lint clean
+.PHONY: demo test bench setup lint clean
 
 demo: setup
 	$(SNAKEMAKE) --configfile config/demo.yaml
@@ -14,6 +14,9 @@ demo: setup
 
 test: setup
 	$(RUN) pytest
+
+bench: setup
+	$(RUN) python benchmarks/standard.py
 
 lint: setup
 	$(RUN) ruff check . && ruff format --check . && snakefmt --check Snakefile workflow && lint-imports && snakemake --lint

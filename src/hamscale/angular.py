@@ -95,6 +95,17 @@ def rotation_matrix(l: int, R: np.ndarray) -> np.ndarray:
     return np.linalg.lstsq(real_spherical_harmonics(l, v), real_spherical_harmonics(l, v @ np.asarray(R).T), rcond=None)[0].T
 
 
+@lru_cache
+def generators(l: int) -> np.ndarray:
+    """J (3, 2l+1, 2l+1), antisymmetric: D^l of a small turn by w (radians, about x, y, z) is 1 + sum_k w_k J_k."""
+    about_z = np.zeros((2 * l + 1,) * 2)
+    for m in range(1, l + 1):
+        about_z[l + m, l - m], about_z[l - m, l + m] = -m, m
+    z_to_x, z_to_y = ([[0, 0, 1], [1, 0, 0], [0, 1, 0]], [[0, 1, 0], [0, 0, 1], [1, 0, 0]])
+    turns = [rotation_matrix(l, np.array(R)) for R in (z_to_x, z_to_y)] + [np.eye(2 * l + 1)]
+    return np.stack([D @ about_z @ D.T for D in turns])
+
+
 def edge_rotations(vectors: np.ndarray, lmax: int) -> list[np.ndarray]:
     """D^l(Q_e), l = 0..lmax, of the rotation Q_e that takes edge e to +z: lmax+1 arrays (E, 2l+1, 2l+1).
 

@@ -194,9 +194,11 @@ class Training(Section):
     onsite_weight: PositiveFloat = Field(0.1, description="weight of the onsite blocks' loss beside that of the offsite ones")
     validate_every: PositiveInt = Field(50, description="steps")
     seed: int = 0
-    precision: Literal["float32", "float64"] = "float32"
+    precision: Literal["float32", "float64", "mixed"] = Field(
+        "float32", description="mixed: bfloat16 messages, the rest float32"
+    )
     recompute: bool = Field(False, description="recompute chunks of edges in the backward pass: less memory, more time")
-    chunk: PositiveInt = Field(1024, description="edges per chunk, rounded to whole destinations")
+    chunk: PositiveInt = Field(768, description="edges per chunk, rounded to whole destinations")
     tensorboard: bool = False
 
 

@@ -286,6 +286,20 @@ def _chunks(path: Path, n_orbitals: int):
         yield row, column, value
 
 
+def _runs(row, column, value, atom: np.ndarray):
+    """Elements that are not zero, and the first of each run of them in one row and one block: (columns, values, starts)."""
+    if not value.all():
+        keep = value != 0
+        row, column, value = row[keep], column[keep], value[keep]
+    # consecutive elements of a row come by column: what changes is the row or the atom of the column
+    change = np.empty(len(value), bool)
+    change[:1] = True
+    np.not_equal(row[1:], row[:-1], out=change[1:])
+    of_column = atom[column]
+    change[1:] |= of_column[1:] != of_column[:-1]
+    return row, column, value, np.flatnonzero(change)
+
+
 def _block_pattern(files: dict, cells: np.ndarray, orbitals: np.ndarray) -> np.ndarray:
     """Pairs (i, j, R), sorted, of every block in which a matrix has an element that is not zero, (E, 5)."""
     n_atoms, atom = len(orbitals), np.repeat(np.arange(len(orbitals)), orbitals)
@@ -293,10 +307,9 @@ def _block_pattern(files: dict, cells: np.ndarray, orbitals: np.ndarray) -> np.n
     for image, cell in enumerate(cells):
         keys = np.empty(0, np.int64)
         for paths in files.values():
-            for row, column, value in _chunks(paths[image], len(atom)):
-                found = (atom[row] * n_atoms + atom[column])[value != 0]
-                # entries of a block stand together: dropping repeats first leaves little to sort
-                keys = np.union1d(keys, found[np.flatnonzero(np.diff(found, prepend=-1))])
+            for chunk in _chunks(paths[image], len(atom)):
+                row, column, _, starts = _runs(*chunk, atom)
+                keys = np.union1d(keys, atom[row[starts]] * n_atoms + atom[column[starts]])
         pairs.append(np.column_stack([keys // n_atoms, keys % n_atoms, np.tile(cell, (len(keys), 1))]))
     pairs = np.concatenate(pairs)
     return pairs[np.argsort(pair_keys(pairs))]
@@ -310,11 +323,12 @@ def _scatter(paths: list[Path], cells: np.ndarray, orbitals: np.ndarray, pairs: 
     for path, cell in zip(paths, cells):
         blocks = np.flatnonzero((pairs[:, 2:] == cell).all(1))
         keys = pairs[blocks, 0] * n_atoms + pairs[blocks, 1]  # ascending, for pairs are sorted
-        for row, column, value in _chunks(path, len(atom)):
-            keep = value != 0
-            row, column = row[keep], column[keep]
-            block = blocks[np.searchsorted(keys, atom[row] * n_atoms + atom[column])]
-            values[offsets[block] + within[row] * orbitals[atom[column]] + within[column]] = value[keep]
+        for chunk in _chunks(path, len(atom)):
+            row, column, value, starts = _runs(*chunk, atom)
+            i, j = row[starts], atom[column[starts]]
+            block = blocks[np.searchsorted(keys, atom[i] * n_atoms + j)]
+            first = offsets[block] + within[i] * orbitals[j]  # where this row of the block begins
+            values[np.repeat(first, np.diff(starts, append=len(value))) + within[column]] = value
     return values
 
 

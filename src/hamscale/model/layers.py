@@ -1,23 +1,10 @@
-"""Parts of the network: radial basis, norms, gate, feed-forward. Shapes: model/rotations.py."""
+"""Weights and node-level parts of the network. What happens to edges is in kernels.py and updates.py. Shapes: rotations.py."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from .so2 import DegreeLinear
-
-
-class RadialBasis(nn.Module):
-    """Gaussians exp(-(d - d_k)^2 / 2 s^2), centres evenly from 0 to the cutoff, s = their spacing: (E,) -> (E, n)."""
-
-    def __init__(self, n: int, cutoff: float):
-        super().__init__()
-        self.register_buffer("centres", torch.linspace(0, cutoff, n, dtype=torch.float64), persistent=False)
-        self.cutoff = cutoff
-
-    def forward(self, distances: Tensor) -> Tensor:
-        spacing = self.cutoff / (len(self.centres) - 1)
-        return torch.exp(-0.5 * ((distances[:, None] - self.centres.to(distances)) / spacing) ** 2)
+from .rotations import layout
 
 
 def envelope(distances: Tensor, cutoff: float) -> Tensor:
@@ -27,7 +14,7 @@ def envelope(distances: Tensor, cutoff: float) -> Tensor:
 
 
 class RadialNetwork(nn.Module):
-    """Two-layer perceptron of the distance; the two elements enter as a bias of the first layer. (E, n) -> (E, outputs)."""
+    """Three-layer perceptron of Gaussians of the distance, (E, n) -> (E, outputs); two elements enter as a bias of the first."""
 
     def __init__(self, n: int, width: int, species: int, outputs: int):
         super().__init__()
@@ -36,14 +23,61 @@ class RadialNetwork(nn.Module):
         self.hidden = nn.Linear(width, width)
         self.out = nn.Linear(width, outputs)
 
-    def forward(self, radial: Tensor, pair: Tensor) -> Tensor:
-        return self.out(silu(self.hidden(silu(self.distance(radial) + self.pair[pair]))))
+
+class SO2Convolution(nn.Module):
+    """y_+m + i y_-m = (W_r + i W_i)(x_+m + i x_-m), mixing all degrees and channels of one |m|: linear, and commutes with
+    rotations about the edge.
+
+    parts: channels of each input that has all degrees; invariants: numbers of each input that only m = 0 takes. Columns in, one
+    |m| after the other: those of each part, +m then -m. Columns out: for m = 0 the l = 0 channels, `scalars` further invariants,
+    the channels of l > 0; then c_out of each row of m > 0.
+    axial: m = 0 alone.
+    Reference: S. Passaro, C. L. Zitnick, "Reducing SO(3) convolutions to SO(2) for efficient equivariant GNNs", ICML 2023.
+    """
+
+    def __init__(self, lmax: int, parts: dict, invariants: dict, c_out: int, scalars: int = 0, axial: bool = False):
+        super().__init__()
+        self.lmax, self.parts, self.invariants = lmax, parts, invariants
+        c_in = sum(parts.values())
+        self.zero = nn.Linear((lmax + 1) * c_in + sum(invariants.values()), (lmax + 1) * c_out + scalars)
+        self.real, self.imaginary = nn.ParameterList(), nn.ParameterList()
+        for m in range(1, 1 if axial else lmax + 1):
+            n = lmax + 1 - m
+            for weights in (self.real, self.imaginary):
+                # two products are added for each output, hence the 2
+                weights.append(nn.Parameter(torch.randn(n * c_in, n * c_out) / (2 * n * c_in) ** 0.5))
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """name.m: one real matrix per |m|."""
+        w = {f"{name}.0": self.zero.weight.T, f"{name}.bias": self.zero.bias}
+        for m, (real, imaginary) in enumerate(zip(self.real, self.imaginary), start=1):
+            widths, blocks = [(self.lmax + 1 - m) * c for c in self.parts.values()], []
+            for r, i in zip(real.split(widths), imaginary.split(widths)):
+                blocks += [torch.cat([r, i], 1), torch.cat([-i, r], 1)]
+            w[f"{name}.{m}"] = torch.cat(blocks)
+        return w
+
+
+class DegreeLinear(nn.Module):
+    """One matrix per degree l, for every order of it; a bias for l = 0. (A, K, C_in) l-major -> (A, K, C_out)."""
+
+    def __init__(self, lmax: int, c_in: int, c_out: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(lmax + 1, c_in, c_out) / c_in**0.5)
+        self.bias = nn.Parameter(torch.zeros(c_out))
+        self.lmax = lmax
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.split([2 * l + 1 for l in range(self.lmax + 1)], 1)
+        result = [p @ w for p, w in zip(parts, self.weight)]
+        result[0] = result[0] + self.bias
+        return torch.cat(result, 1)
 
 
 class Norm(nn.Module):
     """Layer norm of the scalars; degrees l > 0 over their common root mean square (each degree counts the same).
 
-    A learned scale per degree and channel; the scalars also get a bias. Takes (A, K, C) l-major or edge pieces.
+    A learned scale per degree and channel; the scalars also get a bias. (A, K, C) l-major.
     """
 
     def __init__(self, lmax: int, channels: int, eps: float = 1e-6):
@@ -51,35 +85,34 @@ class Norm(nn.Module):
         self.lmax, self.eps = lmax, eps
         self.scalar = nn.LayerNorm(channels)
         self.weight = nn.Parameter(torch.ones(lmax, channels))
-        # mean over degrees of the mean square of a degree
-        self.register_buffer("balance", 1 / (lmax * (2 * torch.arange(1, lmax + 1) + 1.0)), persistent=False)
 
-    def forward(self, x):
-        if isinstance(x, list):
-            scalar, axial = x[0].split([1, self.lmax], 2)
-            power = (axial.square().mean(-1) * self.balance.to(axial.dtype)).sum((1, 2))
-            for m, p in enumerate(x[1:], start=1):
-                power = power + (p.square().mean(-1) * self.balance[m - 1 :].to(p.dtype)).sum((1, 2))
-            inverse = torch.rsqrt(power + self.eps)[:, None, None, None]
-            rest = [p * self.weight[m - 1 :] * inverse for m, p in enumerate(x[1:], start=1)]
-            return [torch.cat([self.scalar(scalar), axial * self.weight * inverse], 2), *rest]
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """Those of the scalars; `scales` go into the weights of what follows."""
+        return {f"{name}.scalar.weight": self.scalar.weight, f"{name}.scalar.bias": self.scalar.bias}
+
+    def scales(self) -> Tensor:
+        """(lmax+1, C), one for l = 0."""
+        return torch.cat([torch.ones_like(self.weight[:1]), self.weight])
+
+    def constants(self, name: str) -> dict:
+        return {
+            f"{name}.eps": self.eps,
+            f"{name}.scalar.eps": self.scalar.eps,
+            f"{name}.balance": layout(self.lmax).balance.to(self.weight),
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
         parts = x.split([2 * l + 1 for l in range(self.lmax + 1)], 1)
         power = sum(p.square().mean((1, 2)) for p in parts[1:]) / self.lmax
         inverse = torch.rsqrt(power + self.eps)[:, None, None]
         return torch.cat([self.scalar(parts[0]), *(p * (w * inverse) for p, w in zip(parts[1:], self.weight))], 1)
 
 
-def gate(x, gates: Tensor):
-    """silu of the scalars; each degree l > 0 times its own gate (sigmoid). gates: (E, lmax * C)."""
-    first = x[0] if isinstance(x, list) else x
-    channels = first.shape[-1]
+def gate(x: Tensor, gates: Tensor) -> Tensor:
+    """silu of the scalars; each degree l > 0 times its own gate (sigmoid). x (A, K, C), gates (A, lmax C)."""
+    channels = x.shape[-1]
     g = torch.sigmoid(gates).unflatten(1, (gates.shape[1] // channels, channels))
-    lmax = g.shape[1]
-    if isinstance(x, list):
-        scalar, axial = x[0].split([1, lmax], 2)
-        rest = [p * g[:, None, m - 1 :] for m, p in enumerate(x[1:], start=1)]
-        return [torch.cat([silu(scalar), axial * g[:, None]], 2), *rest]
-    parts = x.split([2 * l + 1 for l in range(lmax + 1)], 1)
+    parts = x.split([2 * l + 1 for l in range(g.shape[1] + 1)], 1)
     return torch.cat([silu(parts[0]), *(p * g[:, l : l + 1] for l, p in enumerate(parts[1:]))], 1)
 
 
@@ -93,8 +126,19 @@ class FeedForward(nn.Module):
         self.up = DegreeLinear(lmax, channels, width)
         self.down = DegreeLinear(lmax, width, channels)
 
-    def forward(self, x):
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """Weights of degrees are per row, m-major."""
+        lmax, channels, width = self.up.lmax, *self.up.weight.shape[1:]
+        rows = layout(lmax).degree.to(self.up.weight.device)
+        return self.norm.weights(f"{name}.norm") | {
+            f"{name}.up": (self.norm.scales()[:, :, None] * self.up.weight)[rows],
+            f"{name}.up.bias": self.up.bias,
+            f"{name}.down": self.down.weight[rows],
+            f"{name}.down.bias": self.down.bias,
+            f"{name}.gates": self.gates.weight.view(lmax, width, channels).transpose(1, 2),
+            f"{name}.gates.bias": self.gates.bias.view(lmax, width),
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        scalars = y[0][:, 0, 0] if isinstance(y, list) else y[:, 0]
-        y = self.down(gate(self.up(y), self.gates(scalars)))
-        return [a + b for a, b in zip(x, y)] if isinstance(x, list) else x + y
+        return x + self.down(gate(self.up(y), self.gates(y[:, 0])))

@@ -1,8 +1,8 @@
-"""Order of edge features and packed Wigner matrices.
+"""Order of edge features, and Wigner matrices that take node features into the frame of an edge.
 
 Shapes: E edges, K = (lmax+1)^2 coefficients, C channels, N_m = lmax+1-m degrees that have order m.
-Node features are l-major, (A, K, C), in the global frame. Edge features are m-major, in the frame where the edge is +z: a list
-of pieces, one per m = 0..lmax: (E, 1, N_0, C) for m = 0, (E, 2, N_m, C) for m > 0, the two being +m and -m.
+Node features are l-major, (A, K, C), in the global frame. Edge features are m-major, in the frame where the edge is +z: rows
+m = 0 (l = 0..lmax), then for every m > 0 the rows +m (l = m..lmax) and the rows -m. One m is one product of an SO(2) convolution.
 """
 
 from functools import lru_cache
@@ -11,48 +11,88 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..angular import edge_rotations, generators
+
 
 class Layout:
     """Index tables for one lmax."""
 
     def __init__(self, lmax: int):
         self.lmax, self.size = lmax, (lmax + 1) ** 2
-        self.degrees = [lmax + 1 - m for m in range(lmax + 1)]  # N_m
-        self.rows = [(1 if m == 0 else 2) * n for m, n in enumerate(self.degrees)]
         order = [(l, 0) for l in range(lmax + 1)]
         for m in range(1, lmax + 1):
             order += [(l, m) for l in range(m, lmax + 1)] + [(l, -m) for l in range(m, lmax + 1)]
-        self.m_major = torch.argsort(torch.tensor([l * l + l + m for l, m in order]))  # (K,): m-major row of each l-major one
+        # runs of rows with the same signed m: lowest degree, and rows of each
+        self.run_degree = [0] + [m for m in range(1, lmax + 1) for _ in "+-"]
+        self.run_rows = [lmax + 1 - m for m in self.run_degree]
+        self.degree = torch.tensor([l for l, _ in order])  # (K,): of each row
+        l_major = torch.tensor([l * l + l + m for l, m in order])
+        self.m_major = torch.argsort(l_major)  # (K,): m-major row of each l-major one
+        # weights that make sum_l>0 (mean over the 2l+1 orders) / lmax
+        self.balance = torch.tensor([1 / (lmax * (2 * l + 1)) if l else 0.0 for l, _ in order], dtype=torch.float64)
         packed = [
             int(self.m_major[l * l + a]) * self.size + l * l + b
             for l in range(lmax + 1)
             for a in range(2 * l + 1)
             for b in range(2 * l + 1)
         ]
+        self.packed_size = len(packed)
         self.dense_index = torch.tensor(packed)  # (P,): where packed numbers stand in the (K, K) matrix
-        self.axial_source = torch.nonzero(self.dense_index < (lmax + 1) * self.size).flatten()  # those in rows m = 0
-        self.axial_index = self.dense_index[self.axial_source]
+        # the inverse, for a packed row with a zero put behind it
+        self.packed_index = torch.full((self.size**2,), self.packed_size)
+        self.packed_index[self.dense_index] = torch.arange(self.packed_size)
 
-    def pack(self, rotations: list[np.ndarray], dtype: torch.dtype) -> Tensor:
-        """Wigner matrices D^l of each edge (`angular.edge_rotations`) as (E, P), P = sum (2l+1)^2 (165 for lmax 4)."""
-        flat = [D.reshape(len(D), D.shape[1] ** 2) for D in rotations[: self.lmax + 1]]
-        return torch.from_numpy(np.concatenate(flat, 1)).to(dtype)
+    def rotations(self, vectors: np.ndarray, dtype: torch.dtype, chunk: int = 8192) -> Tensor:
+        """Packed Wigner matrices of edges (E, 3), `angular.edge_rotations`: (E, P + 1), P = sum (2l+1)^2, a zero last.
 
-    def dense(self, packed: Tensor, axial: bool = False) -> Tensor:
-        """(E, P) -> (E, K, K): rows m-major in the edge frame, columns l-major in the global one; axial: the rows m = 0 alone."""
-        rows = self.lmax + 1 if axial else self.size
-        matrix = packed.new_zeros(len(packed), rows * self.size)
-        if axial:
-            matrix[:, self.axial_index] = packed[:, self.axial_source]
-        else:
-            matrix[:, self.dense_index] = packed
-        return matrix.view(-1, rows, self.size)
+        Deterministic: the third Euler angle is zero, and edges along +-z have the frame they have without a computation.
+        """
+        packed = torch.zeros(len(vectors), self.packed_size + 1, dtype=dtype)
+        for first in range(0, len(vectors), chunk):
+            rows, column = slice(first, first + chunk), 0
+            for D in edge_rotations(vectors[rows], self.lmax):
+                n = D.shape[1] ** 2
+                packed[rows, column : column + n] = torch.from_numpy(D.reshape(len(D), n))
+                column += n
+        return packed
 
-    def pieces(self, x: Tensor) -> list[Tensor]:
-        """(E, K, C) m-major -> views (E, 1 or 2, N_m, C)."""
-        return [p.unflatten(1, (r // n, n)) for p, r, n in zip(x.split(self.rows, 1), self.rows, self.degrees)]
+    def dense(self, packed: Tensor, rows: int, out: Tensor | None = None) -> Tensor:
+        """(E, P + 1) -> (E, rows, K): the first rows, m-major in the edge frame; columns l-major in the global one."""
+        index = self.packed_index[: rows * self.size].to(packed.device)
+        flat = torch.index_select(packed, 1, index, out=None if out is None else out.view(len(packed), -1))
+        return flat.view(-1, rows, self.size)
 
 
 @lru_cache
 def layout(lmax: int) -> Layout:
     return Layout(lmax)
+
+
+class EdgeRotations(torch.autograd.Function):
+    """Packed Wigner matrices (E, P + 1) of edge vectors (E, 3), with a gradient that is finite and exact for every direction.
+
+    Moving the end of an edge by dv turns its frame by w = v x dv / v^2: D(v + dv) = D(v) (1 - w . J), J the generators of
+    rotations, up to a turn about the edge itself. Nothing that the network gives depends on that turn, so its derivative is
+    left out; the derivatives of the Euler angles, which diverge on the poles, never appear.
+    """
+
+    @staticmethod
+    def forward(ctx, vectors: Tensor, lmax: int) -> Tensor:
+        packed = layout(lmax).rotations(vectors.detach().cpu().double().numpy(), vectors.dtype).to(vectors.device)
+        ctx.save_for_backward(vectors, packed)
+        ctx.lmax = lmax
+        return packed
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        vectors, packed = ctx.saved_tensors
+        torque = torch.zeros_like(vectors)  # dL/dw
+        column = 0
+        for l in range(ctx.lmax + 1):
+            n = 2 * l + 1
+            D, g = (t[:, column : column + n * n].view(-1, n, n) for t in (packed, gradient))
+            J = torch.from_numpy(generators(l)).to(packed)  # (3, n, n)
+            torque -= torch.einsum("eab,eac,kcb->ek", g, D, J)
+            column += n * n
+        # w = v x dv / v^2, so dL/dv = torque x v / v^2
+        return torch.linalg.cross(torque, vectors) / vectors.square().sum(1, keepdim=True), None

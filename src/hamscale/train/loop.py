@@ -28,10 +28,12 @@ def train(model_config: Model, reference_path, train_paths, validation_paths, di
     over coupled components within the cutoff, those of edges in their frame. Raises ValueError if the loss is not finite.
     """
     settings, started = model_config.training, time.time()
-    dtype = getattr(torch, settings.precision)
+    dtype = torch.float64 if settings.precision == "float64" else torch.float32
     reference = read_reference(reference_path)
     torch.manual_seed(settings.seed)
     model = build_network(model_config.network, reference).to(dtype)
+    if settings.precision == "mixed":
+        model.messages_in(torch.bfloat16)
     # a validation structure may be missing in a small set: then the training structures stand in, and the log says so
     if not validation_paths:
         progress("no validation structures: the training structures are used instead")

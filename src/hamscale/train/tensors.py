@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..angular import edge_rotations
 from ..config import Network
 from ..graph.coupling import Coupling
 from ..graph.dataset import Graph
@@ -38,21 +37,22 @@ def build_network(network: Network, reference: Reference) -> HamiltonianNetwork:
     return HamiltonianNetwork(lmax, len(elements), reference.cutoff_angstrom, slots, network.model_dump(exclude={"lmax"}))
 
 
-def graph_inputs(graph: Graph, reference: Reference, lmax: int, dtype: torch.dtype, chunk: int = 1024) -> Inputs:
+def graph_inputs(graph: Graph, reference: Reference, lmax: int, dtype: torch.dtype, chunk: int = 768) -> Inputs:
     """Tensors of a graph. chunk: edges that are processed together, rounded to whole destinations."""
     elements = sorted(reference.basis)
     coupling = Coupling(reference.basis)
     species = np.searchsorted(elements, graph.atoms.numbers)
     degrees = np.bincount(graph.edges[:, 0], minlength=len(graph.atoms))
-    rotations = layout(lmax).pack(edge_rotations(graph.vectors, lmax), dtype)
+    spans = chunk_spans(degrees, chunk)
     inputs = Inputs(
         torch.from_numpy(species),
         torch.from_numpy(graph.edges[:, 1].copy()),
         torch.from_numpy(graph.edges[:, 0].copy()),
         torch.from_numpy(graph.distances).to(dtype),
-        rotations,
+        layout(lmax).rotations(graph.vectors, dtype),
         degrees.tolist(),
-        _chunks(degrees, chunk),
+        spans,
+        n_species=len(elements),
     )
     row = np.empty(len(graph.edges), np.int64)  # of an edge among those of its pair of elements
     groups = {pair: graph.edges_of(*pair) for pair in graph.species_pairs()}
@@ -62,8 +62,10 @@ def graph_inputs(graph: Graph, reference: Reference, lmax: int, dtype: torch.dty
         pair = coupling[z_i, z_j]
         index, sign = pair.edge_adjoint
         scale = reference.offsite_scale(z_i, z_j, graph.distances[edges])[:, pair.slot]
+        ends = np.searchsorted(edges, [[first, last] for first, last, _, _ in spans]).tolist()
         inputs.pairs[elements.index(z_i), elements.index(z_j)] = PairInputs(
             torch.from_numpy(edges),
+            [slice(*e) for e in ends],
             torch.from_numpy(row[graph.reverse[edges]]),
             torch.from_numpy(index),
             torch.from_numpy(sign).to(dtype),
@@ -83,7 +85,7 @@ def graph_inputs(graph: Graph, reference: Reference, lmax: int, dtype: torch.dty
     return inputs
 
 
-def _chunks(degrees: np.ndarray, size: int) -> list[tuple[int, int, int, int]]:
+def chunk_spans(degrees: np.ndarray, size: int) -> list[tuple[int, int, int, int]]:
     """(first edge, last, first atom, last) of whole destinations, each of about `size` edges, at least one atom."""
     ends = np.concatenate([[0], np.cumsum(degrees)])
     chunks, atom = [], 0
@@ -94,7 +96,7 @@ def _chunks(degrees: np.ndarray, size: int) -> list[tuple[int, int, int, int]]:
     return chunks
 
 
-def example(graph: Graph, reference: Reference, lmax: int, dtype: torch.dtype, chunk: int = 1024) -> Example:
+def example(graph: Graph, reference: Reference, lmax: int, dtype: torch.dtype, chunk: int = 768) -> Example:
     elements = sorted(reference.basis)
     offsite = {
         (elements.index(z_i), elements.index(z_j)): torch.from_numpy(t).to(dtype) for (z_i, z_j), t in graph.offsite.items()

@@ -1,0 +1,452 @@
+"""What happens to a chunk of edges, forward and adjoint, written by hand.
+
+Automatic differentiation of the same lines takes about twice the time and ten times the memory: it keeps every intermediate,
+fills slices with zeros, and each fresh tensor costs page faults. Here a chunk lives in buffers that are used again, the adjoint
+recomputes what is cheap, and gradients of weights are added up in place. `tests/model/test_reference.py` holds the slow and
+obvious form of the same network, whose outputs and gradients these must equal.
+
+Shapes: model/rotations.py. Edge features of a chunk stand row-first, (K, E, C): every run of rows is a stack of matrices (E, C),
+so what acts on each degree is a batched product and what scales each degree a contiguous one. Messages stand edge-first,
+(E, K, C'): all rows of one |m| of an edge are consecutive numbers, the row of one product of the SO(2) convolution.
+w: weights by name; g: their gradients, added to.
+"""
+
+import threading
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from .rotations import Layout
+
+
+class Buffers:
+    """Uninitialised tensors from memory that is used again: those made within `with buffers:` are free to others after it.
+
+    The memory is kept between calls, as large as the largest chunk needed it: fresh memory costs page faults, and what was just
+    used is still in the cache.
+    """
+
+    ALIGNMENT = 256  # bytes
+
+    def __init__(self, dtype: torch.dtype, device: torch.device):
+        self.dtype, self.memory, self.overflow = dtype, torch.empty(0, dtype=torch.uint8, device=device), 0
+        self.top, self.scopes = 0, []
+
+    def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        dtype = dtype or self.dtype
+        size = prod(shape) * dtype.itemsize
+        first, self.top = self.top, self.top + -(-size // self.ALIGNMENT) * self.ALIGNMENT
+        if self.top > len(self.memory):  # this once on its own; the memory grows when nothing is in use
+            self.overflow = max(self.overflow, self.top)
+            return torch.empty(shape, dtype=dtype, device=self.memory.device)
+        return self.memory[first : first + size].view(dtype).view(shape)
+
+    def like(self, tensor: Tensor) -> Tensor:
+        return self(*tensor.shape, dtype=tensor.dtype)
+
+    def __enter__(self):
+        self.scopes.append(self.top)
+
+    def __exit__(self, *_):
+        self.top = self.scopes.pop()
+        if not self.scopes and self.overflow > len(self.memory):
+            self.memory = self.memory.new_empty(self.overflow)
+
+
+_threads = threading.local()
+
+
+def buffers(dtype: torch.dtype, device: torch.device) -> Buffers:
+    """This thread's buffers, of numbers of this type unless another is asked for."""
+    if not hasattr(_threads, "buffers"):
+        _threads.buffers = {}
+    return _threads.buffers.setdefault((dtype, device), Buffers(dtype, device))
+
+
+def add_product(target: Tensor, a: Tensor, b: Tensor):
+    """target += a b; factors in half precision are multiplied in it and added in the precision of target."""
+    if a.dtype == target.dtype:
+        target.addmm_(a, b)
+    else:
+        target += a @ b
+
+
+# ------------------------------------------------------------------------------------------------------------- radial network
+
+
+def radial(w: dict, basis: Tensor, pair: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """W3 silu(W2 silu(W1 basis + b1[pair]) + b2) + b3, (E, n) -> (E, outputs), with the two arguments of silu."""
+    first = torch.addmm(w["radial.pair"].index_select(0, pair), basis, w["radial.first"])
+    second = torch.addmm(w["radial.hidden.bias"], silu(first), w["radial.hidden"])
+    return torch.addmm(w["radial.out.bias"], silu(second), w["radial.out"], out=out), first, second
+
+
+def radial_adjoint(w: dict, g: dict, basis: Tensor, pair: Tensor, first: Tensor, second: Tensor, d_out: Tensor) -> Tensor:
+    """The gradient of the first argument of silu, from which that of the basis follows."""
+    g["radial.out"].addmm_(silu(second).T, d_out)
+    g["radial.out.bias"] += d_out.sum(0)
+    d_second = torch.ops.aten.silu_backward(d_out @ w["radial.out"].T, second)
+    g["radial.hidden"].addmm_(silu(first).T, d_second)
+    g["radial.hidden.bias"] += d_second.sum(0)
+    d_first = torch.ops.aten.silu_backward(d_second @ w["radial.hidden"].T, first)
+    g["radial.first"].addmm_(basis.T, d_first)
+    g["radial.pair"].index_add_(0, pair, d_first)
+    return d_first
+
+
+# -------------------------------------------------------------------------------------------------------- what acts on degrees
+
+
+def scale_degrees(layout: Layout, x: Tensor, factors: Tensor, out: Tensor):
+    """out_lm = x_lm f_l: x, out (K, E, C), factors (lmax+1, E, C). In place if out is x."""
+    for l, a, target in zip(layout.run_degree, x.split(layout.run_rows), out.split(layout.run_rows)):
+        torch.mul(a, factors[l:], out=target)
+
+
+def scale_degrees_adjoint(layout: Layout, x: Tensor, d_out: Tensor, d_factors: Tensor):
+    """Adds the gradient of the factors; that of x is `scale_degrees` of d_out."""
+    for l, a, d in zip(layout.run_degree, x.split(layout.run_rows), d_out.split(layout.run_rows)):
+        d_factors[l:].addcmul_(a, d)
+
+
+# Norms: `layers.Norm` less its scales of l > 0, which are part of the weights that follow.
+
+
+def inverse_norm(w: dict, name: str, x: Tensor, buffers: Buffers) -> Tensor:
+    """Of each edge, the inverse of the common root mean square of the degrees l > 0: x (K, E, C) -> (E,)."""
+    K, edges, channels = x.shape
+    with buffers:
+        square = torch.mul(x, x, out=buffers.like(x))
+        power = (w[f"{name}.balance"] @ square.view(K, -1)).view(edges, channels).mean(1)
+    return power.add_(w[f"{name}.eps"]).rsqrt_()
+
+
+def inverse_norm_adjoint(w: dict, name: str, x: Tensor, inverse: Tensor, d_inverse: Tensor, d_x: Tensor):
+    along = d_inverse * inverse**3 / -x.shape[2]
+    d_x.addcmul_(x, (w[f"{name}.balance"][:, None] * along)[:, :, None])
+
+
+def scalar_norm(w: dict, name: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Layer norm of the scalars (E, C), and what the adjoint needs."""
+    return torch.native_layer_norm(
+        x, [x.shape[1]], w[f"{name}.scalar.weight"], w[f"{name}.scalar.bias"], w[f"{name}.scalar.eps"]
+    )
+
+
+def scalar_norm_adjoint(w: dict, g: dict, name: str, x: Tensor, mean: Tensor, deviation: Tensor, d_out: Tensor) -> Tensor:
+    d_x, scale, shift = torch.ops.aten.native_layer_norm_backward(
+        d_out, x, [x.shape[1]], mean, deviation, w[f"{name}.scalar.weight"], w[f"{name}.scalar.bias"], [True] * 3
+    )
+    g[f"{name}.scalar.weight"] += scale
+    g[f"{name}.scalar.bias"] += shift
+    return d_x
+
+
+def norm(w: dict, name: str, x: Tensor, out: Tensor, buffers: Buffers) -> tuple:
+    """The norm of x (K, E, C) into out; gives what the adjoint needs."""
+    inverse = inverse_norm(w, name, x, buffers)
+    torch.mul(x, inverse[:, None], out=out)
+    out[0], mean, deviation = scalar_norm(w, name, x[0])
+    return inverse, mean, deviation
+
+
+def norm_adjoint(w: dict, g: dict, name: str, x: Tensor, saved: tuple, d_out: Tensor, d_x: Tensor, buffers: Buffers):
+    """Adds the gradient of x to d_x, which may not be d_out."""
+    inverse, mean, deviation = saved
+    with buffers:
+        d_inverse = torch.mul(d_out[1:], x[1:], out=buffers.like(x[1:])).sum((0, 2))
+    d_x[0] += scalar_norm_adjoint(w, g, name, x[0], mean, deviation, d_out[0])
+    d_x[1:].addcmul_(d_out[1:], inverse[:, None])
+    inverse_norm_adjoint(w, name, x, inverse, d_inverse, d_x)
+
+
+def feed_forward(layout: Layout, w: dict, x: Tensor, out: Tensor | None, buffers: Buffers, keep: bool = True) -> tuple:
+    """out = x + W2 gate(W1 norm(x)) per degree, (K, E, C), perhaps in place; gives what the adjoint needs, if it shall be kept."""
+    K, edges, _ = x.shape
+    normed = buffers.like(x)
+    saved = norm(w, "ff.norm", x, normed, buffers)
+    up = buffers(K, edges, w["ff.up"].shape[2])
+    torch.bmm(normed, w["ff.up"], out=up)
+    up[0] += w["ff.up.bias"]
+    gates = buffers(layout.lmax + 1, *up.shape[1:])
+    gates[0] = up[0]  # silu(y) = y sigmoid(y)
+    torch.baddbmm(w["ff.gates.bias"][:, None], normed[:1].expand(layout.lmax, -1, -1), w["ff.gates"], out=gates[1:])
+    gates.sigmoid_()
+    gated = buffers.like(up) if keep else up
+    scale_degrees(layout, up, gates, gated)
+    if out is not None:
+        torch.baddbmm(x, gated, w["ff.down"], out=out)
+        out[0] += w["ff.down.bias"]
+    return normed, saved, up, gates, gated
+
+
+def feed_forward_adjoint(layout: Layout, w: dict, g: dict, x: Tensor, parts: tuple, d_out: Tensor, buffers: Buffers):
+    """d_out (K, E, C) becomes the gradient of x: of the feed-forward and of the line past it."""
+    normed, saved, up, gates, gated = parts
+    g["ff.down"].baddbmm_(gated.transpose(1, 2), d_out)
+    g["ff.down.bias"] += d_out[0].sum(0)
+    d_gated = torch.bmm(d_out, w["ff.down"].transpose(1, 2), out=gated)  # gated itself is not needed any more
+    with buffers:
+        d_gates = buffers.like(gates).zero_()
+        scale_degrees_adjoint(layout, up, d_gated, d_gates)
+        scale_degrees(layout, d_gated, gates, d_gated)
+        d_gates = torch.ops.aten.sigmoid_backward(d_gates, gates)
+        d_gated[0] += d_gates[0]
+        g["ff.up"].baddbmm_(normed.transpose(1, 2), d_gated)
+        g["ff.up.bias"] += d_gated[0].sum(0)
+        g["ff.gates"].baddbmm_(normed[:1].expand(layout.lmax, -1, -1).transpose(1, 2), d_gates[1:])
+        g["ff.gates.bias"] += d_gates[1:].sum(1)
+        d_normed = torch.bmm(d_gated, w["ff.up"].transpose(1, 2), out=buffers.like(x))
+        d_normed[0] += torch.bmm(d_gates[1:], w["ff.gates"].transpose(1, 2)).sum(0)
+        norm_adjoint(w, g, "ff.norm", x, saved, d_normed, d_out, buffers)
+
+
+# ---------------------------------------------------------------------------------------------------------- SO(2) convolutions
+
+
+def _products(w: dict, name: str, x: Tensor, y: Tensor):
+    """(m, weight, columns of x, columns of y) of each |m|, one behind the other."""
+    m, row, column = 0, 0, 0
+    while (weight := w.get(f"{name}.{m}")) is not None:
+        rows, columns = weight.shape
+        yield m, weight, x[:, row : row + rows], y[:, column : column + columns]
+        m, row, column = m + 1, row + rows, column + columns
+
+
+def so2(w: dict, name: str, x: Tensor, out: Tensor):
+    """One product per |m|: x (E, columns) -> out (E, columns), those of each |m| behind those of the last."""
+    for m, weight, a, target in _products(w, name, x, out):
+        if m == 0:
+            torch.addmm(w[f"{name}.bias"], a, weight, out=target)
+        else:
+            torch.mm(a, weight, out=target)
+
+
+def so2_transposed(w: dict, name: str, d_out: Tensor, d_x: Tensor):
+    """The gradient of what `so2` takes."""
+    for _, weight, target, d in _products(w, name, d_x, d_out):
+        torch.mm(d, weight.T, out=target)
+
+
+def so2_gradient(g: dict, name: str, x: Tensor, d_out: Tensor):
+    """The gradient of the weights of `so2`."""
+    for m, gradient, a, d in _products(g, name, x, d_out):
+        add_product(gradient, a.T, d)
+        if m == 0:
+            g[f"{name}.bias"] += d.sum(0)
+
+
+class Columns:
+    """Where the numbers of one degree stand in edge-first rows (E, columns), run by run.
+
+    runs: (first factor, columns here, columns there); a factor per degree and channel, (E, (lmax+1) C), multiplies from its own
+    column on. Here: the rows of one part, m-major; there: the same in a row that also holds something else.
+    """
+
+    def __init__(self):
+        self.runs: list[tuple[int, slice, slice]] = []
+
+    def scale(self, here: Tensor, factors: Tensor, there: Tensor):
+        """there = here times the factor of its degree."""
+        for first, own, other in self.runs:
+            torch.mul(here[:, own], factors[:, first : first + own.stop - own.start], out=there[:, other])
+
+    def scale_back(self, there: Tensor, factors: Tensor, here: Tensor):
+        for first, own, other in self.runs:
+            torch.mul(there[:, other], factors[:, first : first + own.stop - own.start], out=here[:, own])
+
+    def scale_adjoint(self, here: Tensor, d_there: Tensor, d_factors: Tensor):
+        """Adds the gradient of the factors; that of here is `scale_back` of d_there."""
+        for first, own, other in self.runs:
+            d_factors[:, first : first + own.stop - own.start].addcmul_(here[:, own], d_there[:, other])
+
+
+def joined_columns(layout: Layout, parts: dict[str, bool], channels: int) -> dict[str, Columns]:
+    """Parts side by side, one |m| after the other: what one product per |m| takes. parts: whether it has all degrees, or scalars."""
+    columns, there = {part: Columns() for part in parts}, 0
+    here = dict.fromkeys(parts, 0)
+    for m in range(layout.lmax + 1):
+        for part, full in parts.items():
+            if not full and m:
+                continue
+            rows = layout.lmax + 1 - m if full else 1
+            for _ in range(1 if m == 0 else 2):
+                own = slice(here[part], here[part] + rows * channels)
+                columns[part].runs.append((m * channels, own, slice(there, there + rows * channels)))
+                here[part], there = own.stop, there + rows * channels
+    return columns
+
+
+def gate_columns(layout: Layout, channels: int, scalars: int, axial: bool) -> Columns:
+    """Here: rows, m-major, those of m = 0 alone if axial. There: the l = 0 channels, `scalars` others, the rows of l > 0."""
+    columns = Columns()
+    columns.runs.append((0, slice(0, channels), slice(0, channels)))
+    here = channels
+    for k, (l, rows) in enumerate(zip(layout.run_degree, layout.run_rows)):
+        if not (axial and k):
+            l, rows = (1, rows - 1) if k == 0 else (l, rows)
+            own = slice(here, here + rows * channels)
+            columns.runs.append((l * channels, own, slice(own.start + scalars, own.stop + scalars)))
+            here = own.stop
+    return columns
+
+
+def gate(columns: Columns, y: Tensor, n_factors: int, out: Tensor) -> Tensor:
+    """silu of l = 0, sigmoid(gate_l) y_l of the others: y (E, columns there) -> out (E, columns here).
+
+    The gates stand behind the l = 0 channels: the sigmoids (E, n_factors) of both are the factors, which it gives.
+    """
+    factors = torch.sigmoid(y[:, :n_factors])
+    columns.scale_back(y, factors, out)
+    return factors
+
+
+def gate_adjoint(columns: Columns, y: Tensor, factors: Tensor, d_out: Tensor, d_y: Tensor):
+    """d_y gets all columns but those of scalars that are no gates."""
+    d_factors, channels = torch.zeros_like(factors), columns.runs[0][1].stop
+    columns.scale_adjoint(d_out, y, d_factors)
+    columns.scale(d_out, factors, d_y)
+    d_factors = torch.ops.aten.sigmoid_backward(d_factors, factors)
+    d_y[:, :channels] += d_factors[:, :channels]
+    d_y[:, channels : factors.shape[1]] = d_factors[:, channels:]
+
+
+# ------------------------------------------------------------------------------------------------------------------- messages
+
+
+@dataclass
+class Chunk:
+    """A run of whole destinations: the edges into atoms first_atom..last_atom.
+
+    source (E,): rows of node features. target (E,): atom of the chunk. pair (E,): of elements, s_i species + s_j.
+    pairs: PairInputs of the whole graph.
+    """
+
+    edges: slice
+    atoms: slice
+    degrees: list[int]
+    source: Tensor
+    target: Tensor
+    pair: Tensor
+    distances: Tensor
+    rotations: Tensor
+    pairs: dict
+
+    def __len__(self):
+        return len(self.source)
+
+
+@dataclass
+class Message:
+    """Parts j: D x_j, i: D x_i, e: the edge's features, edge-first (E, K C) or, where only scalars are, (E, C).
+
+    scaled: each degree and channel times f[part], (E, (lmax+1) C) or (E, C), side by side.
+    """
+
+    D: Tensor
+    parts: dict[str, Tensor]
+    f: dict[str, Tensor]
+    scaled: Tensor
+
+
+def message(
+    columns: dict[str, Columns],
+    chunk: Chunk,
+    D: Tensor,
+    x: Tensor,
+    e: Tensor,
+    scalars: Tensor | None,
+    f: dict[str, Tensor],
+    buffers: Buffers,
+) -> Message:
+    """x (A, K, C) l-major, normed, of sources and targets, e (K, E, C); either may be scalars, (A, C) and (E, C).
+
+    D and x have the type of messages, which may be shorter than that of e and f.
+
+    scalars: what stands for those of e, normed.
+    """
+    edges, C = len(chunk), x.shape[-1]
+    if x.dim() == 2:
+        parts = {"j": x[chunk.source], "i": x[chunk.atoms][chunk.target]}
+    else:
+        K = x.shape[1]
+        parts = {"j": buffers(edges, K * C, dtype=x.dtype), "i": buffers(edges, K * C, dtype=x.dtype)}
+        with buffers:
+            x_j = torch.index_select(x, 0, chunk.source, out=buffers(edges, K, C, dtype=x.dtype))
+            torch.bmm(D, x_j, out=parts["j"].view(edges, K, C))
+        # all edges of an atom rotate the same x_i: one product (degree K, K) (K, C)
+        rows = [degree * K for degree in chunk.degrees]
+        for d, r, x_i in zip(D.view(-1, K).split(rows), parts["i"].view(-1, C).split(rows), x[chunk.atoms]):
+            torch.mm(d, x_i, out=r)
+    if e.dim() == 2:
+        parts["e"] = e
+    else:
+        parts["e"] = buffers(edges, len(e), C, dtype=x.dtype).copy_(e.transpose(0, 1)).view(edges, -1)
+        parts["e"][:, :C] = scalars
+    scaled = buffers(edges, sum(value.shape[1] for value in parts.values()), dtype=x.dtype)
+    for part, value in parts.items():
+        columns[part].scale(value, f[part], scaled)
+    return Message(D, parts, f, scaled)
+
+
+def message_adjoint(
+    layout: Layout,
+    columns: dict[str, Columns],
+    chunk: Chunk,
+    x: Tensor,
+    m: Message,
+    d_scaled: Tensor,
+    d_f: dict[str, Tensor],
+    d_x: Tensor,
+    d_rotations: Tensor | None,
+    buffers: Buffers,
+) -> Tensor:
+    """The gradient of e; those of f, x and the packed rotations are added to d_f, d_x and d_rotations."""
+    edges, C, d = len(chunk), x.shape[-1], {}
+    for part, value in m.parts.items():
+        d[part] = buffers.like(value)
+        columns[part].scale_adjoint(value, d_scaled, d_f[part])
+        columns[part].scale_back(d_scaled, m.f[part], d[part])
+    if x.dim() == 2:
+        d_x.index_add_(0, chunk.source, d["j"].to(d_x.dtype))
+        d_x[chunk.atoms].index_add_(0, chunk.target, d["i"].to(d_x.dtype))
+    else:
+        K = x.shape[1]
+        if d_rotations is not None:
+            ends = (d["j"], x[chunk.source]), (d["i"], x[chunk.atoms][chunk.target])
+            add_rotation_gradient(layout, chunk, sum(a.view(edges, K, C) @ b.transpose(1, 2) for a, b in ends), d_rotations)
+        with buffers:
+            d_x_j = torch.bmm(m.D.transpose(1, 2), d["j"].view(edges, K, C), out=buffers(edges, K, C, dtype=x.dtype))
+            d_x.index_add_(0, chunk.source, d_x_j.to(d_x.dtype))
+        rows = [degree * K for degree in chunk.degrees]
+        for D, r, target in zip(m.D.view(-1, K).split(rows), d["i"].view(-1, C).split(rows), d_x[chunk.atoms]):
+            add_product(target, D.T, r)
+    if d["e"].shape[1] == C:
+        return d["e"].clone()
+    return buffers(d["e"].shape[1] // C, edges, C).copy_(d["e"].view(edges, -1, C).transpose(0, 1))
+
+
+def add_rotation_gradient(layout: Layout, chunk: Chunk, d_D: Tensor, d_rotations: Tensor):
+    """d_D (E, rows, K), of the dense matrices, to the packed ones."""
+    dense = d_D.new_zeros(len(d_D), layout.size, layout.size)
+    dense[:, : d_D.shape[1]] = d_D
+    d_rotations[chunk.edges, :-1] += dense.flatten(1)[:, layout.dense_index.to(dense.device)]
+
+
+def aggregate(D: Tensor, chunk: Chunk, values: Tensor, out: Tensor):
+    """Rotate back and sum over the edges into each atom: D (E, rows, K), values (E, rows, V) -> out (atoms, K, V)."""
+    K, V = D.shape[2], values.shape[2]
+    # one product (K, degree rows) (degree rows, V) per atom
+    rows = [degree * D.shape[1] for degree in chunk.degrees]
+    for d, v, target in zip(D.view(-1, K).split(rows), values.view(-1, V).split(rows), out):
+        torch.mm(d.T, v, out=target)
+
+
+def aggregate_adjoint(D: Tensor, chunk: Chunk, d_out: Tensor, d_values: Tensor):
+    K, V = D.shape[2], d_values.shape[2]
+    rows = [degree * D.shape[1] for degree in chunk.degrees]
+    for d, v, d_target in zip(D.view(-1, K).split(rows), d_values.view(-1, V).split(rows), d_out):
+        torch.mm(d, d_target, out=v)

@@ -1,0 +1,547 @@
+"""Updates of the network, chunk by chunk: each is a module that holds weights, and a forward and an adjoint of one chunk.
+
+`apply` runs one over a graph as a single step of automatic differentiation. Kept for the adjoint are what goes in and, unless
+`recompute`, the output of the large SO(2) convolution of every edge: nothing else is worth its memory.
+"""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, leaky_relu, pad
+
+from . import kernels
+from .kernels import Buffers, Chunk, aggregate, aggregate_adjoint, message, message_adjoint, so2, so2_gradient, so2_transposed
+from .layers import DegreeLinear, FeedForward, Norm, RadialNetwork, SO2Convolution, envelope
+from .rotations import layout
+
+
+class _Update(torch.autograd.Function):
+    """One update over all chunks. Tensors: x, distances, rotations, edge features by chunk, weights."""
+
+    @staticmethod
+    def forward(ctx, update, graph, keep, names, n_edges, x, distances, rotations, *tensors):
+        edges = list(tensors[:n_edges]) or [None] * len(graph.spans)
+        outputs, kept = _run(update, graph, keep, dict(zip(names, tensors[n_edges:])), x, distances, rotations, edges)
+        ctx.save_for_backward(x, distances, rotations, *tensors, *kept)
+        ctx.update, ctx.graph, ctx.names, ctx.n_edges = update, graph, names, n_edges
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx, *d_outputs):
+        update, graph, n_edges = ctx.update, ctx.graph, ctx.n_edges
+        x, distances, rotations, *tensors = ctx.saved_tensors
+        weights = dict(zip(ctx.names, tensors[n_edges:]))
+        edges, kept = tensors[:n_edges] or [None] * len(graph.spans), tensors[n_edges + len(weights) :]
+        w, short_x = update.short(update.constants() | weights, x)
+        d_distances, d_rotations = (
+            torch.zeros_like(t) if wanted else None for t, wanted in zip((distances, rotations), ctx.needs_input_grad[6:8])
+        )
+        d_edges, sums = [None] * len(graph.spans), []
+
+        def start():
+            d_x, g = torch.zeros_like(x), {name: torch.zeros_like(weight) for name, weight in weights.items()}
+            sums.append([d_x, *g.values()])
+
+            def work(k, chunk, buffers):
+                d_edges[k] = update.adjoint_chunk(
+                    k, chunk, w, g, short_x, edges[k], kept[k], d_outputs, d_x, d_distances, d_rotations, buffers
+                )
+
+            return work
+
+        _over_chunks(graph, distances, rotations, start)
+        d_x, *g = [sum(rest, first) for first, *rest in zip(*sums)]
+        return None, None, None, None, None, d_x, d_distances, d_rotations, *d_edges[:n_edges], *g
+
+
+def _run(update, graph, keep, weights, x, distances, rotations, edges: list):
+    """The outputs of an update, and what is kept of each chunk. The items of edges are given up one by one."""
+    outputs, kept = update.outputs(graph, x), [None] * len(graph.spans)
+    w, x = update.short(update.constants() | weights, x)
+
+    def work(k, chunk, buffers):
+        kept[k] = update.forward_chunk(k, chunk, w, x, edges[k], outputs, buffers, keep)
+        edges[k] = None
+
+    _over_chunks(graph, distances, rotations, lambda: work)
+    return outputs, kept
+
+
+def _over_chunks(graph, distances: Tensor, rotations: Tensor, start):
+    """work(k, chunk, buffers) for all chunks that have edges; `start` gives the work of one thread.
+
+    On a CPU each of torch's threads takes every n-th chunk: operations on a chunk are too small to be worth dividing. Which
+    thread takes which chunk is fixed, and so is the order of sums.
+    """
+    numbers = [k for k, (first, last, _, _) in enumerate(graph.spans) if last > first]
+    threads = torch.get_num_threads() if distances.device.type == "cpu" else 1
+    n = min(threads, len(numbers))
+    inference = torch.is_inference_mode_enabled()
+
+    def run(share, work):
+        with torch.inference_mode(inference), torch.no_grad():
+            buffers = kernels.buffers(distances.dtype, distances.device)
+            for k in share:
+                with buffers:
+                    work(k, graph.chunk(k, distances, rotations), buffers)
+
+    if n < 2:
+        run(numbers, start())
+        return
+    works = [start() for _ in range(n)]
+    for future in [_workers(n).submit(run, numbers[t::n], work) for t, work in enumerate(works)]:
+        future.result()
+
+
+@lru_cache(1)
+def _workers(n: int) -> ThreadPoolExecutor:
+    """n threads that each have one of torch's."""
+    threads, started = torch.get_num_threads(), threading.Barrier(n)
+    pool = ThreadPoolExecutor(n, "chunks", initializer=torch.set_num_threads, initargs=(1,))
+    for future in [pool.submit(started.wait) for _ in range(n)]:
+        future.result()
+    torch.set_num_threads(threads)  # theirs became the process's default
+    return pool
+
+
+def apply(update, graph, x: Tensor, edges: list[Tensor], keep: bool = True, last_use: bool = False):
+    """`update` over all chunks of a graph; edges: features by chunk, or empty. Gives the update's outputs.
+
+    Without gradients, edges that are used for the last time are given up chunk by chunk.
+    """
+    w = {name: weight.contiguous() for name, weight in update.weights().items()}
+    if torch.is_grad_enabled():
+        return _Update.apply(update, graph, keep, list(w), len(edges), x, graph.distances, graph.rotations, *edges, *w.values())
+    given_up = edges if last_use else list(edges)
+    return _run(update, graph, False, w, x, graph.distances, graph.rotations, given_up or [None] * len(graph.spans))[0]
+
+
+@dataclass
+class Convolved:
+    """What is convolved, and what the adjoint needs of how it came about."""
+
+    basis: Tensor
+    first: Tensor
+    second: Tensor
+    norm: tuple | None
+    message: kernels.Message
+
+
+class _EdgeModule(nn.Module):
+    """What updates share: a radial network of the distance and the two elements."""
+
+    def __init__(self, lmax: int, species: int, cutoff: float, n: int, outputs: int):
+        super().__init__()
+        self.lmax, self.cutoff, self.layout = lmax, cutoff, layout(lmax)
+        self.radial = RadialNetwork(n, n, species, outputs)
+
+    def weights(self) -> dict[str, Tensor]:
+        r = self.radial
+        return {
+            "radial.first": r.distance.weight.T,
+            "radial.pair": r.pair,
+            "radial.hidden": r.hidden.weight.T,
+            "radial.hidden.bias": r.hidden.bias,
+            "radial.out": r.out.weight.T,
+            "radial.out.bias": r.out.bias,
+        }
+
+    def constants(self) -> dict:
+        """What the chunks need and no gradient goes to."""
+        return {}
+
+    def short(self, w: dict, x: Tensor) -> tuple[dict, Tensor]:
+        return w, x
+
+    def basis(self, chunk: Chunk, buffers: Buffers) -> Tensor:
+        """exp(-(d - d_k)^2 / 2 s^2), centres d_k evenly from 0 to the cutoff, s their spacing: (E, n)."""
+        n = self.radial.distance.weight.shape[1]
+        basis = buffers(len(chunk), n)
+        torch.sub(chunk.distances[:, None] * ((n - 1) / self.cutoff), torch.arange(n).to(basis), out=basis)
+        # exp(-80) is as good as zero, and results that are denormal take ten times as long
+        return basis.square_().mul_(-0.5).clamp_(min=-80).exp_()
+
+    def radial_adjoint(self, chunk, w, g, basis, first, second, d_f, d_distances):
+        d_first = kernels.radial_adjoint(w, g, basis, chunk.pair, first, second, d_f)
+        if d_distances is not None:
+            n = basis.shape[1]
+            inverse = (n - 1) / self.cutoff
+            offset = chunk.distances[:, None] * inverse - torch.arange(n).to(basis)
+            d_distances[chunk.edges] -= (d_first @ w["radial.first"].T * basis * offset).sum(1) * inverse
+
+
+class EdgeEmbedding(_EdgeModule):
+    """The first edge features: scalars, of the distance and the two elements alone. By chunk (E, C)."""
+
+    def __init__(self, lmax: int, species: int, cutoff: float, c: dict):
+        super().__init__(lmax, species, cutoff, c["radial"], c["channels"])
+        self.channels = c["channels"]
+
+    def outputs(self, graph, x):
+        return [x.new_empty(0, self.channels)] * len(graph.spans)
+
+    def forward_chunk(self, k, chunk, w, x, e, outputs, buffers, keep):
+        outputs[k], _, _ = kernels.radial(w, self.basis(chunk, buffers), chunk.pair)
+
+    def adjoint_chunk(self, k, chunk, w, g, x, e, y, d_outputs, d_x, d_distances, d_rotations, buffers):
+        basis = self.basis(chunk, buffers)
+        _, first, second = kernels.radial(w, basis, chunk.pair)
+        self.radial_adjoint(chunk, w, g, basis, first, second, d_outputs[k], d_distances)
+
+
+class _MessageModule(_EdgeModule):
+    """Updates by messages: an SO(2) convolution of [D x_j, D x_i, e], each scaled per degree and channel by the radial network."""
+
+    def __init__(
+        self, lmax: int, species: int, cutoff: float, c: dict, parts: tuple, invariants: tuple, scalars: int, axial: bool
+    ):
+        C = c["channels"]
+        widths = {part: (lmax + 1) * C for part in parts} | {part: C for part in invariants}
+        super().__init__(lmax, species, cutoff, c["radial"], sum(widths.values()))
+        self.widths, self.channels, self.hidden, self.scalars = widths, C, c["hidden"], scalars
+        self.rows = lmax + 1 if axial else (lmax + 1) ** 2
+        as_channels = [{part: C for part in some} for some in (parts, invariants)]
+        self.convolution = SO2Convolution(lmax, *as_channels, self.hidden, scalars, axial)
+        self.dtype = None  # of messages, if it is not that of x
+        self.columns = kernels.joined_columns(self.layout, {part: part in parts for part in widths}, C)
+        self.gate_columns = kernels.gate_columns(self.layout, self.hidden, scalars, axial)
+        self.edge_norm = Norm(lmax, C) if "e" in parts else None
+
+    def constants(self):
+        return self.edge_norm.constants("edge_norm") if self.edge_norm else {}
+
+    def weights(self):
+        w = super().weights() | self.convolution.weights("convolution")
+        if self.edge_norm is None:
+            return w
+        scales = self.edge_norm.scales()
+        for m in range(self.lmax + 1):
+            # rows of one sign of m: those of x_j and x_i are normed already
+            own = scales[m:].flatten()
+            rows = [s for part in self.widths for s in [own if part == "e" else torch.ones_like(own)] * (1 if m == 0 else 2)]
+            w[f"convolution.{m}"] = torch.cat(rows)[:, None] * w[f"convolution.{m}"]
+        return w | self.edge_norm.weights("edge_norm")
+
+    def y(self, chunk: Chunk, x: Tensor, keep: bool, buffers: Buffers) -> Tensor:
+        """Where the output of the SO(2) convolution goes."""
+        shape = len(chunk), self.scalars + self.rows * self.hidden
+        return x.new_empty(shape) if keep else buffers(*shape, dtype=x.dtype)
+
+    def rotations(self, chunk: Chunk, dtype: torch.dtype, buffers: Buffers) -> Tensor:
+        """(E, rows, K)"""
+        out = buffers(len(chunk), self.rows, self.layout.size, dtype=dtype)
+        return self.layout.dense(chunk.rotations.to(dtype), self.rows, out)
+
+    def short(self, w: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Weights of convolutions and node features in the type of messages."""
+        if self.dtype is None:
+            return w, x
+        return {n: v.to(self.dtype) if n.startswith(("convolution", "values")) else v for n, v in w.items()}, x.to(self.dtype)
+
+    def convolve(self, chunk: Chunk, w: dict, D: Tensor, x: Tensor, e: Tensor, buffers: Buffers) -> Convolved:
+        """All that leads to the SO(2) convolution, `so2` of the message."""
+        f, first, second = kernels.radial(w, basis := self.basis(chunk, buffers), chunk.pair)
+        by_part, norm, scalars = self.by_part(f), None, None
+        if self.edge_norm:
+            C, inverse = self.channels, kernels.inverse_norm(w, "edge_norm", e, buffers)
+            scalars, mean, deviation = kernels.scalar_norm(w, "edge_norm", e[0])
+            norm = inverse, mean, deviation, by_part["e"][:, C:].clone()
+            by_part["e"][:, C:] *= inverse[:, None]
+        m = message(self.columns, chunk, D, x, e, scalars, by_part, buffers)
+        return Convolved(basis, first, second, norm, m)
+
+    def by_part(self, f: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.widths, f.split(list(self.widths.values()), 1)))
+
+    def convolve_adjoint(self, chunk, w, g, x, e, c: Convolved, d_y, d_e, d_x, d_distances, d_rotations, buffers) -> Tensor:
+        """The gradient of e, that of what else became of it (d_e) included."""
+        d_scaled = buffers.like(c.message.scaled)
+        so2_gradient(g, "convolution", c.message.scaled, d_y)
+        so2_transposed(w, "convolution", d_y, d_scaled)
+        d_f = chunk.distances.new_zeros(len(chunk), sum(self.widths.values()))
+        by_part = self.by_part(d_f)
+        d_part = message_adjoint(self.layout, self.columns, chunk, x, c.message, d_scaled, by_part, d_x, d_rotations, buffers)
+        if self.edge_norm is None:
+            d_e = d_part if d_e is None else d_part + d_e
+        else:
+            inverse, mean, deviation, f = c.norm
+            d_f_e = by_part["e"][:, self.channels :]
+            d_part[0] = kernels.scalar_norm_adjoint(w, g, "edge_norm", e[0], mean, deviation, d_part[0])
+            d_e = d_part.clone() if d_e is None else d_part + d_e
+            kernels.inverse_norm_adjoint(w, "edge_norm", e, inverse, (d_f_e * f).sum(1), d_e)
+            d_f_e *= inverse[:, None]
+        self.radial_adjoint(chunk, w, g, c.basis, c.first, c.second, d_f, d_distances)
+        return d_e
+
+
+class Messages(_MessageModule):
+    """Sums of messages into atoms, (A, K, heads V), in the global frame.
+
+    A message is an SO(2) convolution of [D x_j, D x_i, e], gated, convolved once more per head, weighted with the attention over
+    the edges into i, and rotated back. The first layer's features are scalars: only m = 0 is there, and no other weights.
+    """
+
+    def __init__(self, lmax: int, species: int, cutoff: float, c: dict, first: bool):
+        H, heads, V, alpha = c["hidden"], c["heads"], c["values"], c["attention"]
+        parts, invariants = ((), ("j", "i", "e")) if first else (("j", "i", "e"), ())
+        super().__init__(lmax, species, cutoff, c, parts, invariants, lmax * H + heads * alpha, axial=first)
+        self.heads, self.value_channels, self.first = heads, V, first
+        self.values = nn.ModuleList(SO2Convolution(lmax, {"z": H}, {}, V, axial=first) for _ in range(heads))
+        self.attention_norm = nn.LayerNorm(alpha)
+        self.attention = nn.Parameter(torch.randn(heads, alpha) / alpha**0.5)
+
+    def weights(self):
+        w = super().weights()
+        for h, values in enumerate(self.values):
+            w |= values.weights(f"values{h}")
+        return w | {
+            "attention": self.attention,
+            "attention.norm.weight": self.attention_norm.weight,
+            "attention.norm.bias": self.attention_norm.bias,
+        }
+
+    def attend(self, chunk: Chunk, w: dict, scalars: Tensor, distances: Tensor) -> Tensor:
+        """softmax over the edges into each atom of a . leaky_relu(norm(s)), times the envelope of the distance: (E, heads)."""
+        heads, alpha = w["attention"].shape
+        s = scalars.to(distances.dtype).unflatten(1, (heads, alpha))
+        s = layer_norm(s, [alpha], w["attention.norm.weight"], w["attention.norm.bias"], self.attention_norm.eps)
+        logits = (leaky_relu(s, 0.2) * w["attention"]).sum(-1)
+        lengths = torch.tensor(chunk.degrees, device=s.device)
+        top = torch.segment_reduce(logits.detach(), "max", lengths=lengths, axis=0)
+        weights = (logits - top[chunk.target]).exp()
+        total = torch.segment_reduce(weights, "sum", lengths=lengths, axis=0)
+        return weights / total[chunk.target] * envelope(distances, self.cutoff)[:, None]
+
+    def outputs(self, graph, x):
+        return [x.new_zeros(graph.atoms, (self.lmax + 1) ** 2, self.heads * self.value_channels)]
+
+    def forward_chunk(self, k, chunk, w, x, e, outputs, buffers, keep):
+        H, V = self.hidden, self.value_channels
+        D, y = self.rotations(chunk, x.dtype, buffers), self.y(chunk, x, keep, buffers)
+        with buffers:
+            so2(w, "convolution", self.convolve(chunk, w, D, x, e, buffers).message.scaled, y)
+        z = buffers(len(chunk), self.rows * H, dtype=x.dtype)
+        kernels.gate(self.gate_columns, y, (self.lmax + 1) * H, z)
+        alpha = self.attend(chunk, w, y[:, (self.lmax + 1) * H : H + self.scalars], chunk.distances)
+        v = short_v = buffers(len(chunk), self.rows, V, dtype=x.dtype)
+        if self.dtype is not None:  # sums are made in full
+            D, v = self.rotations(chunk, buffers.dtype, buffers), buffers(*v.shape)
+        for h in range(self.heads):
+            so2(w, f"values{h}", z, short_v.flatten(1))
+            torch.mul(short_v, alpha[:, h, None, None], out=v)
+            aggregate(D, chunk, v, outputs[0][chunk.atoms, :, h * V : (h + 1) * V])
+        return y if keep else None
+
+    def adjoint_chunk(self, k, chunk, w, g, x, e, y, d_outputs, d_x, d_distances, d_rotations, buffers):
+        D = self.rotations(chunk, x.dtype, buffers)
+        c = self.convolve(chunk, w, D, x, e, buffers)
+        if y is None:
+            so2(w, "convolution", c.message.scaled, y := self.y(chunk, x, False, buffers))
+        d_y = buffers.like(y)
+        with buffers:
+            if self.dtype is not None:
+                D = self.rotations(chunk, buffers.dtype, buffers)
+            self._attend_adjoint(chunk, w, g, y, D, d_outputs[0][chunk.atoms], d_y, d_distances, d_rotations, buffers)
+        return self.convolve_adjoint(chunk, w, g, x, e, c, d_y, None, d_x, d_distances, d_rotations, buffers)
+
+    def _attend_adjoint(self, chunk, w, g, y, D, d_sums, d_y, d_distances, d_rotations, buffers):
+        """From the gradient of the sums (atoms, K, heads V) to that of y."""
+        H, V = self.hidden, self.value_channels
+        z = buffers(len(chunk), self.rows * H, dtype=y.dtype)
+        factors = kernels.gate(self.gate_columns, y, (self.lmax + 1) * H, z)
+        own = slice((self.lmax + 1) * H, H + self.scalars)
+        names = ("attention", "attention.norm.weight", "attention.norm.bias")
+        with torch.enable_grad():  # few numbers: no need to write this adjoint
+            leaves = {name: w[name].detach().requires_grad_() for name in names}
+            scalars, distances = (
+                y[:, own].to(buffers.dtype, copy=True).requires_grad_(),
+                chunk.distances.detach().requires_grad_(),
+            )
+            alpha = self.attend(chunk, leaves, scalars, distances)
+        d_v, d_alpha = buffers(len(chunk), self.rows, V), torch.empty_like(alpha)
+        short_d_v = buffers(*d_v.shape, dtype=y.dtype) if self.dtype is not None else d_v
+        d_z, d_z_h = buffers.like(z).zero_(), buffers.like(z)
+        for h in range(self.heads):
+            name, d_sum, a = f"values{h}", d_sums[..., h * V : (h + 1) * V], alpha[:, h, None].detach()
+            if d_rotations is not None:
+                so2(w, name, z, short_d_v.flatten(1))
+                d_D = torch.bmm(short_d_v * a[:, None], d_sum[chunk.target].transpose(1, 2))
+                kernels.add_rotation_gradient(self.layout, chunk, d_D, d_rotations)
+            aggregate_adjoint(D, chunk, d_sum, d_v)
+            # of z but for the factor alpha; its product with z, that of the bias added, is the gradient of alpha
+            so2_transposed(w, name, short_d_v.copy_(d_v).flatten(1), d_z_h)
+            d_alpha[:, h] = torch.linalg.vecdot(d_z_h, z) + d_v[:, : self.lmax + 1].flatten(1) @ w[f"{name}.bias"].to(d_v.dtype)
+            d_z.addcmul_(d_z_h, a)
+            so2_gradient(g, name, z, torch.mul(d_v, a[:, None], out=short_d_v).flatten(1))
+        kernels.gate_adjoint(self.gate_columns, y, factors, d_z, d_y)
+        d_y[:, own], d_distance, *d_leaves = torch.autograd.grad(alpha, [scalars, distances, *leaves.values()], d_alpha)
+        for name, d in zip(names, d_leaves):
+            g[name] += d
+        if d_distances is not None:
+            d_distances[chunk.edges] += d_distance
+
+
+class EdgeUpdate(_MessageModule):
+    """e + linear(gate(SO(2) convolution of [D x_j, D x_i, e])); then feed-forward. All in the edge frame, by chunk (K, E, C).
+
+    The first one meets edges that hold scalars only, (E, C), straight from their embedding. The last one reads its edges out as
+    soon as they are finished and gives, instead of them, the coupled components (G, n) of the edges between any two elements.
+    """
+
+    def __init__(self, lmax: int, species: int, cutoff: float, c: dict, first: bool, slots: dict | None = None):
+        C, H = c["channels"], c["hidden"]
+        parts, invariants = (("j", "i"), ("e",)) if first else (("j", "i", "e"), ())
+        super().__init__(lmax, species, cutoff, c, parts, invariants, lmax * H, axial=False)
+        self.first, self.slots = first, slots
+        self.out = DegreeLinear(lmax, H, C)
+        self.feed_forward = FeedForward(lmax, C, c["feed_forward"])
+        if slots is not None:
+            self.read_norm = Norm(lmax, C)
+            self.slot_count = {pair: max(degrees.values()) for pair, degrees in slots.items()}
+            self.readout = nn.ParameterDict(
+                {
+                    f"{s_i}-{s_j}-{L}": nn.Parameter(torch.randn(C, n) / C**0.5)
+                    for (s_i, s_j), degrees in slots.items()
+                    for L, n in degrees.items()
+                    if lmax >= L
+                }
+            )
+
+    def constants(self):
+        c = super().constants() | self.feed_forward.norm.constants("ff.norm")
+        return c | self.read_norm.constants("read_norm") if self.slots is not None else c
+
+    def weights(self):
+        rows = self.layout.degree.to(self.out.weight.device)
+        w = super().weights() | {"out": self.out.weight[rows], "out.bias": self.out.bias} | self.feed_forward.weights("ff")
+        if self.slots is not None:
+            w |= self.read_norm.weights("read_norm")
+            for (s_i, s_j), degrees in self.slots.items():
+                # one matrix per row: that of its degree, as wide as the widest
+                width = self.slot_count[s_i, s_j]
+                matrices = [
+                    pad(self.readout[f"{s_i}-{s_j}-{L}"], (0, width - degrees[L]))
+                    if L in degrees
+                    else self.out.weight.new_zeros(self.channels, width)
+                    for L in range(self.lmax + 1)
+                ]
+                w[f"read.{s_i}-{s_j}"] = (self.read_norm.scales()[:, :, None] * torch.stack(matrices))[rows]
+        return w
+
+    def outputs(self, graph, x):
+        if self.slots is None:
+            return [x.new_empty(self.rows, 0, self.channels)] * len(graph.spans)  # each is made when it is known
+        return [x.new_zeros(p.scale.shape) for p in graph.pairs.values()]
+
+    def _gated(self, w, e, y, u, buffers):
+        """u = e + linear(gate(y)); gives the gated y (K, E, H), the factors, and the gate's edge-first output, a buffer."""
+        edges = len(y)
+        z, gated = buffers(self.rows, edges, self.hidden), buffers(edges, self.rows, self.hidden, dtype=y.dtype)
+        factors = kernels.gate(self.gate_columns, y, (self.lmax + 1) * self.hidden, gated.view(edges, -1))
+        z.copy_(gated.transpose(0, 1))
+        if self.first:
+            u[0], u[1:] = e, 0
+        else:
+            u.copy_(e)
+        u.baddbmm_(z, w["out"])
+        u[0] += w["out.bias"]
+        return z, factors, gated
+
+    def forward_chunk(self, k, chunk, w, x, e, outputs, buffers, keep):
+        y = self.y(chunk, x, keep, buffers)
+        with buffers:
+            D = self.rotations(chunk, x.dtype, buffers)
+            so2(w, "convolution", self.convolve(chunk, w, D, x, e, buffers).message.scaled, y)
+        shape = (self.rows, len(chunk), self.channels)
+        if self.slots is None:
+            outputs[k] = u = chunk.distances.new_empty(shape)  # what an earlier chunk of e gave up serves again
+        else:
+            u = buffers(*shape)
+        with buffers:
+            self._gated(w, e, y, u, buffers)
+        with buffers:
+            kernels.feed_forward(self.layout, w, u, u, buffers, keep=False)
+        if self.slots is not None:
+            read = buffers(*shape)
+            kernels.norm(w, "read_norm", u, read, buffers)
+            self._read(k, chunk, w, read, outputs)
+        return y if keep else None
+
+    def adjoint_chunk(self, k, chunk, w, g, x, e, y, d_outputs, d_x, d_distances, d_rotations, buffers):
+        D = self.rotations(chunk, x.dtype, buffers)
+        c = self.convolve(chunk, w, D, x, e, buffers)
+        if y is None:
+            so2(w, "convolution", c.message.scaled, y := self.y(chunk, x, False, buffers))
+        d_y, d_u = buffers.like(y), buffers(self.rows, len(chunk), self.channels)
+        with buffers:
+            self._gate_adjoint(k, chunk, w, g, e, y, d_outputs, d_u, d_y, buffers)
+        d_e = d_u[0] if self.first else d_u
+        return self.convolve_adjoint(chunk, w, g, x, e, c, d_y, d_e, d_x, d_distances, d_rotations, buffers)
+
+    def _gate_adjoint(self, k, chunk, w, g, e, y, d_outputs, d_u, d_y, buffers):
+        """From the gradient of the output to that of u, what goes past the feed-forward, and to that of y."""
+        u = buffers.like(d_u)
+        z, factors, d_gated = self._gated(w, e, y, u, buffers)
+        with buffers:
+            if self.slots is None:
+                parts = kernels.feed_forward(self.layout, w, u, None, buffers)
+                d_u.copy_(d_outputs[k])
+            else:
+                parts = kernels.feed_forward(self.layout, w, u, out := buffers.like(u), buffers)
+                with buffers:
+                    saved = kernels.norm(w, "read_norm", out, read := buffers.like(u), buffers)
+                    d_read = self._read_adjoint(k, chunk, w, g, read, d_outputs)
+                    kernels.norm_adjoint(w, g, "read_norm", out, saved, d_read, d_u.zero_(), buffers)
+            kernels.feed_forward_adjoint(self.layout, w, g, u, parts, d_u, buffers)
+        g["out"].baddbmm_(z.transpose(1, 2), d_u)
+        g["out.bias"] += d_u[0].sum(0)
+        d_z = torch.bmm(d_u, w["out"].transpose(1, 2), out=buffers.like(z))
+        d_gated.copy_(d_z.transpose(0, 1))
+        kernels.gate_adjoint(self.gate_columns, y, factors, d_gated.view(len(chunk), -1), d_y)
+
+    @cached_property
+    def _components(self) -> dict:
+        """Of each pair of elements: (columns of its coupled components, where row * slots + slot gives them)."""
+        result = {}
+        for pair, degrees in self.slots.items():
+            columns, where, column = [], [], 0
+            for L, n in degrees.items():
+                for M in range(2 * L + 1):
+                    if self.lmax >= L:
+                        row = int(self.layout.m_major[L * L + M])
+                        columns += range(column, column + n)
+                        where += range(row * self.slot_count[pair], row * self.slot_count[pair] + n)
+                    column += n
+            result[pair] = torch.tensor(columns), torch.tensor(where)
+        return result
+
+    def _groups(self, k, chunk, outputs):
+        """(pair, its inputs, rows of the chunk's edges, span of its output, output) of the pairs of elements in a chunk."""
+        for (pair, p), raw in zip(chunk.pairs.items(), outputs):
+            span = p.spans[k]
+            if span.stop > span.start:
+                yield pair, p, p.edges[span] - chunk.edges.start, span, raw
+
+    def _read(self, k, chunk, w, normed, outputs):
+        for (s_i, s_j), p, rows, span, raw in self._groups(k, chunk, outputs):
+            columns, where = (t.to(raw.device) for t in self._components[s_i, s_j])
+            read = torch.bmm(normed.index_select(1, rows), w[f"read.{s_i}-{s_j}"])
+            raw[span, columns] = read.transpose(0, 1).flatten(1).index_select(1, where)
+            raw[span] *= p.scale[span]
+
+    def _read_adjoint(self, k, chunk, w, g, normed, d_outputs):
+        order, d_sorted = [], []
+        for (s_i, s_j), p, rows, span, d_raw in self._groups(k, chunk, d_outputs):
+            columns, where = (t.to(d_raw.device) for t in self._components[s_i, s_j])
+            weight = w[f"read.{s_i}-{s_j}"]
+            d_read = d_raw.new_zeros(len(rows), len(weight) * weight.shape[2])
+            d_read[:, where] = (d_raw[span] * p.scale[span]).index_select(1, columns)
+            d_read = d_read.view(len(rows), len(weight), -1).transpose(0, 1)
+            g[f"read.{s_i}-{s_j}"].baddbmm_(normed.index_select(1, rows).transpose(1, 2), d_read)
+            order.append(rows)
+            d_sorted.append(torch.bmm(d_read, weight.transpose(1, 2)))
+        return torch.cat(d_sorted, 1).index_select(1, torch.argsort(torch.cat(order)))
