@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from ase import Atoms
 
 from hamscale.basis import Basis, read_element_basis
 from hamscale.files import provenance
@@ -22,10 +23,8 @@ from hamscale.operators import Operators
 from network import gst, peak_bytes, unit_reference
 
 
-def disordered(n_atoms: int):
-    """Random sequential placing in a cell of an eighth of the atoms, tiled."""
-    from ase import Atoms
-
+def disordered(n_atoms: int) -> Atoms:
+    """Atoms at random sites of a grid, each moved by up to a quarter of its spacing, in a cell of an eighth of them, tiled."""
     n = n_atoms // 8
     lengths = np.array([48, 32, 23.6]) * (n / 0.083 / (48 * 32 * 23.6)) ** (1 / 3)
     rng, grid = np.random.default_rng(0), np.ceil((n * 1.05) ** (1 / 3) * lengths / lengths.prod() ** (1 / 3)).astype(int)

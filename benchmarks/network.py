@@ -2,8 +2,8 @@
 
 hfo2: monoclinic cells tiled, Gaussian displacements of 0.35 A, 0.083 atoms/A^3, SZV; gst: GeSb2Te4 by random sequential
 placing, 0.0325 atoms/A^3, DZVP. Prints one JSON line last. us_per_edge is CPU time, user and system, of one step over edges,
-the least of --repeats: neighbours on the machine can only add to it. wall_s likewise;
-kb_per_edge the growth of the peak resident memory of this process over what it was with graph and model in place.
+the least of --repeats: neighbours on the machine can only add to it; wall_s likewise; us_per_edge_median their median; kb_per_edge
+the growth of the peak resident memory of this process over what it was with graph and model in place.
 floor_us_per_edge: the least matrix work of the general layers (2.54 MFLOP forward and backward at C = 16, quadratic in C) at the
 rate of this machine's own matrix product.
 """
@@ -17,6 +17,7 @@ import time
 import numpy as np
 import torch
 from ase import Atoms
+from ase.neighborlist import neighbor_list
 from ase.spacegroup import crystal
 
 from hamscale.basis import Basis, read_element_basis
@@ -44,16 +45,10 @@ def hafnia(n_atoms: int) -> Atoms:
         moved = atoms.copy()
         moved.positions += rng.normal(0, 0.35, atoms.positions.shape)
         for _ in range(100):
-            close = np.unique(edges_of_close(moved, 1.0))
+            close = np.unique(neighbor_list("i", moved, 1.0))
             if not len(close):
                 return moved
             moved.positions[close] = atoms.positions[close] + rng.normal(0, 0.35, (len(close), 3))
-
-
-def edges_of_close(atoms: Atoms, distance: float) -> np.ndarray:
-    from ase.neighborlist import neighbor_list
-
-    return neighbor_list("i", atoms, distance)
 
 
 def gst(n_atoms: int) -> Atoms:
@@ -135,13 +130,18 @@ def main():
     model = build_network(settings, reference).to(o.device, dtype)
     if o.dtype == "mixed":
         model.messages_in(torch.bfloat16)
-    inputs = graph_inputs(graph, reference, o.lmax, dtype, o.chunk)
+    inputs = graph_inputs(graph, reference, o.lmax, dtype, o.chunk).to(o.device)
 
     def step():
         if o.mode == "forward":
             with torch.inference_mode():
                 model(inputs)
-            return
+        else:
+            train()
+        if torch.device(o.device).type == "cuda":
+            torch.cuda.synchronize()
+
+    def train():
         model.zero_grad(set_to_none=True)
         offsite, onsite = model(inputs, recompute=o.recompute)
         sum(v.abs().mean() for v in (*offsite.values(), *onsite.values())).backward()

@@ -10,7 +10,7 @@ from hamscale.angular import rotation_matrix
 
 
 def generator(l, axis):
-    """d/dt of D^l(turn by t about axis) at zero, by the logarithm of a turn by one radian... of a matrix known from harmonics."""
+    """d/dt of D^l(turn by t about axis) at t = 0."""
     about_z = np.zeros((2 * l + 1,) * 2)
     for m in range(1, l + 1):
         about_z[l + m, l - m], about_z[l - m, l + m] = -m, m
@@ -144,11 +144,11 @@ class SlowNetwork:
             extra = [e[:, 0] * weights[:, -C:]] if first else []
             y, scalars = self.so2(edge.convolution, scaled, edge.hidden, extra)
             e = self.feed_forward(edge.feed_forward, e + self.linear(edge.out, self.gate(y, scalars)))
-        e = self.norm(fast.edge_updates[-1].read_norm, e)
+        e = self.norm(fast.edge_updates[-1].readout.norm, e)
         raw = {}
         for (a, b), p in inputs.pairs.items():
             parts = [
-                (e[p.edges][:, l * l : (l + 1) ** 2] @ fast.edge_updates[-1].readout[f"{a}-{b}-{l}"]).flatten(1)
+                (e[p.edges][:, l * l : (l + 1) ** 2] @ fast.edge_updates[-1].readout.matrices[f"{a}-{b}-{l}"]).flatten(1)
                 if l <= L
                 else e.new_zeros(len(p.edges), (2 * l + 1) * n)
                 for l, n in fast.slots[a, b].items()

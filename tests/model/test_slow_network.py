@@ -112,6 +112,19 @@ def test_short_messages_change_little(reference, size):
     assert all(torch.equal(a, b) for a, b in zip(results[0], results[2]))
 
 
+def test_inputs_move_whole(reference):
+    """To a device without numbers: what stays behind is found, and all shapes arrive."""
+    _, _, inputs = fast_and_slow(reference, SIZES[0], structure())
+    moved = inputs.to("meta")
+    parts = [(moved, inputs), *((moved.pairs[k], p) for k, p in inputs.pairs.items())]
+    parts += [(moved.atoms_of[k], a) for k, a in inputs.atoms_of.items()]
+    for there, here in parts:
+        for name, value in vars(here).items():
+            if isinstance(value, torch.Tensor):
+                assert getattr(there, name).device.type == "meta"
+                assert getattr(there, name).shape == value.shape
+
+
 def test_inference_gives_what_training_gives(reference):
     network, _, inputs = fast_and_slow(reference, SIZES[1], structure())
     trained = network(inputs)

@@ -1,9 +1,9 @@
 """What happens to a chunk of edges, forward and adjoint, written by hand.
 
 Automatic differentiation of the same lines takes about twice the time and ten times the memory: it keeps every intermediate,
-fills slices with zeros, and each fresh tensor costs page faults. Here a chunk lives in buffers that are used again, the adjoint
-recomputes what is cheap, and gradients of weights are added up in place. `tests/model/test_reference.py` holds the slow and
-obvious form of the same network, whose outputs and gradients these must equal.
+fills slices with zeros, and each fresh tensor costs page faults. Here a chunk lives in buffers that are used again (chunks.py), the adjoint
+recomputes what is cheap, and gradients of weights are added up in place. `tests/model/slow_network.py` is the same network
+in its slow and obvious form, whose outputs and gradients these must equal.
 
 Shapes: model/rotations.py. Edge features of a chunk stand row-first, (K, E, C): every run of rows is a stack of matrices (E, C),
 so what acts on each degree is a batched product and what scales each degree a contiguous one. Messages stand edge-first,
@@ -11,59 +11,14 @@ so what acts on each degree is a batched product and what scales each degree a c
 w: weights by name; g: their gradients, added to.
 """
 
-import threading
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from .chunks import Buffers, Chunk
 from .rotations import Layout
-
-
-class Buffers:
-    """Uninitialised tensors from memory that is used again: those made within `with buffers:` are free to others after it.
-
-    The memory is kept between calls, as large as the largest chunk needed it: fresh memory costs page faults, and what was just
-    used is still in the cache.
-    """
-
-    ALIGNMENT = 256  # bytes
-
-    def __init__(self, dtype: torch.dtype, device: torch.device):
-        self.dtype, self.memory, self.overflow = dtype, torch.empty(0, dtype=torch.uint8, device=device), 0
-        self.top, self.scopes = 0, []
-
-    def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        dtype = dtype or self.dtype
-        size = prod(shape) * dtype.itemsize
-        first, self.top = self.top, self.top + -(-size // self.ALIGNMENT) * self.ALIGNMENT
-        if self.top > len(self.memory):  # this once on its own; the memory grows when nothing is in use
-            self.overflow = max(self.overflow, self.top)
-            return torch.empty(shape, dtype=dtype, device=self.memory.device)
-        return self.memory[first : first + size].view(dtype).view(shape)
-
-    def like(self, tensor: Tensor) -> Tensor:
-        return self(*tensor.shape, dtype=tensor.dtype)
-
-    def __enter__(self):
-        self.scopes.append(self.top)
-
-    def __exit__(self, *_):
-        self.top = self.scopes.pop()
-        if not self.scopes and self.overflow > len(self.memory):
-            self.memory = self.memory.new_empty(self.overflow)
-
-
-_threads = threading.local()
-
-
-def buffers(dtype: torch.dtype, device: torch.device) -> Buffers:
-    """This thread's buffers, of numbers of this type unless another is asked for."""
-    if not hasattr(_threads, "buffers"):
-        _threads.buffers = {}
-    return _threads.buffers.setdefault((dtype, device), Buffers(dtype, device))
 
 
 def add_product(target: Tensor, a: Tensor, b: Tensor):
@@ -77,11 +32,11 @@ def add_product(target: Tensor, a: Tensor, b: Tensor):
 # ------------------------------------------------------------------------------------------------------------- radial network
 
 
-def radial(w: dict, basis: Tensor, pair: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def radial(w: dict, basis: Tensor, pair: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """W3 silu(W2 silu(W1 basis + b1[pair]) + b2) + b3, (E, n) -> (E, outputs), with the two arguments of silu."""
     first = torch.addmm(w["radial.pair"].index_select(0, pair), basis, w["radial.first"])
     second = torch.addmm(w["radial.hidden.bias"], silu(first), w["radial.hidden"])
-    return torch.addmm(w["radial.out.bias"], silu(second), w["radial.out"], out=out), first, second
+    return torch.addmm(w["radial.out.bias"], silu(second), w["radial.out"]), first, second
 
 
 def radial_adjoint(w: dict, g: dict, basis: Tensor, pair: Tensor, first: Tensor, second: Tensor, d_out: Tensor) -> Tensor:
@@ -318,28 +273,6 @@ def gate_adjoint(columns: Columns, y: Tensor, factors: Tensor, d_out: Tensor, d_
 
 
 @dataclass
-class Chunk:
-    """A run of whole destinations: the edges into atoms first_atom..last_atom.
-
-    source (E,): rows of node features. target (E,): atom of the chunk. pair (E,): of elements, s_i species + s_j.
-    pairs: PairInputs of the whole graph.
-    """
-
-    edges: slice
-    atoms: slice
-    degrees: list[int]
-    source: Tensor
-    target: Tensor
-    pair: Tensor
-    distances: Tensor
-    rotations: Tensor
-    pairs: dict
-
-    def __len__(self):
-        return len(self.source)
-
-
-@dataclass
 class Message:
     """Parts j: D x_j, i: D x_i, e: the edge's features, edge-first (E, K C) or, where only scalars are, (E, C).
 
@@ -364,9 +297,7 @@ def message(
 ) -> Message:
     """x (A, K, C) l-major, normed, of sources and targets, e (K, E, C); either may be scalars, (A, C) and (E, C).
 
-    D and x have the type of messages, which may be shorter than that of e and f.
-
-    scalars: what stands for those of e, normed.
+    D and x have the type of messages, which may be shorter than that of e and f. scalars: what stands for those of e, normed.
     """
     edges, C = len(chunk), x.shape[-1]
     if x.dim() == 2:

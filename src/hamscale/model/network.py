@@ -5,14 +5,14 @@ Messages of edge e stand in its own frame and stay there: only node features are
 `x = exchange(x)`; the network knows nothing of it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from .kernels import Chunk
+from .chunks import Chunk, apply
 from .layers import DegreeLinear, FeedForward, Norm
-from .updates import EdgeEmbedding, EdgeUpdate, Messages, apply
+from .updates import EdgeEmbedding, EdgeUpdate, Messages
 
 
 @dataclass
@@ -40,6 +40,10 @@ class Inputs:
     atoms_of: dict = field(default_factory=dict)
     n_species: int = 1
 
+    def to(self, device) -> "Inputs":
+        """The same on another device."""
+        return _moved(self, device)
+
     @property
     def atoms(self) -> int:
         return len(self.degrees)
@@ -59,6 +63,16 @@ class Inputs:
             rotations[edges],
             self.pairs,
         )
+
+
+def _moved(value, device):
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(v, device) for key, v in value.items()}
+    if is_dataclass(value):
+        return replace(value, **{f.name: _moved(getattr(value, f.name), device) for f in fields(value)})
+    return value
 
 
 @dataclass

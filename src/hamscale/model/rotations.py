@@ -45,7 +45,7 @@ class Layout:
     def rotations(self, vectors: np.ndarray, dtype: torch.dtype, chunk: int = 8192) -> Tensor:
         """Packed Wigner matrices of edges (E, 3), `angular.edge_rotations`: (E, P + 1), P = sum (2l+1)^2, a zero last.
 
-        Deterministic: the third Euler angle is zero, and edges along +-z have the frame they have without a computation.
+        Deterministic: the third Euler angle is zero, and so is the first along +z; along -z it is pi.
         """
         packed = torch.zeros(len(vectors), self.packed_size + 1, dtype=dtype)
         for first in range(0, len(vectors), chunk):

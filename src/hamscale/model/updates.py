@@ -1,123 +1,21 @@
-"""Updates of the network, chunk by chunk: each is a module that holds weights, and a forward and an adjoint of one chunk.
+"""Updates of the network: each is a module that holds weights, and a forward and an adjoint of one chunk of edges.
 
-`apply` runs one over a graph as a single step of automatic differentiation. Kept for the adjoint are what goes in and, unless
-`recompute`, the output of the large SO(2) convolution of every edge: nothing else is worth its memory.
+`chunks.apply` runs one over a graph. Kept for the adjoint is, unless recomputed, the output of the large SO(2) convolution of
+every edge: nothing else is worth its memory.
 """
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, leaky_relu, pad
+from torch.nn.functional import layer_norm, leaky_relu
 
 from . import kernels
-from .kernels import Buffers, Chunk, aggregate, aggregate_adjoint, message, message_adjoint, so2, so2_gradient, so2_transposed
+from .chunks import Buffers, Chunk
+from .kernels import aggregate, aggregate_adjoint, message, message_adjoint, so2, so2_gradient, so2_transposed
 from .layers import DegreeLinear, FeedForward, Norm, RadialNetwork, SO2Convolution, envelope
+from .readout import EdgeReadout
 from .rotations import layout
-
-
-class _Update(torch.autograd.Function):
-    """One update over all chunks. Tensors: x, distances, rotations, edge features by chunk, weights."""
-
-    @staticmethod
-    def forward(ctx, update, graph, keep, names, n_edges, x, distances, rotations, *tensors):
-        edges = list(tensors[:n_edges]) or [None] * len(graph.spans)
-        outputs, kept = _run(update, graph, keep, dict(zip(names, tensors[n_edges:])), x, distances, rotations, edges)
-        ctx.save_for_backward(x, distances, rotations, *tensors, *kept)
-        ctx.update, ctx.graph, ctx.names, ctx.n_edges = update, graph, names, n_edges
-        return tuple(outputs)
-
-    @staticmethod
-    def backward(ctx, *d_outputs):
-        update, graph, n_edges = ctx.update, ctx.graph, ctx.n_edges
-        x, distances, rotations, *tensors = ctx.saved_tensors
-        weights = dict(zip(ctx.names, tensors[n_edges:]))
-        edges, kept = tensors[:n_edges] or [None] * len(graph.spans), tensors[n_edges + len(weights) :]
-        w, short_x = update.short(update.constants() | weights, x)
-        d_distances, d_rotations = (
-            torch.zeros_like(t) if wanted else None for t, wanted in zip((distances, rotations), ctx.needs_input_grad[6:8])
-        )
-        d_edges, sums = [None] * len(graph.spans), []
-
-        def start():
-            d_x, g = torch.zeros_like(x), {name: torch.zeros_like(weight) for name, weight in weights.items()}
-            sums.append([d_x, *g.values()])
-
-            def work(k, chunk, buffers):
-                d_edges[k] = update.adjoint_chunk(
-                    k, chunk, w, g, short_x, edges[k], kept[k], d_outputs, d_x, d_distances, d_rotations, buffers
-                )
-
-            return work
-
-        _over_chunks(graph, distances, rotations, start)
-        d_x, *g = [sum(rest, first) for first, *rest in zip(*sums)]
-        return None, None, None, None, None, d_x, d_distances, d_rotations, *d_edges[:n_edges], *g
-
-
-def _run(update, graph, keep, weights, x, distances, rotations, edges: list):
-    """The outputs of an update, and what is kept of each chunk. The items of edges are given up one by one."""
-    outputs, kept = update.outputs(graph, x), [None] * len(graph.spans)
-    w, x = update.short(update.constants() | weights, x)
-
-    def work(k, chunk, buffers):
-        kept[k] = update.forward_chunk(k, chunk, w, x, edges[k], outputs, buffers, keep)
-        edges[k] = None
-
-    _over_chunks(graph, distances, rotations, lambda: work)
-    return outputs, kept
-
-
-def _over_chunks(graph, distances: Tensor, rotations: Tensor, start):
-    """work(k, chunk, buffers) for all chunks that have edges; `start` gives the work of one thread.
-
-    On a CPU each of torch's threads takes every n-th chunk: operations on a chunk are too small to be worth dividing. Which
-    thread takes which chunk is fixed, and so is the order of sums.
-    """
-    numbers = [k for k, (first, last, _, _) in enumerate(graph.spans) if last > first]
-    threads = torch.get_num_threads() if distances.device.type == "cpu" else 1
-    n = min(threads, len(numbers))
-    inference = torch.is_inference_mode_enabled()
-
-    def run(share, work):
-        with torch.inference_mode(inference), torch.no_grad():
-            buffers = kernels.buffers(distances.dtype, distances.device)
-            for k in share:
-                with buffers:
-                    work(k, graph.chunk(k, distances, rotations), buffers)
-
-    if n < 2:
-        run(numbers, start())
-        return
-    works = [start() for _ in range(n)]
-    for future in [_workers(n).submit(run, numbers[t::n], work) for t, work in enumerate(works)]:
-        future.result()
-
-
-@lru_cache(1)
-def _workers(n: int) -> ThreadPoolExecutor:
-    """n threads that each have one of torch's."""
-    threads, started = torch.get_num_threads(), threading.Barrier(n)
-    pool = ThreadPoolExecutor(n, "chunks", initializer=torch.set_num_threads, initargs=(1,))
-    for future in [pool.submit(started.wait) for _ in range(n)]:
-        future.result()
-    torch.set_num_threads(threads)  # theirs became the process's default
-    return pool
-
-
-def apply(update, graph, x: Tensor, edges: list[Tensor], keep: bool = True, last_use: bool = False):
-    """`update` over all chunks of a graph; edges: features by chunk, or empty. Gives the update's outputs.
-
-    Without gradients, edges that are used for the last time are given up chunk by chunk.
-    """
-    w = {name: weight.contiguous() for name, weight in update.weights().items()}
-    if torch.is_grad_enabled():
-        return _Update.apply(update, graph, keep, list(w), len(edges), x, graph.distances, graph.rotations, *edges, *w.values())
-    given_up = edges if last_use else list(edges)
-    return _run(update, graph, False, w, x, graph.distances, graph.rotations, given_up or [None] * len(graph.spans))[0]
 
 
 @dataclass
@@ -254,6 +152,14 @@ class _MessageModule(_EdgeModule):
         m = message(self.columns, chunk, D, x, e, scalars, by_part, buffers)
         return Convolved(basis, first, second, norm, m)
 
+    def convolve_again(self, chunk: Chunk, w: dict, x: Tensor, e: Tensor, y: Tensor | None, buffers: Buffers):
+        """Rotations, what is convolved, and the output y of that if it was not kept."""
+        D = self.rotations(chunk, x.dtype, buffers)
+        c = self.convolve(chunk, w, D, x, e, buffers)
+        if y is None:
+            so2(w, "convolution", c.message.scaled, y := self.y(chunk, x, False, buffers))
+        return D, c, y
+
     def by_part(self, f: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.widths, f.split(list(self.widths.values()), 1)))
 
@@ -337,10 +243,7 @@ class Messages(_MessageModule):
         return y if keep else None
 
     def adjoint_chunk(self, k, chunk, w, g, x, e, y, d_outputs, d_x, d_distances, d_rotations, buffers):
-        D = self.rotations(chunk, x.dtype, buffers)
-        c = self.convolve(chunk, w, D, x, e, buffers)
-        if y is None:
-            so2(w, "convolution", c.message.scaled, y := self.y(chunk, x, False, buffers))
+        D, c, y = self.convolve_again(chunk, w, x, e, y, buffers)
         d_y = buffers.like(y)
         with buffers:
             if self.dtype is not None:
@@ -396,44 +299,22 @@ class EdgeUpdate(_MessageModule):
         C, H = c["channels"], c["hidden"]
         parts, invariants = (("j", "i"), ("e",)) if first else (("j", "i", "e"), ())
         super().__init__(lmax, species, cutoff, c, parts, invariants, lmax * H, axial=False)
-        self.first, self.slots = first, slots
+        self.first = first
         self.out = DegreeLinear(lmax, H, C)
         self.feed_forward = FeedForward(lmax, C, c["feed_forward"])
-        if slots is not None:
-            self.read_norm = Norm(lmax, C)
-            self.slot_count = {pair: max(degrees.values()) for pair, degrees in slots.items()}
-            self.readout = nn.ParameterDict(
-                {
-                    f"{s_i}-{s_j}-{L}": nn.Parameter(torch.randn(C, n) / C**0.5)
-                    for (s_i, s_j), degrees in slots.items()
-                    for L, n in degrees.items()
-                    if lmax >= L
-                }
-            )
+        self.readout = None if slots is None else EdgeReadout(lmax, C, slots)
 
     def constants(self):
         c = super().constants() | self.feed_forward.norm.constants("ff.norm")
-        return c | self.read_norm.constants("read_norm") if self.slots is not None else c
+        return c | self.readout.constants() if self.readout else c
 
     def weights(self):
         rows = self.layout.degree.to(self.out.weight.device)
         w = super().weights() | {"out": self.out.weight[rows], "out.bias": self.out.bias} | self.feed_forward.weights("ff")
-        if self.slots is not None:
-            w |= self.read_norm.weights("read_norm")
-            for (s_i, s_j), degrees in self.slots.items():
-                # one matrix per row: that of its degree, as wide as the widest
-                width = self.slot_count[s_i, s_j]
-                matrices = [
-                    pad(self.readout[f"{s_i}-{s_j}-{L}"], (0, width - degrees[L]))
-                    if L in degrees
-                    else self.out.weight.new_zeros(self.channels, width)
-                    for L in range(self.lmax + 1)
-                ]
-                w[f"read.{s_i}-{s_j}"] = (self.read_norm.scales()[:, :, None] * torch.stack(matrices))[rows]
-        return w
+        return w | self.readout.weights() if self.readout else w
 
     def outputs(self, graph, x):
-        if self.slots is None:
+        if self.readout is None:
             return [x.new_empty(self.rows, 0, self.channels)] * len(graph.spans)  # each is made when it is known
         return [x.new_zeros(p.scale.shape) for p in graph.pairs.values()]
 
@@ -457,7 +338,7 @@ class EdgeUpdate(_MessageModule):
             D = self.rotations(chunk, x.dtype, buffers)
             so2(w, "convolution", self.convolve(chunk, w, D, x, e, buffers).message.scaled, y)
         shape = (self.rows, len(chunk), self.channels)
-        if self.slots is None:
+        if self.readout is None:
             outputs[k] = u = chunk.distances.new_empty(shape)  # what an earlier chunk of e gave up serves again
         else:
             u = buffers(*shape)
@@ -465,17 +346,12 @@ class EdgeUpdate(_MessageModule):
             self._gated(w, e, y, u, buffers)
         with buffers:
             kernels.feed_forward(self.layout, w, u, u, buffers, keep=False)
-        if self.slots is not None:
-            read = buffers(*shape)
-            kernels.norm(w, "read_norm", u, read, buffers)
-            self._read(k, chunk, w, read, outputs)
+        if self.readout is not None:
+            self.readout.read(k, chunk, w, u, outputs, buffers)
         return y if keep else None
 
     def adjoint_chunk(self, k, chunk, w, g, x, e, y, d_outputs, d_x, d_distances, d_rotations, buffers):
-        D = self.rotations(chunk, x.dtype, buffers)
-        c = self.convolve(chunk, w, D, x, e, buffers)
-        if y is None:
-            so2(w, "convolution", c.message.scaled, y := self.y(chunk, x, False, buffers))
+        _, c, y = self.convolve_again(chunk, w, x, e, y, buffers)
         d_y, d_u = buffers.like(y), buffers(self.rows, len(chunk), self.channels)
         with buffers:
             self._gate_adjoint(k, chunk, w, g, e, y, d_outputs, d_u, d_y, buffers)
@@ -487,61 +363,16 @@ class EdgeUpdate(_MessageModule):
         u = buffers.like(d_u)
         z, factors, d_gated = self._gated(w, e, y, u, buffers)
         with buffers:
-            if self.slots is None:
+            if self.readout is None:
                 parts = kernels.feed_forward(self.layout, w, u, None, buffers)
                 d_u.copy_(d_outputs[k])
             else:
                 parts = kernels.feed_forward(self.layout, w, u, out := buffers.like(u), buffers)
                 with buffers:
-                    saved = kernels.norm(w, "read_norm", out, read := buffers.like(u), buffers)
-                    d_read = self._read_adjoint(k, chunk, w, g, read, d_outputs)
-                    kernels.norm_adjoint(w, g, "read_norm", out, saved, d_read, d_u.zero_(), buffers)
+                    self.readout.read_adjoint(k, chunk, w, g, out, d_outputs, d_u.zero_(), buffers)
             kernels.feed_forward_adjoint(self.layout, w, g, u, parts, d_u, buffers)
         g["out"].baddbmm_(z.transpose(1, 2), d_u)
         g["out.bias"] += d_u[0].sum(0)
         d_z = torch.bmm(d_u, w["out"].transpose(1, 2), out=buffers.like(z))
         d_gated.copy_(d_z.transpose(0, 1))
         kernels.gate_adjoint(self.gate_columns, y, factors, d_gated.view(len(chunk), -1), d_y)
-
-    @cached_property
-    def _components(self) -> dict:
-        """Of each pair of elements: (columns of its coupled components, where row * slots + slot gives them)."""
-        result = {}
-        for pair, degrees in self.slots.items():
-            columns, where, column = [], [], 0
-            for L, n in degrees.items():
-                for M in range(2 * L + 1):
-                    if self.lmax >= L:
-                        row = int(self.layout.m_major[L * L + M])
-                        columns += range(column, column + n)
-                        where += range(row * self.slot_count[pair], row * self.slot_count[pair] + n)
-                    column += n
-            result[pair] = torch.tensor(columns), torch.tensor(where)
-        return result
-
-    def _groups(self, k, chunk, outputs):
-        """(pair, its inputs, rows of the chunk's edges, span of its output, output) of the pairs of elements in a chunk."""
-        for (pair, p), raw in zip(chunk.pairs.items(), outputs):
-            span = p.spans[k]
-            if span.stop > span.start:
-                yield pair, p, p.edges[span] - chunk.edges.start, span, raw
-
-    def _read(self, k, chunk, w, normed, outputs):
-        for (s_i, s_j), p, rows, span, raw in self._groups(k, chunk, outputs):
-            columns, where = (t.to(raw.device) for t in self._components[s_i, s_j])
-            read = torch.bmm(normed.index_select(1, rows), w[f"read.{s_i}-{s_j}"])
-            raw[span, columns] = read.transpose(0, 1).flatten(1).index_select(1, where)
-            raw[span] *= p.scale[span]
-
-    def _read_adjoint(self, k, chunk, w, g, normed, d_outputs):
-        order, d_sorted = [], []
-        for (s_i, s_j), p, rows, span, d_raw in self._groups(k, chunk, d_outputs):
-            columns, where = (t.to(d_raw.device) for t in self._components[s_i, s_j])
-            weight = w[f"read.{s_i}-{s_j}"]
-            d_read = d_raw.new_zeros(len(rows), len(weight) * weight.shape[2])
-            d_read[:, where] = (d_raw[span] * p.scale[span]).index_select(1, columns)
-            d_read = d_read.view(len(rows), len(weight), -1).transpose(0, 1)
-            g[f"read.{s_i}-{s_j}"].baddbmm_(normed.index_select(1, rows).transpose(1, 2), d_read)
-            order.append(rows)
-            d_sorted.append(torch.bmm(d_read, weight.transpose(1, 2)))
-        return torch.cat(d_sorted, 1).index_select(1, torch.argsort(torch.cat(order)))

@@ -43,7 +43,7 @@ def graph_inputs(graph: Graph, reference: Reference, lmax: int, dtype: torch.dty
     coupling = Coupling(reference.basis)
     species = np.searchsorted(elements, graph.atoms.numbers)
     degrees = np.bincount(graph.edges[:, 0], minlength=len(graph.atoms))
-    spans = chunk_spans(degrees, chunk)
+    spans = _spans(degrees, chunk)
     inputs = Inputs(
         torch.from_numpy(species),
         torch.from_numpy(graph.edges[:, 1].copy()),
@@ -85,7 +85,7 @@ def graph_inputs(graph: Graph, reference: Reference, lmax: int, dtype: torch.dty
     return inputs
 
 
-def chunk_spans(degrees: np.ndarray, size: int) -> list[tuple[int, int, int, int]]:
+def _spans(degrees: np.ndarray, size: int) -> list[tuple[int, int, int, int]]:
     """(first edge, last, first atom, last) of whole destinations, each of about `size` edges, at least one atom."""
     ends = np.concatenate([[0], np.cumsum(degrees)])
     chunks, atom = [], 0

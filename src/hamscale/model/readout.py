@@ -1,0 +1,100 @@
+"""Read-out of edges: from features in the edge frame to the coupled components of the blocks between two elements."""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from . import kernels
+from .chunks import Buffers, Chunk
+from .layers import Norm
+from .rotations import layout
+
+
+class EdgeReadout(nn.Module):
+    """Norm, then one matrix per pair of elements and degree L: coupled components (G, n) of all edges of a pair, times their scale.
+
+    slots: {(s_i, s_j): {L: slots}}; components of L above lmax stay zero.
+    """
+
+    def __init__(self, lmax: int, channels: int, slots: dict):
+        super().__init__()
+        self.lmax, self.channels, self.slots = lmax, channels, slots
+        self.slot_count = {pair: max(degrees.values()) for pair, degrees in slots.items()}
+        self.norm = Norm(lmax, channels)
+        self.matrices = nn.ParameterDict(
+            {
+                f"{s_i}-{s_j}-{L}": nn.Parameter(torch.randn(channels, n) / channels**0.5)
+                for (s_i, s_j), degrees in slots.items()
+                for L, n in degrees.items()
+                if lmax >= L
+            }
+        )
+
+    def constants(self) -> dict:
+        return self.norm.constants("read.norm")
+
+    def weights(self) -> dict[str, Tensor]:
+        """One matrix per pair and row, m-major: that of the row's degree, as wide as the widest, with the norm's scales."""
+        w, scales = self.norm.weights("read.norm"), self.norm.scales()
+        rows = layout(self.lmax).degree.to(scales.device)
+        for (s_i, s_j), degrees in self.slots.items():
+            width = self.slot_count[s_i, s_j]
+            matrices = [
+                pad(self.matrices[f"{s_i}-{s_j}-{L}"], (0, width - degrees[L]))
+                if L in degrees
+                else scales.new_zeros(self.channels, width)
+                for L in range(self.lmax + 1)
+            ]
+            w[f"read.{s_i}-{s_j}"] = (scales[:, :, None] * torch.stack(matrices))[rows]
+        return w
+
+    @cached_property
+    def _components(self) -> dict:
+        """Of each pair of elements: (columns of its coupled components, where row * slots + slot gives them)."""
+        result = {}
+        for pair, degrees in self.slots.items():
+            columns, where, column = [], [], 0
+            for L, n in degrees.items():
+                for M in range(2 * L + 1):
+                    if self.lmax >= L:
+                        row = int(layout(self.lmax).m_major[L * L + M])
+                        columns += range(column, column + n)
+                        where += range(row * self.slot_count[pair], row * self.slot_count[pair] + n)
+                    column += n
+            result[pair] = torch.tensor(columns), torch.tensor(where)
+        return result
+
+    def _groups(self, k, chunk, outputs):
+        """(pair, its inputs, rows of the chunk's edges, span of its output, output) of the pairs of elements in a chunk."""
+        for (pair, p), raw in zip(chunk.pairs.items(), outputs):
+            span = p.spans[k]
+            if span.stop > span.start:
+                yield pair, p, p.edges[span] - chunk.edges.start, span, raw
+
+    def read(self, k: int, chunk: Chunk, w: dict, x: Tensor, outputs: list[Tensor], buffers: Buffers):
+        """Features x (K, E, C) of a chunk to its rows of the outputs."""
+        normed = buffers.like(x)
+        kernels.norm(w, "read.norm", x, normed, buffers)
+        for (s_i, s_j), p, rows, span, raw in self._groups(k, chunk, outputs):
+            columns, where = (t.to(raw.device) for t in self._components[s_i, s_j])
+            read = torch.bmm(normed.index_select(1, rows), w[f"read.{s_i}-{s_j}"])
+            raw[span, columns] = read.transpose(0, 1).flatten(1).index_select(1, where)
+            raw[span] *= p.scale[span]
+
+    def read_adjoint(self, k: int, chunk: Chunk, w: dict, g: dict, x: Tensor, d_outputs: tuple, d_x: Tensor, buffers: Buffers):
+        """Adds the gradient of x to d_x."""
+        normed, order, d_sorted = buffers.like(x), [], []
+        saved = kernels.norm(w, "read.norm", x, normed, buffers)
+        for (s_i, s_j), p, rows, span, d_raw in self._groups(k, chunk, d_outputs):
+            columns, where = (t.to(d_raw.device) for t in self._components[s_i, s_j])
+            weight = w[f"read.{s_i}-{s_j}"]
+            d_read = d_raw.new_zeros(len(rows), len(weight) * weight.shape[2])
+            d_read[:, where] = (d_raw[span] * p.scale[span]).index_select(1, columns)
+            d_read = d_read.view(len(rows), len(weight), -1).transpose(0, 1)
+            g[f"read.{s_i}-{s_j}"].baddbmm_(normed.index_select(1, rows).transpose(1, 2), d_read)
+            order.append(rows)
+            d_sorted.append(torch.bmm(d_read, weight.transpose(1, 2)))
+        d_normed = torch.cat(d_sorted, 1).index_select(1, torch.argsort(torch.cat(order)))
+        kernels.norm_adjoint(w, g, "read.norm", x, saved, d_normed, d_x, buffers)
