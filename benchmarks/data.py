@@ -46,7 +46,7 @@ def made_up_operators(atoms, basis, cutoff: float) -> Operators:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(orbitals[pairs[:, 0]] * orbitals[pairs[:, 1]]).sum())
     operators = Operators(atoms, basis, pairs, values, values.copy())
-    operators.hamiltonian = (values + operators.transposed(values)) / 2
+    operators.make_hermitian(operators.hamiltonian)
     operators.overlap = operators.hamiltonian * 0.01
     return operators
 

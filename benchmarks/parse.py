@@ -69,10 +69,8 @@ def main():
         atoms = Atoms(f"Si{n_atoms}", np.zeros((n_atoms, 3)), cell=np.eye(3), pbc=True)
         before, start = peak_bytes(), time.perf_counter()
         orbitals = basis.n_orbitals(atoms.numbers)
-        pairs = outputs._block_pattern(files, CELLS, orbitals)
-        offsets = np.concatenate([[0], np.cumsum(orbitals[pairs[:, 0]] * orbitals[pairs[:, 1]])])
-        H, S = (outputs._scatter(paths, CELLS, orbitals, pairs, offsets) for paths in files.values())
-        operators = Operators(atoms, basis, pairs, H, S)
+        pairs, values = outputs.read_blocks(files, CELLS, orbitals)
+        operators = Operators(atoms, basis, pairs, values["KS"], values["S"])
         outputs._check_diagonal(folder, operators)
         outputs._make_hermitian(folder, operators)
         seconds = time.perf_counter() - start

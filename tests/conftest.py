@@ -72,8 +72,8 @@ def model_hamiltonian(atoms: Atoms, basis: Basis) -> Operators:
         S[index] = table.blocks(z_i, z_j, vectors[blocks])
         H[index] = S[index] * (energy[pairs[blocks, 0]] + energy[pairs[blocks, 1]])[:, None] / 2
     operators = Operators(atoms, basis, pairs, H, S, {"source": "dft", "wall_seconds": 0.0})
-    operators.hamiltonian = (H + operators.transposed(H)) / 2
-    operators.overlap = (S + operators.transposed(S)) / 2
+    operators.make_hermitian(operators.hamiltonian)
+    operators.make_hermitian(operators.overlap)
     return operators
 
 

@@ -89,3 +89,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(operators, tmp_path
         write_operators(path, operators)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]
+
+
+def test_made_hermitian_in_place(operators):
+    noisy = operators.hamiltonian + np.random.default_rng(0).normal(size=len(operators.hamiltonian))
+    adjoint, before = operators.transposed(noisy), noisy.copy()
+    assert operators.make_hermitian(noisy) == np.abs(before - adjoint).max()
+    assert np.array_equal(noisy, (before + adjoint) / 2)
+    assert operators.make_hermitian(noisy) == 0

@@ -15,6 +15,7 @@ from .basis import Basis, ElementBasis
 from .files import create_h5, open_h5
 
 SCHEMA = "operators/1"
+PIECE = 1 << 17  # values in work at a time
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Operators:
         return reverse_pairs(self.pairs)
 
     def groups(self):
-        """Blocks by species pair: yields (z_i, z_j, block indices (G,), value indices (G, n_i * n_j))."""
+        """`group_by_species`: yields (z_i, z_j, block indices (G,), value indices (G, n_i * n_j)), a piece at a time."""
         yield from group_by_species(self.atoms.numbers, self.orbitals, self.pairs, self.offsets)
 
     def transposed(self, values: np.ndarray) -> np.ndarray:
@@ -80,6 +81,23 @@ class Operators:
             source = self.offsets[reverse[blocks]][:, None] + np.arange(index.shape[1])
             result[index] = values[source].reshape(shape).transpose(0, 2, 1).reshape(index.shape)
         return result
+
+    def make_hermitian(self, values: np.ndarray) -> float:
+        """Put (X + X^+) / 2 in the place of X on the same pairs; returns max |X - X^+| of before.
+
+        Raises ValueError where a block lacks its transpose.
+        """
+        reverse, error = self.reverse(), 0.0
+        for zi, zj, blocks, index in self.groups():
+            upper = blocks <= reverse[blocks]  # each pair of blocks once
+            shape = (-1, self.basis[zi].n_orbitals, self.basis[zj].n_orbitals)
+            index = index[upper]
+            other = self.offsets[reverse[blocks[upper]]][:, None] + np.arange(index.shape[1])
+            block, adjoint = values[index].reshape(shape), values[other].reshape(-1, *shape[:0:-1]).transpose(0, 2, 1)
+            error = max(error, float(np.abs(block - adjoint).max(initial=0.0)))
+            mean = (block + adjoint) / 2
+            values[index], values[other] = mean.reshape(index.shape), mean.transpose(0, 2, 1).reshape(index.shape)
+        return error
 
     def hermiticity_error(self) -> dict[str, float]:
         """max |X - X^+| of H (Hartree) and S."""
@@ -183,12 +201,20 @@ def reverse_pairs(pairs: np.ndarray) -> np.ndarray:
 
 
 def group_by_species(numbers, orbitals, pairs, offsets):
-    """Pairs by species pair: yields (z_i, z_j, pair indices (G,), value indices (G, n_i * n_j)), in ascending order."""
-    zi, zj = numbers[pairs[:, 0]], numbers[pairs[:, 1]]
-    for key in np.unique(zi.astype(np.int64) * 1000 + zj):
-        blocks = np.flatnonzero((zi == key // 1000) & (zj == key % 1000))
-        i, j = pairs[blocks[0], :2]
-        yield int(key // 1000), int(key % 1000), blocks, offsets[blocks][:, None] + np.arange(orbitals[i] * orbitals[j])
+    """Pairs by species pair, in ascending order, some at a time: temporaries stay small, most of them in the cache.
+
+    Yields (z_i, z_j, pair indices (G,), value indices (G, n_i * n_j)), at most PIECE values or one block; a species pair comes
+    in as many pieces as it takes.
+    """
+    key = numbers[pairs[:, 0]].astype(np.int64) * 1000 + numbers[pairs[:, 1]]
+    for z in np.unique(key):
+        of_pair = np.flatnonzero(key == z)
+        i, j = pairs[of_pair[0], :2]
+        within = np.arange(orbitals[i] * orbitals[j])
+        step = max(1, PIECE // len(within))
+        for first in range(0, len(of_pair), step):
+            blocks = of_pair[first : first + step]
+            yield int(z // 1000), int(z % 1000), blocks, offsets[blocks][:, None] + within
 
 
 def write_operators(path, operators: Operators):

@@ -12,7 +12,7 @@ from .angular import edge_rotations
 from .graph.dataset import Graph, structure_graph
 from .graph.overlap import overlap_table, two_centre_blocks
 from .graph.reference import Reference
-from .operators import Operators, group_by_species, is_onsite, pair_vectors
+from .operators import Operators, group_by_species, is_onsite, match_pairs, pair_vectors
 from .structures import wrap_as_cp2k
 from .train.checkpoint import load_model
 from .train.tensors import graph_inputs
@@ -77,27 +77,29 @@ def assemble(graph: Graph, reference: Reference, offsite: dict, onsite: dict) ->
     offsets = np.concatenate([[0], np.cumsum(orbitals[pairs[:, 0]] * orbitals[pairs[:, 1]])])
     H, S = np.empty(offsets[-1]), np.empty(offsets[-1])
     self_pair = is_onsite(pairs)
+    rows, atom_rows = graph.rows(match_pairs(pairs, graph.edges)), graph.atom_rows()
     for z_i, z_j, blocks, index in group_by_species(atoms.numbers, orbitals, pairs, offsets):
         coupling = reference.coupling[z_i, z_j]
         vectors = pair_vectors(atoms, pairs[blocks])
         S[index] = overlap.blocks(z_i, z_j, vectors)
-        far = ~self_pair[blocks]
-        distances = np.linalg.norm(vectors[far], axis=1)
-        H[index[far]] = two_centre_blocks(coupling, reference.offsite(z_i, z_j, distances), vectors[far]) if far.any() else 0.0
-        if (~far).any():
-            mean = np.zeros(coupling.size)
-            mean[coupling.zero_order] = reference.onsite_mean[z_i]
-            coupled = np.tile(mean, ((~far).sum(), 1)) + onsite.get(z_i, 0.0)
-            H[index[~far]] = coupled @ coupling.transform.T
-        if (z_i, z_j) in offsite:
-            edges = graph.edges_of(z_i, z_j)
-            rotations = edge_rotations(graph.vectors[edges], max(coupling.slots))
-            rest = coupling.rotate(offsite[z_i, z_j], rotations, inverse=True) @ coupling.transform.T
-            near = blocks[far][distances < graph.cutoff_angstrom]  # same order as the edges: both are sorted
-            assert len(near) == len(edges), "pairs within the cutoff and edges of the graph are not the same"
-            H[offsets[near][:, None] + np.arange(coupling.size)] += rest
+        own = self_pair[blocks]
+        if own.any():
+            coupled = np.zeros((own.sum(), coupling.size))
+            coupled[:, coupling.zero_order] = reference.onsite_mean[z_i]
+            if z_i in onsite:
+                coupled += onsite[z_i][atom_rows[pairs[blocks[own], 0]]]
+            H[index[own]] = coupled @ coupling.transform.T
+        far = ~own
+        if far.any():
+            distances = np.linalg.norm(vectors[far], axis=1)
+            H[index[far]] = two_centre_blocks(coupling, reference.offsite(z_i, z_j, distances), vectors[far])
+        near = far & (rows[blocks] >= 0)
+        if (z_i, z_j) in offsite and near.any():
+            rotations = edge_rotations(vectors[near], max(coupling.slots))
+            rest = coupling.rotate(offsite[z_i, z_j][rows[blocks[near]]], rotations, inverse=True)
+            H[index[near]] += rest @ coupling.transform.T
     operators = Operators(atoms, basis, pairs, H, S)
     # equal sums in another order differ in the last bit: make both matrices exactly Hermitian
-    operators.hamiltonian = (H + operators.transposed(H)) / 2
-    operators.overlap = (S + operators.transposed(S)) / 2
+    operators.make_hermitian(operators.hamiltonian)
+    operators.make_hermitian(operators.overlap)
     return operators

@@ -138,23 +138,18 @@ def error_by_distance(blocks: pd.DataFrame) -> pd.DataFrame:
 
 def hamiltonian_decay(operators: Operators, most: int = 5000) -> pd.DataFrame:
     """Largest and mean |H| of offsite blocks against distance, by pair of elements; at most `most` blocks of a pair."""
-    vectors = operators.vectors()
-    distances = np.linalg.norm(vectors, axis=1)
-    frames = []
-    for z_i, z_j, blocks, index in operators.groups():
-        if z_i > z_j:
-            continue  # the transposed blocks of (z_j, z_i)
-        offsite = distances[blocks] > 1e-6
-        step = max(1, -(-int(offsite.sum()) // most))  # rounded up: no more than `most`
-        values = np.abs(hartree_to_mev(operators.hamiltonian[index[offsite][::step]]))
-        frames.append(
-            pd.DataFrame(
-                {
-                    "pair": "-".join(sorted((operators.basis[z_i].element, operators.basis[z_j].element))),
-                    "distance_angstrom": distances[blocks[offsite]][::step],
-                    "max_abs_h_mev": values.max(1),
-                    "mean_abs_h_mev": values.mean(1),
-                }
-            )
-        )
-    return pd.concat(frames, ignore_index=True)
+    values, start = np.abs(hartree_to_mev(operators.hamiltonian)), operators.offsets[:-1]
+    z_i, z_j = operators.atoms.numbers[operators.pairs[:, :2]].T
+    elements = {z: operators.basis[int(z)].element for z in np.unique(operators.atoms.numbers)}
+    table = pd.DataFrame(
+        {
+            "pair": ["-".join(sorted((elements[a], elements[b]))) for a, b in zip(z_i, z_j)],
+            "distance_angstrom": np.linalg.norm(operators.vectors(), axis=1),
+            "max_abs_h_mev": np.maximum.reduceat(values, start),
+            "mean_abs_h_mev": np.add.reduceat(values, start) / np.diff(operators.offsets),
+        }
+    )[(z_i <= z_j) & ~is_onsite(operators.pairs)]  # not the transposed blocks of (z_j, z_i)
+    parts = [
+        part.iloc[:: -(-len(part) // most)] for _, part in table.groupby("pair", sort=False)
+    ]  # rounded up: no more than `most`
+    return pd.concat(parts, ignore_index=True)

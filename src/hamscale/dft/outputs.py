@@ -7,11 +7,13 @@ stands in the log alone; images count from the wrapped atoms; matrices are in Ha
 import os
 import re
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
 from scipy.linalg import LinAlgError, eigh
+from scipy.sparse import bsr_array, csr_array
 
 from ..basis import Basis
 from ..operators import Operators, is_onsite, pair_keys
@@ -20,7 +22,7 @@ OUTPUT = "run.out"
 KNOWN_VERSIONS = ("2023.1",)
 RECORD = np.dtype([("head", "<i4"), ("row", "<i4"), ("column", "<i4"), ("value", "<f8"), ("tail", "<i4")])
 TEXT_LINE = 40  # bytes of a line of a text CSR file: row, column, value
-CHUNK = 1 << 18  # records in work at a time
+CHUNK = 1 << 16  # records in work at a time: they stay in the cache
 CELL_TOLERANCE_ANGSTROM = 1e-3  # the log prints 3 decimals
 HERMITICITY_TOLERANCE = 1e-7  # Hartree and 1
 
@@ -178,15 +180,22 @@ def read_csr(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if not path.stat().st_size:  # an image with nothing above the threshold
         return np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0)
     if _is_binary(path):
-        try:
-            entries = np.memmap(path, RECORD, mode="r")
-        except ValueError:
-            raise ValueError(f"{path}: not whole records of {RECORD.itemsize} bytes. The file was cut short.") from None
-        if not ((entries["head"] == 16).all() and (entries["tail"] == 16).all()):
-            raise ValueError(
-                f"{path}: record marks are not 16. Expected real binary CSR; a complex matrix needs REAL_SPACE .TRUE."
-            )
-        return entries["row"] - 1, entries["column"] - 1, entries["value"]
+        n, rest = divmod(path.stat().st_size, RECORD.itemsize)
+        if rest:
+            raise ValueError(f"{path}: not whole records of {RECORD.itemsize} bytes. The file was cut short.")
+        rows, columns, values = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n)
+        with open(path, "rb") as file:
+            for first in range(0, n, CHUNK):
+                part = slice(first, first + CHUNK)
+                records = np.fromfile(file, RECORD, CHUNK)
+                if not ((records["head"] == 16).all() and (records["tail"] == 16).all()):
+                    raise ValueError(
+                        f"{path}: record marks are not 16. Expected real binary CSR; a complex matrix needs REAL_SPACE .TRUE."
+                    )
+                rows[part], columns[part], values[part] = records["row"], records["column"], records["value"]
+        rows -= 1
+        columns -= 1
+        return rows, columns, values
     table = np.loadtxt(path, ndmin=2)
     if table.shape[1] != 3:
         raise ValueError(
@@ -209,10 +218,7 @@ def read_run(directory, atoms: Atoms, basis: Basis, attributes: dict | None = No
     files = image_files(directory, output)
     cells = np.zeros((1, 3), np.int64) if output.images is None else output.images
     orbitals = basis.n_orbitals(atoms.numbers)
-    pairs = _block_pattern(files, cells, orbitals)
-    sizes = orbitals[pairs[:, 0]] * orbitals[pairs[:, 1]]
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    values = {name: _scatter(files[name], cells, orbitals, pairs, offsets) for name in files}
+    pairs, values = read_blocks(files, cells, orbitals)
     operators = Operators(
         atoms,
         basis,
@@ -270,66 +276,66 @@ def _check_structure(directory: Path, output: RunOutput, atoms: Atoms, basis: Ba
             )
 
 
-def _chunks(path: Path, n_orbitals: int):
-    """Rows, columns, values of a CSR file, some at a time, checked."""
+def read_blocks(files: dict[str, list[Path]], cells: np.ndarray, orbitals: np.ndarray) -> tuple[np.ndarray, dict]:
+    """Every block in which a matrix has an element that is not zero, from one file per matrix and cell.
+
+    Returns pairs (i, j, R), sorted, (E, 5), and by matrix the values of all blocks, row-major, one after the other.
+    """
+    n_atoms, kinds = len(orbitals), np.unique(orbitals)
+    matrices = {name: [_block_rows(path, orbitals) for path in paths] for name, paths in files.items()}
+    keys = {name: [m.indices + n_atoms * _row_of_block(m) for m in of_cell] for name, of_cell in matrices.items()}
+    in_cell = [np.unique(np.concatenate([keys[name][c] for name in keys])) for c in range(len(cells))]
+    pairs = np.concatenate(
+        [np.column_stack(np.divmod(k, n_atoms) + tuple(cell[:, None].repeat(len(k), 1))) for k, cell in zip(in_cell, cells)]
+    )
+    order = np.argsort(pair_keys(pairs))
+    pairs = pairs[order]
+    place = np.empty(len(pairs), np.int64)  # of the pairs, cell by cell, among the sorted ones
+    place[order] = np.arange(len(pairs))
+    places = np.split(place, np.cumsum([len(k) for k in in_cell])[:-1])
+    offsets = np.concatenate([[0], np.cumsum(orbitals[pairs[:, 0]] * orbitals[pairs[:, 1]])])
+    values = {}
+    for name, of_cell in matrices.items():
+        result = values[name] = np.zeros(offsets[-1])
+        for c, key in enumerate(keys[name]):
+            blocks, of_cell[c] = of_cell[c].data, None  # what is placed is let go
+            first = offsets[places[c][np.searchsorted(in_cell[c], key)]]
+            n_i, n_j = orbitals[key // n_atoms], orbitals[key % n_atoms]
+            for a, b in product(kinds, kinds):
+                of_kind = np.flatnonzero((n_i == a) & (n_j == b))
+                for some in np.array_split(of_kind, len(of_kind) * a * b // CHUNK + 1):
+                    result[first[some, None] + np.arange(a * b)] = blocks[some][:, :a, :b].reshape(len(some), a * b)
+    return pairs, values
+
+
+def _block_rows(path: Path, orbitals: np.ndarray) -> bsr_array:
+    """A CSR file as blocks, (A n, A n) for n orbitals of the largest atom: every atom is filled up to n with zeros."""
+    n, n_orbitals = int(orbitals.max()), int(orbitals.sum())
+    atom = np.repeat(np.arange(len(orbitals), dtype=np.int32), orbitals)
+    place = atom * n + np.arange(n_orbitals, dtype=np.int32) - (np.cumsum(orbitals) - orbitals)[atom].astype(np.int32)
     rows, columns, values = read_csr(path)
-    for start in range(0, len(values), CHUNK):
-        part = slice(start, start + CHUNK)
-        row, column, value = np.asarray(rows[part]), np.asarray(columns[part]), np.asarray(values[part])
-        if row.min() < 0 or column.min() < 0 or max(row.max(), column.max()) >= n_orbitals:
-            raise ValueError(
-                f"{path}: element ({row.max() + 1}, {column.max() + 1}) of a matrix of {n_orbitals} orbitals. "
-                "Is this the basis the run was made with?"
-            )
-        if not np.isfinite(value).all():
-            raise ValueError(f"{path}: holds NaN or infinity. Run CP2K again.")
-        yield row, column, value
+    if not len(values):
+        return bsr_array((len(orbitals) * n,) * 2, blocksize=(n, n))
+    if min(rows.min(), columns.min()) < 0 or max(rows.max(), columns.max()) >= n_orbitals:
+        raise ValueError(
+            f"{path}: element ({rows.max() + 1}, {columns.max() + 1}) of a matrix of {n_orbitals} orbitals. "
+            "Is this the basis the run was made with?"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError(f"{path}: holds NaN or infinity. Run CP2K again.")
+    if not values.all():  # a zero makes no block
+        rows, columns, values = (x[values != 0] for x in (rows, columns, values))
+    if (rows[1:] < rows[:-1]).any():
+        order = np.argsort(rows, kind="stable")
+        rows, columns, values = rows[order], columns[order], values[order]
+    in_row = np.zeros(len(orbitals) * n, np.int64)
+    in_row[place] = np.bincount(rows, minlength=n_orbitals)
+    ends = np.concatenate([[0], np.cumsum(in_row)])
+    return csr_array((values, place[columns], ends), shape=(len(in_row),) * 2).tobsr((n, n))
 
 
-def _runs(row, column, value, atom: np.ndarray):
-    """Elements that are not zero, and the first of each run of them in one row and one block: (columns, values, starts)."""
-    if not value.all():
-        keep = value != 0
-        row, column, value = row[keep], column[keep], value[keep]
-    # consecutive elements of a row come by column: what changes is the row or the atom of the column
-    change = np.empty(len(value), bool)
-    change[:1] = True
-    np.not_equal(row[1:], row[:-1], out=change[1:])
-    of_column = atom[column]
-    change[1:] |= of_column[1:] != of_column[:-1]
-    return row, column, value, np.flatnonzero(change)
-
-
-def _block_pattern(files: dict, cells: np.ndarray, orbitals: np.ndarray) -> np.ndarray:
-    """Pairs (i, j, R), sorted, of every block in which a matrix has an element that is not zero, (E, 5)."""
-    n_atoms, atom = len(orbitals), np.repeat(np.arange(len(orbitals)), orbitals)
-    pairs = []
-    for image, cell in enumerate(cells):
-        keys = np.empty(0, np.int64)
-        for paths in files.values():
-            for chunk in _chunks(paths[image], len(atom)):
-                row, column, _, starts = _runs(*chunk, atom)
-                keys = np.union1d(keys, atom[row[starts]] * n_atoms + atom[column[starts]])
-        pairs.append(np.column_stack([keys // n_atoms, keys % n_atoms, np.tile(cell, (len(keys), 1))]))
-    pairs = np.concatenate(pairs)
-    return pairs[np.argsort(pair_keys(pairs))]
-
-
-def _scatter(paths: list[Path], cells: np.ndarray, orbitals: np.ndarray, pairs: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Values of all blocks, row-major, from one file per cell."""
-    n_atoms, atom = len(orbitals), np.repeat(np.arange(len(orbitals)), orbitals)
-    within = np.arange(len(atom)) - (np.cumsum(orbitals) - orbitals)[atom]
-    values = np.zeros(offsets[-1])
-    for path, cell in zip(paths, cells):
-        blocks = np.flatnonzero((pairs[:, 2:] == cell).all(1))
-        keys = pairs[blocks, 0] * n_atoms + pairs[blocks, 1]  # ascending, for pairs are sorted
-        for chunk in _chunks(path, len(atom)):
-            row, column, value, starts = _runs(*chunk, atom)
-            i, j = row[starts], atom[column[starts]]
-            block = blocks[np.searchsorted(keys, atom[i] * n_atoms + j)]
-            first = offsets[block] + within[i] * orbitals[j]  # where this row of the block begins
-            values[np.repeat(first, np.diff(starts, append=len(value))) + within[column]] = value
-    return values
+def _row_of_block(matrix: bsr_array) -> np.ndarray:
+    return np.repeat(np.arange(len(matrix.indptr) - 1), np.diff(matrix.indptr))
 
 
 def _check_diagonal(directory: Path, operators: Operators):
@@ -352,19 +358,16 @@ def _check_diagonal(directory: Path, operators: Operators):
 
 def _make_hermitian(directory: Path, operators: Operators):
     """Check H = H^+ and S = S^+ block by block, then make it exact; onsite blocks are the ones that need it."""
-    try:
-        errors = operators.hermiticity_error()
-    except ValueError as error:
-        raise ValueError(f"{directory}: {error} Was a CSR file cut short? Run CP2K again.") from None
-    for name, error in errors.items():
+    for name in ("hamiltonian", "overlap"):
+        try:
+            error = operators.make_hermitian(getattr(operators, name))
+        except ValueError as message:
+            raise ValueError(f"{directory}: {message} Was a CSR file cut short? Run CP2K again.") from None
         if error > HERMITICITY_TOLERANCE:
             raise ValueError(
                 f"{directory}: {name} differs from its adjoint by {error:.1e}, expected at most {HERMITICITY_TOLERANCE:.0e}. "
                 "Was a CSR file cut short, or UPPER_TRIANGULAR set? Run CP2K again."
             )
-    for name in errors:
-        values = getattr(operators, name)
-        setattr(operators, name, (values + operators.transposed(values)) / 2)
 
 
 def eigenvalue_check(operators: Operators) -> float:

@@ -62,6 +62,22 @@ class Graph:
         numbers = self.atoms.numbers
         return np.flatnonzero((numbers[self.edges[:, 0]] == z_i) & (numbers[self.edges[:, 1]] == z_j))
 
+    def rows(self, edges: np.ndarray) -> np.ndarray:
+        """Row of some edges among those of their pair of elements, `edges_of`; -1 stays -1."""
+        row = np.empty(len(self.edges) + 1, np.int64)
+        for pair in self.species_pairs():
+            of_pair = self.edges_of(*pair)
+            row[of_pair] = np.arange(len(of_pair))
+        row[-1] = -1
+        return row[edges]
+
+    def atom_rows(self) -> np.ndarray:
+        """Row of every atom among those of its element, (A,)."""
+        row = np.empty(len(self.atoms), np.int64)
+        for z in np.unique(self.atoms.numbers):
+            row[self.atoms_of(z)] = np.arange((self.atoms.numbers == z).sum())
+        return row
+
     def atoms_of(self, z: int) -> np.ndarray:
         return np.flatnonzero(self.atoms.numbers == z)
 
@@ -85,26 +101,31 @@ def training_graph(operators: Operators, reference: Reference) -> Graph:
     graph = structure_graph(operators.atoms, reference.basis, reference.cutoff_angstrom)
     gauge = reference.gauge(operators)
     coupling = Coupling(reference.basis)
+    rows = graph.rows(match_pairs(operators.pairs, graph.edges))
+    atom_rows = graph.atom_rows()
     for z_i, z_j in graph.species_pairs():
-        graph.offsite[z_i, z_j] = np.zeros((len(graph.edges_of(z_i, z_j)), coupling[z_i, z_j].size))
+        pair, distances = coupling[z_i, z_j], graph.distances[graph.edges_of(z_i, z_j)]
+        target = graph.offsite[z_i, z_j] = np.zeros((len(distances), pair.size))
+        target[:, pair.zero_order] = -reference.offsite(z_i, z_j, distances)
+    for z in np.unique(graph.atoms.numbers).tolist():
+        graph.onsite[z] = np.zeros((len(graph.atoms_of(z)), coupling[z, z].size))
     for z_i, z_j, blocks, onsite, coupled, vectors in coupled_groups(operators, coupling, gauge):
         pair = coupling[z_i, z_j]
         if onsite:
-            order = np.argsort(operators.pairs[blocks, 0])
-            rest = coupled[order]
-            rest[:, pair.zero_order] -= reference.onsite_mean[z_i]
-            graph.onsite[z_i] = rest
-            continue
-        edges = graph.edges_of(z_i, z_j)
-        rows = match_pairs(operators.pairs[blocks], graph.edges[edges])
-        near = rows >= 0
-        graph.offsite[z_i, z_j][rows[near]] = pair.rotate(coupled[near], edge_rotations(vectors[near], max(pair.slots)))
-    for (z_i, z_j), target in graph.offsite.items():
-        pair = coupling[z_i, z_j]
-        target[:, pair.zero_order] -= reference.offsite(z_i, z_j, graph.distances[graph.edges_of(z_i, z_j)])
-    targets = [t @ coupling[key].transform.T for key, t in graph.offsite.items()]
-    targets += [t @ coupling[z, z].transform.T for z, t in graph.onsite.items()]
-    baseline = sum(np.abs(t).sum() for t in targets) / sum(t.size for t in targets)
+            coupled[:, pair.zero_order] -= reference.onsite_mean[z_i]
+            graph.onsite[z_i][atom_rows[operators.pairs[blocks, 0]]] = coupled
+        else:
+            near = rows[blocks] >= 0
+            rotations = edge_rotations(vectors[near], max(pair.slots))
+            graph.offsite[z_i, z_j][rows[blocks[near]]] += pair.rotate(coupled[near], rotations)
+    targets = graph.offsite | {(z, z, "onsite"): t for z, t in graph.onsite.items()}
+    # the mean is over elements of blocks: coupled components have another
+    sums = [
+        np.abs(some @ coupling[key[:2]].transform.T).sum()
+        for key, t in targets.items()
+        for some in np.array_split(t, len(t) // 512 + 1)
+    ]
+    baseline = sum(sums) / sum(t.size for t in targets.values())
     outside, total = outside_sums(operators, reference.cutoff_angstrom)
     graph.attributes = {
         "gauge_hartree": gauge,

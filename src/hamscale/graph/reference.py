@@ -95,7 +95,10 @@ def mean_diagonals(operators: Operators) -> np.ndarray:
 
 
 def coupled_groups(operators: Operators, coupling: Coupling, gauge: float):
-    """Coupled blocks of H - gauge S by pair of elements: yields (z_i, z_j, block indices, onsite, coupled (G, n), vectors)."""
+    """Coupled blocks of H - gauge S by pair of elements, some at a time.
+
+    Yields (z_i, z_j, block indices, onsite, coupled (G, n), vectors).
+    """
     vectors = operators.vectors()
     onsite = is_onsite(operators.pairs)
     for z_i, z_j, blocks, index in operators.groups():
