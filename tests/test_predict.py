@@ -8,7 +8,7 @@ from hamscale.angular import edge_rotations
 from hamscale.config import Network
 from hamscale.graph.dataset import structure_graph, training_graph
 from hamscale.graph.reference import fit_reference, write_reference
-from hamscale.operators import read_operators, write_operators
+from hamscale.operators import read_operators
 from hamscale.predict import assemble, predict
 from hamscale.structures import wrap_as_cp2k
 from hamscale.train.checkpoint import save_model
@@ -33,7 +33,7 @@ def test_targets_put_back_give_the_dft_hamiltonian(szv):
     operators = model_hamiltonian(hafnia(), szv)
     reference = fit_reference([operators, model_hamiltonian(hafnia(1), szv)], 6.0)
     graph = training_graph(operators, reference)
-    back = assemble(graph, reference, graph.offsite, graph.onsite)
+    back = assemble(graph, reference, graph.offsite, graph.onsite).operators()
     gauge = graph.attributes["gauge_hartree"]
     rows = {tuple(p): b for b, p in enumerate(operators.pairs.tolist())}
     distances = np.linalg.norm(back.vectors(), axis=1)
@@ -47,7 +47,7 @@ def test_targets_put_back_give_the_dft_hamiltonian(szv):
 def test_a_tiled_structure_has_the_unit_cells_hamiltonian_tiled(model, dtype, tolerance):
     unit = hafnia(5)
     tiled = unit.repeat((2, 2, 2))
-    small, large = predict(model, unit, dtype=dtype), predict(model, tiled, dtype=dtype)
+    small, large = (predict(model, atoms, dtype=dtype).operators() for atoms in (unit, tiled))
     # atom a of the large cell is atom a % n of the small one, in the cell its position says
     wrapped, n = wrap_as_cp2k(tiled), len(unit)
     of_unit = np.arange(len(tiled)) % n
@@ -70,23 +70,37 @@ def test_bands_of_the_tiled_cell_are_the_folded_ones(model):
     from scipy.linalg import eigh
 
     unit = hafnia(5)
-    small, large = predict(model, unit, dtype=torch.float64), predict(model, unit.repeat((2, 1, 1)), dtype=torch.float64)
+    small, large = (predict(model, atoms, dtype=torch.float64).operators() for atoms in (unit, unit.repeat((2, 1, 1))))
     folded = np.concatenate([eigh(*small.at_k((k, 0, 0)), eigvals_only=True) for k in (0.0, 0.5)])
     np.testing.assert_allclose(eigh(*large.at_k((0, 0, 0)), eigvals_only=True), np.sort(folded), atol=1e-9)
 
 
-def test_prediction_is_hermitian_with_the_exact_overlap_and_survives_a_file(model, tmp_path, szv):
-    operators = predict(model, hafnia(6))
+def test_prediction_is_hermitian_with_the_exact_overlap(model, szv):
+    operators = predict(model, hafnia(6)).operators()
     assert operators.hermiticity_error() == {"hamiltonian": 0.0, "overlap": 0.0}
     exact = model_hamiltonian(wrap_as_cp2k(hafnia(6)), szv)
     np.testing.assert_allclose(operators.at_k((0.1, 0.2, 0.3))[1], exact.at_k((0.1, 0.2, 0.3))[1], atol=1e-10)
-    write_operators(tmp_path / "a.h5", operators)
-    assert np.array_equal(read_operators(tmp_path / "a.h5").hamiltonian, operators.hamiltonian)
+
+
+def test_a_file_written_in_pieces_holds_what_memory_holds(model, tmp_path, monkeypatch):
+    prediction = predict(model, hafnia(6))
+    expected = prediction.operators()
+    monkeypatch.setattr("hamscale.predict.STREAMED", len(expected.hamiltonian) // 7)
+    pieces = [span for span, *_ in prediction.pieces()]
+    assert len(pieces) > 5
+    assert [p.stop for p in pieces[:-1]] == [p.start for p in pieces[1:]]
+    prediction.write(tmp_path / "a.h5")
+    written = read_operators(tmp_path / "a.h5")
+    assert written.hermiticity_error() == {"hamiltonian": 0.0, "overlap": 0.0}
+    for name in ("pairs", "offsets"):
+        assert np.array_equal(getattr(written, name), getattr(expected, name))
+    for name in ("hamiltonian", "overlap"):  # the shapes of matrix products differ
+        np.testing.assert_allclose(getattr(written, name), getattr(expected, name), rtol=0, atol=1e-14)
 
 
 def test_reference_only_is_two_centre(model):
     """In its edge's frame every offsite block has M = 0 alone."""
-    operators = predict(model, hafnia(6), reference_only=True)
+    operators = predict(model, hafnia(6), reference_only=True).operators()
     assert operators.attributes["source"] == "reference"
     from hamscale.graph.coupling import Coupling
     from hamscale.graph.reference import coupled_groups
@@ -100,7 +114,7 @@ def test_reference_only_is_two_centre(model):
 
 
 def test_the_network_adds_to_the_reference_within_its_cutoff_only(model):
-    whole, alone = predict(model, hafnia(6)), predict(model, hafnia(6), reference_only=True)
+    whole, alone = (predict(model, hafnia(6), reference_only=alone).operators() for alone in (False, True))
     far = np.repeat(np.linalg.norm(whole.vectors(), axis=1) >= 5.0, np.diff(whole.offsets))
     assert np.abs((whole.hamiltonian - alone.hamiltonian)[far]).max() == 0
     assert np.abs((whole.hamiltonian - alone.hamiltonian)[~far]).max() > 1e-4

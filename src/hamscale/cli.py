@@ -196,11 +196,10 @@ def train(model: Path, reference: Path, train: list[Path], validation: list[Path
 
 def predict(model: Path, structure: Path, out: Path, reference_only: bool):
     """Predict H, with exact S, of a structure."""
-    from .operators import write_operators
     from .predict import predict as run
     from .structures import read_structure_file
 
-    write_operators(out, run(model, read_structure_file(structure), reference_only))
+    run(model, read_structure_file(structure), reference_only).write(out)
 
 
 def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, out: Path):

@@ -164,6 +164,15 @@ def is_onsite(pairs: np.ndarray) -> np.ndarray:
     return (pairs[:, 0] == pairs[:, 1]) & ~pairs[:, 2:].any(1)
 
 
+def canonical_pairs(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The lesser of each pair (i, j, R) and its reversed (j, i, -R), (E, 5), and the mask of the pairs that were turned, (E,)."""
+    partner = np.column_stack([pairs[:, 1], pairs[:, 0], -pairs[:, 2:]])
+    differs = pairs != partner
+    column, row = differs.argmax(1), np.arange(len(pairs))
+    turned = partner[row, column] < pairs[row, column]
+    return np.where(turned[:, None], partner, pairs), turned
+
+
 def pair_keys(pairs: np.ndarray) -> np.ndarray:
     """One integer per pair (i, j, R) that orders as the five numbers do, (E,): one array to sort or search instead of five."""
     key = np.zeros(len(pairs), np.int64)
@@ -219,17 +228,31 @@ def group_by_species(numbers, orbitals, pairs, offsets):
 
 def write_operators(path, operators: Operators):
     """Write `operators/1`, atomically."""
-    with create_h5(path, SCHEMA, **operators.attributes) as file:
-        write_structure(file, operators.atoms)
-        write_basis(file, operators.basis)
-        file["pairs"] = operators.pairs.astype(np.int32)
-        file["offsets"] = operators.offsets.astype(np.int64)
+    o = operators
+    whole = [(slice(0, int(o.offsets[-1])), o.hamiltonian, o.overlap)]
+    write_pieces(path, o.atoms, o.basis, o.pairs, whole, o.attributes, o.orbital_energies)
+
+
+def write_pieces(path, atoms: Atoms, basis: Basis, pairs, pieces, attributes: dict, orbital_energies=None):
+    """Write `operators/1`, atomically, from an iterable of (slice of the values, H in Hartree, S): one piece in memory at a time.
+
+    attributes are taken when all pieces are written, so that what makes the pieces may add to them.
+    """
+    sizes = np.prod(basis.n_orbitals(atoms.numbers)[pairs[:, :2]], axis=1)
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    with create_h5(path, SCHEMA) as file:
+        write_structure(file, atoms)
+        write_basis(file, basis)
+        file["pairs"] = pairs.astype(np.int32)
+        file["offsets"] = offsets.astype(np.int64)
         for name, unit in (("hamiltonian", "Hartree"), ("overlap", "1")):
-            file[name] = getattr(operators, name)
-            file[name].attrs["unit"] = unit
-        if operators.orbital_energies:
-            file["orbital_energies/kpoints"], file["orbital_energies/energies"] = operators.orbital_energies
+            file.create_dataset(name, (offsets[-1],), float).attrs["unit"] = unit
+        for span, hamiltonian, overlap in pieces:
+            file["hamiltonian"][span], file["overlap"][span] = hamiltonian, overlap
+        if orbital_energies:
+            file["orbital_energies/kpoints"], file["orbital_energies/energies"] = orbital_energies
             file["orbital_energies/energies"].attrs["unit"] = "Hartree"
+        file.attrs.update(attributes)
 
 
 def read_operators(path) -> Operators:

@@ -1,6 +1,8 @@
 """H and S of any structure from a trained network, or from the two-centre reference alone."""
 
 import time
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,93 @@ from .angular import edge_rotations
 from .graph.dataset import Graph, structure_graph
 from .graph.overlap import overlap_table, two_centre_blocks
 from .graph.reference import Reference
-from .operators import Operators, group_by_species, is_onsite, match_pairs, pair_vectors
+from .operators import Operators, canonical_pairs, group_by_species, is_onsite, match_pairs, pair_vectors, write_pieces
 from .structures import wrap_as_cp2k
 from .train.checkpoint import load_model
 from .train.tensors import graph_inputs
 
+STREAMED = 1 << 22  # values written at a time
 
-def predict(model_directory, atoms: Atoms, reference_only: bool = False, dtype=torch.float32) -> Operators:
+
+@dataclass
+class Prediction:
+    """H and S of a structure before they are put together: pieces() makes them, `operators` in memory, `write` into a file."""
+
+    graph: Graph
+    reference: Reference
+    pairs: np.ndarray
+    offsite: dict
+    onsite: dict
+    attributes: dict = field(default_factory=dict)
+
+    def operators(self) -> Operators:
+        atoms, basis = self.graph.atoms, self.reference.basis
+        n = int(np.prod(basis.n_orbitals(atoms.numbers)[self.pairs[:, :2]], axis=1).sum())
+        H, S = np.empty(n), np.empty(n)
+        for span, hamiltonian, overlap in self.pieces():
+            H[span], S[span] = hamiltonian, overlap
+        return Operators(atoms, basis, self.pairs, H, S, self.attributes)
+
+    def write(self, path):
+        """`operators/1`, a piece at a time: neither H nor S is ever whole in memory."""
+        write_pieces(path, self.graph.atoms, self.reference.basis, self.pairs, self.pieces(), self.attributes)
+
+    def pieces(self):
+        """Yields (slice of the values, H in Hartree, S) in the order of the pairs, blocks whole.
+
+        A block and its transposed one are made from the lesser of the two pairs, so that both matrices are Hermitian to the last
+        bit. A pair that is not in offsite, and every pair beyond the cutoff, is the two-centre reference.
+        """
+        started = time.time()
+        graph, basis = self.graph, self.reference.basis
+        orbitals = basis.n_orbitals(graph.atoms.numbers)
+        offsets = np.concatenate([[0], np.cumsum(np.prod(orbitals[self.pairs[:, :2]], axis=1))])
+        lesser, turned = canonical_pairs(self.pairs)
+        rows, atom_rows = graph.rows(match_pairs(lesser, graph.edges)), graph.atom_rows()
+        bounds = np.unique(np.searchsorted(offsets, np.arange(0, offsets[-1] + STREAMED, STREAMED)).clip(max=len(lesser)))
+        for first, last in pairwise(bounds):
+            within = offsets[first : last + 1] - offsets[first]
+            H, S = np.empty(within[-1]), np.empty(within[-1])
+            for z_i, z_j, blocks, index in group_by_species(graph.atoms.numbers, orbitals, lesser[first:last], within):
+                of = first + blocks
+                h, s = self._blocks(z_i, z_j, lesser[of], rows[of], atom_rows)
+                shape = (-1, basis[z_i].n_orbitals, basis[z_j].n_orbitals)
+                for values, block in ((H, h), (S, s)):
+                    values[index] = np.where(
+                        turned[of, None], block.reshape(shape).transpose(0, 2, 1).reshape(index.shape), block
+                    )
+            yield slice(int(offsets[first]), int(offsets[last])), H, S
+        self.attributes["wall_seconds"] = self.attributes.get("wall_seconds", 0.0) + time.time() - started
+
+    def _blocks(self, z_i: int, z_j: int, pairs: np.ndarray, rows: np.ndarray, atom_rows: np.ndarray):
+        """H and S of pairs of two elements, (G, n_i * n_j) each; rows: where the pairs stand in offsite, -1 beyond the cutoff."""
+        reference = self.reference
+        coupling, vectors = reference.coupling[z_i, z_j], pair_vectors(self.graph.atoms, pairs)
+        S = overlap_table(reference.basis).blocks(z_i, z_j, vectors)
+        H, own = np.empty_like(S), is_onsite(pairs)
+        if own.any():
+            coupled = np.zeros((own.sum(), coupling.size))
+            coupled[:, coupling.zero_order] = reference.onsite_mean[z_i]
+            if z_i in self.onsite:
+                coupled += self.onsite[z_i][atom_rows[pairs[own, 0]]]
+            H[own] = coupled @ coupling.transform.T
+            n = reference.basis[z_i].n_orbitals
+            for values in (H, S):
+                square = values[own].reshape(-1, n, n)
+                values[own] = ((square + square.transpose(0, 2, 1)) / 2).reshape(-1, n * n)
+        far = ~own
+        if far.any():
+            distances = np.linalg.norm(vectors[far], axis=1)
+            H[far] = two_centre_blocks(coupling, reference.offsite(z_i, z_j, distances), vectors[far])
+        near = far & (rows >= 0)
+        if (z_i, z_j) in self.offsite and near.any():
+            rotations = edge_rotations(vectors[near], max(coupling.slots))
+            rest = coupling.rotate(self.offsite[z_i, z_j][rows[near]], rotations, inverse=True)
+            H[near] += rest @ coupling.transform.T
+        return H, S
+
+
+def predict(model_directory, atoms: Atoms, reference_only: bool = False, dtype=torch.float32) -> Prediction:
     """H and S of a structure, Hermitian by construction, in the reference's energy gauge.
 
     H: two-centre reference on all pairs, plus the network's output within its cutoff. S: exact two-centre integrals, so that
@@ -28,27 +110,32 @@ def predict(model_directory, atoms: Atoms, reference_only: bool = False, dtype=t
     started = time.time()
     model, reference = load_model(model_directory)
     _check_known(atoms, reference, model_directory)
-    atoms = wrap_as_cp2k(atoms)
-    graph = structure_graph(atoms, reference.basis, reference.cutoff_angstrom)
+    graph = structure_graph(wrap_as_cp2k(atoms), reference.basis, reference.cutoff_angstrom)
     offsite, onsite = {}, {}
     if not reference_only:
         model = model.to(dtype)
         with torch.inference_mode():
             offsite, onsite = model(graph_inputs(graph, reference, model.lmax, dtype))
     elements = sorted(reference.basis)
-    operators = assemble(
+    prediction = assemble(
         graph,
         reference,
-        {(elements[i], elements[j]): v.double().numpy() for (i, j), v in offsite.items()},
-        {elements[s]: v.double().numpy() for s, v in onsite.items()},
+        {(elements[i], elements[j]): v.numpy() for (i, j), v in offsite.items()},
+        {elements[s]: v.numpy() for s, v in onsite.items()},
     )
-    operators.attributes = {
+    prediction.attributes = {
         "source": "reference" if reference_only else "predicted",
         "model": Path(model_directory).name,
         "cutoff_angstrom": reference.cutoff_angstrom,
         "wall_seconds": time.time() - started,
     }
-    return operators
+    return prediction
+
+
+def assemble(graph: Graph, reference: Reference, offsite: dict, onsite: dict) -> Prediction:
+    """From coupled residuals: offsite (z_i, z_j) -> (G, n) in edge frames, onsite z -> (A_z, n), Hartree."""
+    pairs = overlap_table(reference.basis).pairs(graph.atoms, at_least_angstrom=graph.cutoff_angstrom)
+    return Prediction(graph, reference, pairs, offsite, onsite)
 
 
 def _check_known(atoms: Atoms, reference: Reference, where):
@@ -63,43 +150,3 @@ def _check_known(atoms: Atoms, reference: Reference, where):
             f"{where}: the structure is {'' if atoms.pbc.all() else 'not '}periodic, the model was trained on structures that "
             f"{'are' if reference.periodic else 'are not'}: their energies have different zeros."
         )
-
-
-def assemble(graph: Graph, reference: Reference, offsite: dict, onsite: dict) -> Operators:
-    """Operators from coupled residuals: offsite (z_i, z_j) -> (G, n) in edge frames, onsite z -> (A_z, n), Hartree.
-
-    A pair that is not in offsite, and every pair beyond the cutoff, is the two-centre reference.
-    """
-    atoms, basis = graph.atoms, reference.basis
-    overlap = overlap_table(basis)
-    pairs = overlap.pairs(atoms, at_least_angstrom=graph.cutoff_angstrom)
-    orbitals = basis.n_orbitals(atoms.numbers)
-    offsets = np.concatenate([[0], np.cumsum(orbitals[pairs[:, 0]] * orbitals[pairs[:, 1]])])
-    H, S = np.empty(offsets[-1]), np.empty(offsets[-1])
-    self_pair = is_onsite(pairs)
-    rows, atom_rows = graph.rows(match_pairs(pairs, graph.edges)), graph.atom_rows()
-    for z_i, z_j, blocks, index in group_by_species(atoms.numbers, orbitals, pairs, offsets):
-        coupling = reference.coupling[z_i, z_j]
-        vectors = pair_vectors(atoms, pairs[blocks])
-        S[index] = overlap.blocks(z_i, z_j, vectors)
-        own = self_pair[blocks]
-        if own.any():
-            coupled = np.zeros((own.sum(), coupling.size))
-            coupled[:, coupling.zero_order] = reference.onsite_mean[z_i]
-            if z_i in onsite:
-                coupled += onsite[z_i][atom_rows[pairs[blocks[own], 0]]]
-            H[index[own]] = coupled @ coupling.transform.T
-        far = ~own
-        if far.any():
-            distances = np.linalg.norm(vectors[far], axis=1)
-            H[index[far]] = two_centre_blocks(coupling, reference.offsite(z_i, z_j, distances), vectors[far])
-        near = far & (rows[blocks] >= 0)
-        if (z_i, z_j) in offsite and near.any():
-            rotations = edge_rotations(vectors[near], max(coupling.slots))
-            rest = coupling.rotate(offsite[z_i, z_j][rows[blocks[near]]], rotations, inverse=True)
-            H[index[near]] += rest @ coupling.transform.T
-    operators = Operators(atoms, basis, pairs, H, S)
-    # equal sums in another order differ in the last bit: make both matrices exactly Hermitian
-    operators.make_hermitian(operators.hamiltonian)
-    operators.make_hermitian(operators.overlap)
-    return operators
