@@ -1,0 +1,70 @@
+"""Which rank owns which atom: `low-nn`, `metis` and `min-nn` behind one function, and what each costs in messages.
+
+A rank owns atoms and all edges into them. What it needs of others are the features of the sources it does not own, its ghosts.
+"""
+
+import time
+from collections.abc import Iterable
+
+import numpy as np
+from ase import Atoms
+
+from .halo import Partition, group_nodes, halo_lists
+from .low_nn import low_nn
+from .metis import metis
+from .min_nn import Cost, min_nn
+from .space import space
+
+METHODS = ("low-nn", "metis", "min-nn")
+
+
+def partition(
+    atoms: Atoms,
+    edges: Iterable[tuple[np.ndarray, np.ndarray]],
+    cutoff_angstrom: float,
+    parts: int,
+    method: str = "min-nn",
+    cost: Cost = Cost(),  # noqa: B008
+    ranks_per_node: int = 1,
+) -> Partition:
+    """Parts of a structure and the lists of what travels between them.
+
+    edges: destinations i and sources j, sorted by i, in one piece or several; iterated over more than once. Any number of parts;
+    those beyond the number of atoms stay empty. ranks_per_node: parts that exchange much become ranks of one node, which has
+    the ranks n k to n k + n - 1. attributes["seconds"] is the time of the partitioner alone, without degrees and lists.
+    Raises ValueError for a method that is not known or fewer than one part.
+    """
+    if method not in METHODS:
+        raise ValueError(f"partitioner {method!r} is not known, expected one of {', '.join(METHODS)}.")
+    if parts < 1:
+        raise ValueError(f"{parts} parts: expected at least one.")
+    degrees = sum((np.bincount(i, minlength=len(atoms)) for i, _ in edges), np.zeros(len(atoms), np.int64))
+    started = time.perf_counter()
+    if method == "metis":
+        owner = metis(degrees, np.concatenate([j for _, j in edges]), parts)
+    elif method == "low-nn":
+        owner = low_nn(space(atoms, cutoff_angstrom), degrees, cutoff_angstrom, parts)
+    else:
+        owner = min_nn(space(atoms, cutoff_angstrom), degrees, cutoff_angstrom, parts, cost)
+    seconds = time.perf_counter() - started
+    result = halo_lists(owner, parts, edges, degrees)
+    if ranks_per_node > 1:
+        result = group_nodes(result, ranks_per_node)
+    result.attributes |= {"method": method, "cutoff_angstrom": float(cutoff_angstrom), "seconds": seconds}
+    return result
+
+
+class TiledEdges:
+    """Edges of a structure repeated along its lattice vectors, a tile at a time: nothing grows with the number of tiles.
+
+    edges (E, 5): i, j, R of the unit cell, sorted. Atoms are those of ase.Atoms.repeat: tile by tile, the last direction fastest.
+    """
+
+    def __init__(self, edges: np.ndarray, n_atoms: int, repeat: tuple[int, int, int]):
+        self.edges, self.n_atoms, self.repeat = edges, n_atoms, np.array(repeat)
+
+    def __iter__(self):
+        i, j, R = self.edges[:, 0], self.edges[:, 1], self.edges[:, 2:]
+        for tile, cell in enumerate(np.ndindex(*self.repeat)):
+            source = np.ravel_multi_index(tuple(((R + cell) % self.repeat).T), self.repeat)
+            yield i + tile * self.n_atoms, j + source * self.n_atoms

@@ -1,0 +1,199 @@
+"""What travels between parts, made once from the graph and stored; schema `partition/1` in docs/files.md."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from ase import Atoms
+
+from ..files import create_h5, open_h5
+
+SCHEMA = "partition/1"
+
+
+@dataclass
+class Halo:
+    """One rank's share of a structure.
+
+    owned, ghosts    # atoms of the structure; ghosts by owner, then ascending
+    send     # neighbour -> rows of `owned` whose features it needs
+    receive  # neighbour -> slice of `ghosts` that it owns
+    """
+
+    rank: int
+    owned: np.ndarray
+    ghosts: np.ndarray
+    send: dict[int, np.ndarray]
+    receive: dict[int, slice]
+
+    def local(self, n_atoms: int) -> np.ndarray:
+        """Row of every atom of the structure among owned and ghosts, -1 elsewhere, (A,)."""
+        rows = np.full(n_atoms, -1, np.int64)
+        rows[self.owned] = np.arange(len(self.owned))
+        rows[self.ghosts] = len(self.owned) + np.arange(len(self.ghosts))
+        return rows
+
+
+@dataclass
+class Partition:
+    """Parts of a structure.
+
+    owner     # (A,)    | rank of every atom
+    ghosts    # (G,)    | atoms, by receiver, sender, atom
+    messages  # (M, 4)  | receiver, sender, first, last: ghosts[first:last] travel in one message per exchange
+    edges     # (parts,) | edges of every rank
+    attributes: method, cutoff_angstrom, seconds.
+    """
+
+    owner: np.ndarray
+    parts: int
+    ghosts: np.ndarray
+    messages: np.ndarray
+    edges: np.ndarray
+    attributes: dict = field(default_factory=dict)
+
+    def halo(self, rank: int) -> Halo:
+        owned = np.flatnonzero(self.owner == rank)
+        receiver, sender, first, last = self.messages.T
+        incoming, outgoing = np.flatnonzero(receiver == rank), np.flatnonzero(sender == rank)
+        start = first[incoming].min() if len(incoming) else 0
+        stop = last[incoming].max() if len(incoming) else 0
+        return Halo(
+            rank,
+            owned,
+            self.ghosts[start:stop],
+            {int(receiver[m]): np.searchsorted(owned, self.ghosts[first[m] : last[m]]) for m in outgoing},
+            {int(sender[m]): slice(int(first[m] - start), int(last[m] - start)) for m in incoming},
+        )
+
+    def per_rank(self) -> dict[str, np.ndarray]:
+        """neighbours, sent and received (embeddings per exchange), nodes, edges of every rank, (parts,) each."""
+        receiver, sender, first, last = self.messages.T
+        count = lambda of, weights=None: np.bincount(of, weights, minlength=self.parts).astype(np.int64)  # noqa: E731
+        return {
+            "neighbours": count(receiver),
+            "sent": count(sender, last - first),
+            "received": count(receiver, last - first),
+            "nodes": count(self.owner),
+            "edges": self.edges,
+        }
+
+    def quality(self) -> dict[str, float]:
+        """Means and maxima over ranks; imbalance is the maximum over the mean."""
+        result = {}
+        for name, values in self.per_rank().items():
+            mean, largest = float(values.mean()), float(values.max())
+            if name in ("nodes", "edges"):
+                result[f"{name.removesuffix('s')}_imbalance"] = largest / mean if mean else 1.0
+            else:
+                result |= {f"{name}_mean": mean, f"{name}_max": largest}
+        return result
+
+
+def halo_lists(owner: np.ndarray, parts: int, pieces: Iterable, degrees: np.ndarray) -> Partition:
+    """The lists of what travels: atom j to the owner of i for every edge (i, j) between parts, each atom once per receiver.
+
+    pieces: (i, j) arrays of edges, so that not all need be in memory; every direction of an edge is among them.
+    """
+    n = len(owner)
+    row = np.empty(n, np.int64)  # scratch: of a source among those of a piece
+    found = []
+    for i, j in pieces:
+        receiver = owner[i]
+        cut = receiver != owner[j]
+        receiver, source = receiver[cut], j[cut]
+        # a table of receivers and sources that occur marks each of them once: no sorting of edges
+        ranks, columns = _occurring(receiver, parts), _occurring(source, n)
+        row[columns] = np.arange(len(columns))
+        of_rank = np.empty(parts, np.int64)
+        of_rank[ranks] = np.arange(len(ranks))
+        table = np.zeros((len(ranks), len(columns)), bool)
+        table[of_rank[receiver], row[source]] = True
+        a, b = np.nonzero(table)
+        found.append(ranks[a] * n + columns[b])
+    keys = np.unique(np.concatenate([*found, np.empty(0, np.int64)])) if len(found) != 1 else found[0]
+    receiver, atom = np.divmod(keys, n) if n else (keys, keys)
+    sender = owner[atom]
+    order = np.lexsort((atom, sender, receiver))
+    receiver, sender, ghosts = receiver[order], sender[order], atom[order]
+    first = np.flatnonzero(np.diff(receiver * parts + sender, prepend=-1))
+    messages = np.column_stack([receiver[first], sender[first], first, np.append(first[1:], len(ghosts))[: len(first)]])
+    edges = np.bincount(owner, degrees, minlength=parts).astype(np.int64)
+    return Partition(owner, parts, ghosts, messages, edges)
+
+
+def _occurring(values: np.ndarray, n: int) -> np.ndarray:
+    mask = np.zeros(n, bool)
+    mask[values] = True
+    return np.flatnonzero(mask)
+
+
+def group_nodes(partition: Partition, ranks_per_node: int) -> Partition:
+    """The same parts numbered anew: from the lowest part left, a node takes those that exchange most with the ones it has."""
+    p = partition
+    receiver, sender, first, last = p.messages.T
+    volume = {}
+    for a, b, n in zip(receiver.tolist(), sender.tolist(), (last - first).tolist()):
+        volume.setdefault(a, {})[b] = volume.setdefault(a, {}).get(b, 0) + n
+    number, left = np.empty(p.parts, np.int64), dict.fromkeys(range(p.parts))
+    for rank in range(p.parts):
+        if rank % ranks_per_node == 0:
+            part, ties = next(iter(left)), {}
+        else:
+            part = max(left, key=lambda q: (ties.get(q, 0), -q)) if len(ties) else next(iter(left))
+        del left[part]
+        number[part] = rank
+        for other, n in volume.get(part, {}).items():
+            if other in left:
+                ties[other] = ties.get(other, 0) + n
+        ties.pop(part, None)
+    order = np.lexsort((p.ghosts, np.repeat(number[sender], last - first), np.repeat(number[receiver], last - first)))
+    renumbered = np.column_stack([number[receiver], number[sender], first, last])
+    renumbered = renumbered[np.lexsort((renumbered[:, 1], renumbered[:, 0]))]
+    ends = np.cumsum(renumbered[:, 3] - renumbered[:, 2])
+    renumbered[:, 2], renumbered[:, 3] = np.concatenate([[0], ends[:-1]])[: len(ends)], ends
+    edges = np.empty_like(p.edges)
+    edges[number] = p.edges
+    return Partition(number[p.owner], p.parts, p.ghosts[order], renumbered, edges, dict(p.attributes))
+
+
+def structure_digest(atoms: Atoms) -> str:
+    """What a partition belongs to: elements, positions to 1e-6 A, cell."""
+    content = [np.asarray(atoms.numbers, np.int64), np.round(atoms.positions, 6) + 0.0, np.round(atoms.cell.array, 6) + 0.0]
+    return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in content)).hexdigest()
+
+
+def write_partition(path, partition: Partition, atoms: Atoms):
+    attributes = partition.attributes | partition.quality()
+    with create_h5(path, SCHEMA, parts=partition.parts, structure_sha256=structure_digest(atoms), **attributes) as file:
+        file["owner"] = partition.owner.astype(np.int32)
+        file["ghosts"] = partition.ghosts.astype(np.int32)
+        file["messages"] = partition.messages.astype(np.int64)
+        file["edges"] = partition.edges
+
+
+def read_partition(path, atoms: Atoms, parts: int, cutoff_angstrom: float) -> Partition:
+    """Raises ValueError if the file is of another structure, number of parts or cutoff, or its lists do not fit together."""
+    with open_h5(path, SCHEMA) as file:
+        for name, found, expected in (
+            ("parts", int(file.attrs["parts"]), parts),
+            ("cutoff_angstrom", float(file.attrs["cutoff_angstrom"]), float(cutoff_angstrom)),
+            ("structure_sha256", file.attrs["structure_sha256"], structure_digest(atoms)),
+        ):
+            if found != expected:
+                raise ValueError(f"{path}: {name} is {found}, expected {expected}. Make it anew with `hamscale partition`.")
+        arrays = {name: file[name][:].astype(np.int64) for name in ("owner", "ghosts", "messages", "edges")}
+        attributes = {name: file.attrs[name] for name in ("method", "cutoff_angstrom", "seconds")}
+    owner, ghosts, messages = arrays["owner"], arrays["ghosts"], arrays["messages"]
+    ends = np.concatenate([[0], messages[:, 3]])
+    good = (
+        len(owner) == len(atoms)
+        and ((owner >= 0) & (owner < parts)).all()
+        and (messages[:, 2] == ends[:-1]).all()
+        and ends[-1] == len(ghosts)
+        and (owner[ghosts] == np.repeat(messages[:, 1], messages[:, 3] - messages[:, 2])).all()
+    )
+    if not good:
+        raise ValueError(f"{path}: owners and messages do not fit together. Make it anew with `hamscale partition`.")
+    return Partition(owner, parts, ghosts, messages, arrays["edges"], attributes)

@@ -1,0 +1,39 @@
+"""Low-NN: recursive bisection that cuts where few neighbours arise.
+
+"Distributed Equivariant Graph Neural Networks for Large-Scale Electronic Structure Prediction", ETH Zurich, Appendix A. Beyond
+it: parts that are no power of two, directions that are not periodic, triclinic cells (extents are distances of lattice planes).
+"""
+
+import numpy as np
+
+from .space import Space, split
+
+
+def low_nn(space: Space, degrees: np.ndarray, cutoff_angstrom: float, parts: int) -> np.ndarray:
+    """Owner of every atom, (A,).
+
+    A domain is cut along the direction d with the fewest estimated neighbours, the last of them on a tie: 1 while d is periodic
+    and not yet cut, else ceil(2 cutoff / L_d) with the domain's extent L_d. The plane halves the sum of degrees; parts that are
+    not a power of two are shared n // 2 to n - n // 2, and so is the sum.
+    """
+    owner = np.empty(len(degrees), np.int64)
+    # a structure without edges is cut by its atoms
+    weights = degrees if degrees.any() else np.ones(len(degrees))
+
+    def cut(atoms, first, n, low, high, ring):
+        if n == 1:
+            owner[atoms] = first
+            return
+        extents = np.maximum(high - low, 1e-9)
+        neighbours = np.where(ring, 1, np.ceil(2 * cutoff_angstrom / extents))
+        d = 2 - int(neighbours[::-1].argmin())
+        half = n // 2
+        below, above = split(space, weights, atoms, d, [half, n - half])
+        ends = [side[index] for side, index in ((below, -1), (above, 0)) if len(side)]
+        plane = space.heights[ends, d].mean() if ends else low[d]
+        opened = ring & (np.arange(3) != d)
+        cut(below, first, half, low, np.where(np.arange(3) == d, plane, high), opened)
+        cut(above, first + half, n - half, np.where(np.arange(3) == d, plane, low), high, opened)
+
+    cut(np.arange(len(degrees)), 0, parts, np.zeros(3), space.lengths, space.periodic)
+    return owner
