@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from ase import Atoms
-from data import disordered
 
+from data import disordered
 from hamscale.files import provenance, write_text
 from hamscale.graph.neighbours import edges_within
 from hamscale.partition import METHODS, TiledEdges, partition
