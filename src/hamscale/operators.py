@@ -164,9 +164,14 @@ def is_onsite(pairs: np.ndarray) -> np.ndarray:
     return (pairs[:, 0] == pairs[:, 1]) & ~pairs[:, 2:].any(1)
 
 
+def reversed_pairs(pairs: np.ndarray) -> np.ndarray:
+    """(j, i, -R) of every pair (i, j, R), (E, 5)."""
+    return np.column_stack([pairs[:, 1], pairs[:, 0], -pairs[:, 2:]])
+
+
 def canonical_pairs(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The lesser of each pair (i, j, R) and its reversed (j, i, -R), (E, 5), and the mask of the pairs that were turned, (E,)."""
-    partner = np.column_stack([pairs[:, 1], pairs[:, 0], -pairs[:, 2:]])
+    partner = reversed_pairs(pairs)
     differs = pairs != partner
     column, row = differs.argmax(1), np.arange(len(pairs))
     turned = partner[row, column] < pairs[row, column]
@@ -196,7 +201,7 @@ def match_pairs(wanted: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 def reverse_pairs(pairs: np.ndarray) -> np.ndarray:
     """Index of (j, i, -R) for every pair (i, j, R), (E,). Raises ValueError naming a pair whose partner is missing."""
     order = np.lexsort(pairs.T[::-1])
-    partner = np.column_stack([pairs[:, 1], pairs[:, 0], -pairs[:, 2:]])
+    partner = reversed_pairs(pairs)
     partner_order = np.lexsort(partner.T[::-1])
     wrong = np.flatnonzero((pairs[order] != partner[partner_order]).any(1))
     if len(wrong):

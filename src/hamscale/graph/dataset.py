@@ -4,7 +4,7 @@ Targets are coupled blocks of H - mu S less the two-centre reference, in Hartree
 that training rotates nothing back. Layout of a coupled vector: graph/coupling.py. Schema `graph/1`: docs/files.md.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from ase import Atoms
@@ -18,7 +18,6 @@ from ..operators import (
     pair_vectors,
     read_basis,
     read_structure,
-    reverse_pairs,
     write_basis,
     write_structure,
 )
@@ -31,11 +30,12 @@ SCHEMA = "graph/1"
 
 @dataclass
 class Graph:
-    """Atoms and directed edges of one structure, with or without targets.
+    """Atoms and directed edges of one structure, with or without targets; or the part of a rank, which has all atoms, the edges
+    into those it owns, and the targets of both.
 
     edges    # (E, 5) | i, j, Rx, Ry, Rz, sorted: i destination and row, j source and column
     vectors  # (E, 3) | from i to j, Angstrom
-    reverse  # (E,)   | index of (j, i, -R)
+    owned    # (O,)   | atoms of the part, ascending; all of a whole structure
     offsite  # (z_i, z_j) -> (G, n) | targets in the edge frame, Hartree, for the edges `edges_of(z_i, z_j)`
     onsite   # z -> (A_z, n)        | targets, Hartree, for the atoms of that element
     """
@@ -47,15 +47,27 @@ class Graph:
     offsite: dict = field(default_factory=dict)
     onsite: dict = field(default_factory=dict)
     attributes: dict = field(default_factory=dict)
+    owned: np.ndarray | None = None
 
     def __post_init__(self):
         self.vectors = pair_vectors(self.atoms, self.edges)
         self.distances = np.linalg.norm(self.vectors, axis=1)
-        self.reverse = reverse_pairs(self.edges)
+        if self.owned is None:
+            self.owned = np.arange(len(self.atoms))
+
+    def part(self, owned: np.ndarray) -> "Graph":
+        """The part of a rank that owns some atoms."""
+        mine = np.zeros(len(self.atoms), bool)
+        mine[owned] = True
+        keep = mine[self.edges[:, 0]]
+        offsite = {pair: target[keep[self.edges_of(*pair)]] for pair, target in self.offsite.items()}
+        onsite = {z: target[mine[self.atoms_of(z)]] for z, target in self.onsite.items()}
+        return replace(self, edges=self.edges[keep], offsite=offsite, onsite=onsite, owned=np.asarray(owned))
 
     def species_pairs(self) -> list[tuple[int, int]]:
-        numbers = self.atoms.numbers
-        return [tuple(map(int, p)) for p in np.unique(numbers[self.edges[:, :2]].reshape(-1, 2), axis=0)]
+        """All pairs of two elements of the structure, whether or not edges join them."""
+        numbers = np.unique(self.atoms.numbers).tolist()
+        return [(z_i, z_j) for z_i in numbers for z_j in numbers]
 
     def edges_of(self, z_i: int, z_j: int) -> np.ndarray:
         """Indices of the edges between two elements, ascending."""
@@ -72,14 +84,16 @@ class Graph:
         return row[edges]
 
     def atom_rows(self) -> np.ndarray:
-        """Row of every atom among those of its element, (A,)."""
-        row = np.empty(len(self.atoms), np.int64)
+        """Row of every owned atom among those of its element, -1 for others, (A,)."""
+        row = np.full(len(self.atoms), -1)
         for z in np.unique(self.atoms.numbers):
-            row[self.atoms_of(z)] = np.arange((self.atoms.numbers == z).sum())
+            of_element = self.atoms_of(z)
+            row[of_element] = np.arange(len(of_element))
         return row
 
     def atoms_of(self, z: int) -> np.ndarray:
-        return np.flatnonzero(self.atoms.numbers == z)
+        """Owned atoms of an element."""
+        return self.owned[self.atoms.numbers[self.owned] == z]
 
 
 def structure_graph(atoms: Atoms, basis: Basis, cutoff_angstrom: float) -> Graph:

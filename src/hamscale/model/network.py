@@ -1,8 +1,9 @@
 """The SO(2)-equivariant network that turns a graph into the coupled blocks of H: nodes give onsite, edges offsite blocks.
 
 Shapes: A atoms, E directed edges j -> i sorted by destination i, K = (lmax+1)^2, C channels, n coupled components of a pair.
-Messages of edge e stand in its own frame and stay there: only node features are rotated. Communication enters at one line,
-`x = exchange(x)`; the network knows nothing of it.
+Messages of edge e stand in its own frame and stay there: only node features are rotated. Communication enters at
+`x = exchange(x)`; the network knows nothing of it. A rank's atoms are those it owns, A, and after them its ghosts, sources of its
+edges that others own; without ranks there are none.
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -15,11 +16,21 @@ from .layers import DegreeLinear, FeedForward, Norm
 from .updates import EdgeEmbedding, EdgeUpdate, Messages
 
 
+class NoExchange:
+    """Of one process: it owns every atom and every edge."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
+
+    def edges(self, blocks: dict) -> dict:
+        return blocks
+
+
 @dataclass
 class Inputs:
-    """One structure as tensors.
+    """One structure, or a rank's part of it, as tensors.
 
-    species      # (A,)  | index of the element in the network's list
+    species      # (A + ghosts,) | index of the element in the network's list
     source, destination  # (E,) | atoms j and i; destination ascending
     distances    # (E,)  | Angstrom
     rotations    # (E, P + 1) | packed Wigner matrices, Layout.rotations
@@ -79,7 +90,8 @@ def _moved(value, device):
 class PairInputs:
     """The edges between elements s_i and s_j, and where their coupled components stand.
 
-    edges (G,) ascending, reverse (G,): rows of the reversed edges among the edges of (s_j, s_i); spans: rows of edges in each
+    edges (G,) ascending, reverse (G,): rows of the reversed edges among the edges of (s_j, s_i) and, after them, those that
+    other ranks own; spans: rows of edges in each
     chunk; adjoint (n,), sign (n,): PairCoupling.edge_adjoint; scale (G, n): Hartree.
     """
 
@@ -114,7 +126,7 @@ class NodeUpdate(nn.Module):
 
     def forward(self, x: Tensor, edges: list[Tensor], inputs: Inputs, keep: bool) -> Tensor:
         (sums,) = apply(self.messages, inputs, x[:, 0] if self.messages.first else self.norm(x), edges, keep)
-        return self.feed_forward(x + self.out(sums))
+        return self.feed_forward(x[: inputs.atoms] + self.out(sums))
 
 
 class HamiltonianNetwork(nn.Module):
@@ -151,11 +163,11 @@ class HamiltonianNetwork(nn.Module):
             update.dtype = dtype
         return self
 
-    def forward(self, inputs: Inputs, exchange=lambda x: x, recompute: bool = False):
+    def forward(self, inputs: Inputs, exchange=NoExchange(), recompute: bool = False):  # noqa: B008
         """Offsite {(s_i, s_j): (G, n)} in edge frames and onsite {s: (A_s, n)}, Hartree.
 
         Hermitian by construction: a block is the mean of its own read-out and of the adjoint of its partner's, (j, i, -R).
-        exchange: brings node features of atoms that other ranks own up to date. recompute: less memory, a little more time.
+        exchange: appends what other ranks own, of atoms and of edges (parallel/exchange.py). recompute: less memory, a little more time.
         """
         scalars = self.atom_embedding[inputs.species]
         x = torch.cat([scalars[:, None], scalars.new_zeros(len(scalars), (self.lmax + 1) ** 2 - 1, scalars.shape[1])], 1)
@@ -164,8 +176,9 @@ class HamiltonianNetwork(nn.Module):
             x = exchange(node_update(x, edges, inputs, not recompute))
             edges = apply(edge_update, inputs, norm(x), edges, not recompute, last_use=True)
         raw = dict(zip(inputs.pairs, edges))
+        known = exchange.edges(raw)
         offsite = {
-            (s_i, s_j): torch.addcmul(raw[s_i, s_j], raw[s_j, s_i][p.reverse].index_select(1, p.adjoint), p.sign).mul_(0.5)
+            (s_i, s_j): torch.addcmul(raw[s_i, s_j], known[s_j, s_i][p.reverse].index_select(1, p.adjoint), p.sign).mul_(0.5)
             for (s_i, s_j), p in inputs.pairs.items()
         }
         return offsite, self.read_onsite(inputs, self.read_norm(x))

@@ -1,6 +1,6 @@
 """From a graph and a reference to what the network takes, and from what it gives to what errors are taken of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,16 +12,28 @@ from ..graph.dataset import Graph
 from ..graph.reference import Reference
 from ..model.network import AtomInputs, HamiltonianNetwork, Inputs, PairInputs
 from ..model.rotations import layout
+from ..operators import match_pairs, pair_keys, reversed_pairs
+from ..parallel.exchange import NoExchange
+from ..partition.halo import Halo
 from ..units import hartree_to_mev
 
 
 @dataclass
 class Example:
-    """A structure with targets: offsite {(s_i, s_j): (G, n)} in edge frames, onsite {s: (A_s, n)}, Hartree."""
+    """A structure, or a rank's part of it, with targets: offsite {(s_i, s_j): (G, n)} in edge frames, onsite {s: (A_s, n)}, Hartree.
+
+    exchange: with the ranks that have the other parts. counts: numbers of offsite and of onsite components of the whole.
+    """
 
     inputs: Inputs
     offsite: dict
     onsite: dict
+    exchange: NoExchange = field(default_factory=NoExchange)
+    counts: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        if self.counts is None:
+            self.counts = tuple(sum(t.numel() for t in part.values()) for part in (self.offsite, self.onsite))
 
 
 def build_network(network: Network, reference: Reference) -> HamiltonianNetwork:
@@ -37,28 +49,34 @@ def build_network(network: Network, reference: Reference) -> HamiltonianNetwork:
     return HamiltonianNetwork(lmax, len(elements), reference.cutoff_angstrom, slots, network.model_dump(exclude={"lmax"}))
 
 
-def graph_inputs(graph: Graph, reference: Reference, lmax: int, dtype: torch.dtype, chunk: int = 768) -> Inputs:
-    """Tensors of a graph. chunk: edges that are processed together, rounded to whole destinations."""
+def graph_inputs(
+    graph: Graph, reference: Reference, lmax: int, dtype: torch.dtype, chunk: int = 768, halo: Halo | None = None
+) -> Inputs:
+    """Tensors of a graph, or, with a halo, of that rank's part of one.
+
+    chunk: edges that are processed together, rounded to whole destinations.
+    """
     elements = sorted(reference.basis)
     coupling = Coupling(reference.basis)
-    species = np.searchsorted(elements, graph.atoms.numbers)
-    degrees = np.bincount(graph.edges[:, 0], minlength=len(graph.atoms))
+    known = graph.owned if halo is None else np.concatenate([halo.owned, halo.ghosts])
+    row = np.full(len(graph.atoms), -1)
+    row[known] = np.arange(len(known))
+    source, destination = row[graph.edges[:, 1]], row[graph.edges[:, 0]]
+    degrees = np.bincount(destination, minlength=len(graph.owned))
     spans = _spans(degrees, chunk)
     inputs = Inputs(
-        torch.from_numpy(species),
-        torch.from_numpy(graph.edges[:, 1].copy()),
-        torch.from_numpy(graph.edges[:, 0].copy()),
+        torch.from_numpy(np.searchsorted(elements, graph.atoms.numbers[known])),
+        torch.from_numpy(source),
+        torch.from_numpy(destination),
         torch.from_numpy(graph.distances).to(dtype),
         layout(lmax).rotations(graph.vectors, dtype),
         degrees.tolist(),
         spans,
         n_species=len(elements),
     )
-    row = np.empty(len(graph.edges), np.int64)  # of an edge among those of its pair of elements
-    groups = {pair: graph.edges_of(*pair) for pair in graph.species_pairs()}
-    for edges in groups.values():
-        row[edges] = np.arange(len(edges))
-    for (z_i, z_j), edges in groups.items():
+    reverse = _reverse_rows(graph, _cut_edges(graph, halo) if halo is not None else None)
+    for z_i, z_j in graph.species_pairs():
+        edges = graph.edges_of(z_i, z_j)
         pair = coupling[z_i, z_j]
         index, sign = pair.edge_adjoint
         scale = reference.offsite_scale(z_i, z_j, graph.distances[edges])[:, pair.slot]
@@ -66,7 +84,7 @@ def graph_inputs(graph: Graph, reference: Reference, lmax: int, dtype: torch.dty
         inputs.pairs[elements.index(z_i), elements.index(z_j)] = PairInputs(
             torch.from_numpy(edges),
             [slice(*e) for e in ends],
-            torch.from_numpy(row[graph.reverse[edges]]),
+            torch.from_numpy(reverse[edges]),
             torch.from_numpy(index),
             torch.from_numpy(sign).to(dtype),
             torch.from_numpy(scale).to(dtype),
@@ -77,12 +95,65 @@ def graph_inputs(graph: Graph, reference: Reference, lmax: int, dtype: torch.dty
             index, sign = pair.adjoint
             scale = reference.onsite_scale[z][pair.slot]
             inputs.atoms_of[s] = AtomInputs(
-                torch.from_numpy(atoms),
+                torch.from_numpy(row[atoms]),
                 torch.from_numpy(index),
                 torch.from_numpy(sign).to(dtype),
                 torch.from_numpy(scale).to(dtype),
             )
     return inputs
+
+
+@dataclass
+class CutEdges:
+    """Edges whose source another rank owns.
+
+    edges (N,): rows of them, by neighbour, then in the order of the edges; neighbour (N,). partners (N,): the same edges in the
+    order in which their reversed ones arrive, by neighbour, then as that rank orders them.
+    """
+
+    edges: np.ndarray
+    neighbour: np.ndarray
+    partners: np.ndarray
+
+
+def _cut_edges(graph: Graph, halo: Halo) -> CutEdges:
+    owner = np.full(len(graph.atoms), -1)
+    for neighbour, span in halo.receive.items():
+        owner[halo.ghosts[span]] = neighbour
+    neighbour = owner[graph.edges[:, 1]]
+    cut = np.flatnonzero(neighbour >= 0)
+    cut = cut[np.argsort(neighbour[cut], kind="stable")]
+    theirs = pair_keys(reversed_pairs(graph.edges[cut]))
+    return CutEdges(cut, neighbour[cut], cut[np.lexsort((theirs, neighbour[cut]))])
+
+
+def _reverse_rows(graph: Graph, cut: CutEdges | None) -> np.ndarray:
+    """Row of the reversed edge of every edge among those of its pair of elements, owned ones first, (E,)."""
+    here = match_pairs(reversed_pairs(graph.edges), graph.edges)
+    rows = graph.rows(here)
+    if cut is not None:
+        numbers = graph.atoms.numbers[graph.edges[cut.partners, :2]]
+        for z_i, z_j in graph.species_pairs():
+            of_pair = cut.partners[(numbers == (z_i, z_j)).all(1)]
+            rows[of_pair] = len(graph.edges_of(z_j, z_i)) + np.arange(len(of_pair))
+    if (rows < 0).any():
+        i, j, *R = graph.edges[np.flatnonzero(rows < 0)[0]].tolist()
+        raise ValueError(f"edge ({i}, {j}, {R}) has no reversed edge (j, i, -R). Is the graph complete?")
+    return rows
+
+
+def block_plan(graph: Graph, halo: Halo, elements: list[int]) -> tuple[dict, dict]:
+    """What TorchExchange sends and receives of edges, by neighbour and pair (s_i, s_j): rows (N,), numbers."""
+    cut, rows = _cut_edges(graph, halo), graph.rows(np.arange(len(graph.edges)))
+    numbers = graph.atoms.numbers[graph.edges[cut.edges, :2]]
+    send, receive = {n: {} for n in halo.send}, {n: {} for n in halo.send}
+    for z_i, z_j in graph.species_pairs():
+        of_pair = (numbers == (z_i, z_j)).all(1)
+        for n in halo.send:
+            mine = cut.edges[of_pair & (cut.neighbour == n)]
+            send[n][elements.index(z_i), elements.index(z_j)] = rows[mine]
+            receive[n][elements.index(z_j), elements.index(z_i)] = len(mine)
+    return send, receive
 
 
 def _spans(degrees: np.ndarray, size: int) -> list[tuple[int, int, int, int]]:
@@ -93,22 +164,26 @@ def _spans(degrees: np.ndarray, size: int) -> list[tuple[int, int, int, int]]:
         last = max(atom + 1, int(np.searchsorted(ends, ends[atom] + size, side="right")) - 1)
         chunks.append((int(ends[atom]), int(ends[last]), atom, last))
         atom = last
-    return chunks
+    return chunks or [(0, 0, 0, 0)]  # a rank without atoms
 
 
-def example(graph: Graph, reference: Reference, lmax: int, dtype: torch.dtype, chunk: int = 768) -> Example:
+def example(
+    graph: Graph, reference: Reference, lmax: int, dtype: torch.dtype, chunk: int = 768, halo: Halo | None = None
+) -> Example:
+    """Of a graph with targets, or, with a halo, of that rank's part of one."""
     elements = sorted(reference.basis)
     offsite = {
         (elements.index(z_i), elements.index(z_j)): torch.from_numpy(t).to(dtype) for (z_i, z_j), t in graph.offsite.items()
     }
-    onsite = {elements.index(z): torch.from_numpy(t).to(dtype) for z, t in graph.onsite.items()}
-    return Example(graph_inputs(graph, reference, lmax, dtype, chunk), offsite, onsite)
+    onsite = {elements.index(z): torch.from_numpy(t).to(dtype) for z, t in graph.onsite.items() if len(t)}
+    inputs = graph_inputs(graph, reference, lmax, dtype, chunk, halo)
+    return Example(inputs, offsite, onsite)
 
 
 def differences_mev(predicted: tuple[dict, dict], example: Example) -> tuple[Tensor, Tensor]:
     """Prediction less target of all offsite and of all onsite components, flat, meV."""
-    offsite, onsite = predicted
-    off = [(offsite[key] - target).flatten() for key, target in example.offsite.items()]
-    on = [(onsite[key] - target).flatten() for key, target in example.onsite.items()]
-    empty = next(iter(example.onsite.values())).new_zeros(0)
-    return hartree_to_mev(torch.cat([*off, empty])), hartree_to_mev(torch.cat([*on, empty]))
+    empty = example.inputs.distances.new_zeros(0)
+    return tuple(
+        hartree_to_mev(torch.cat([empty, *((part[key] - target).flatten() for key, target in targets.items())]))
+        for part, targets in zip(predicted, (example.offsite, example.onsite))
+    )

@@ -1,0 +1,157 @@
+"""The processes of a run: who this one is, what they do together, and how one that fails ends the others.
+
+Started by torchrun (RANK, WORLD_SIZE, MASTER_ADDR ...) or by Slurm's srun (SLURM_PROCID, SLURM_STEP_NUM_TASKS ...); else there is one.
+"""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+TIMEOUT_SECONDS = float(os.environ.get("HAMSCALE_TIMEOUT_SECONDS", 600))  # how long one rank waits for another
+BEAT_SECONDS = 1.0
+
+
+class RankLost(RuntimeError):
+    """Another rank has ended. The message names it and says why."""
+
+
+class World:
+    """All ranks of a run. With one rank every method does nothing and no process group is made."""
+
+    def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu", store=None):
+        self.rank, self.size, self.device, self.store = rank, size, torch.device(device), store
+        self.stop_requested = False
+
+    @property
+    def is_root(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks, in place."""
+        if self.size > 1:
+            with self.talking():
+                dist.all_reduce(tensor)
+        return tensor
+
+    def barrier(self):
+        self.sum(torch.zeros(1, device=self.device))
+
+    @contextmanager
+    def talking(self):
+        """Around whatever waits for another rank: an error within is another rank's, and is told as such."""
+        try:
+            yield
+        except RuntimeError as error:  # torch's DistBackendError and gloo's errors are
+            raise RankLost(self._autopsy(error)) from None
+
+    def _autopsy(self, error: Exception) -> str:
+        """Which rank ended and why: what it left in the store, or that its heart does not beat."""
+        beats = f"{BEAT_SECONDS:g} s"
+        try:
+            others = [r for r in range(self.size) if r != self.rank]
+            before = self._read("beat", others)
+            time.sleep(4 * BEAT_SECONDS)
+            failed, after = self._read("failed", others), self._read("beat", others)
+        except RuntimeError:
+            return f"rank 0 of {self.size} ended: its store does not answer. What this rank saw: {_line(error)}"
+        if failed:
+            return "; ".join(f"rank {r} of {self.size} ended: {cause}" for r, cause in sorted(failed.items()))
+        silent = [r for r in others if before.get(r) == after.get(r)]
+        if silent:
+            return "; ".join(
+                f"rank {r} of {self.size} ended without a word (killed, out of memory, or its node is gone)" for r in silent
+            )
+        return f"all ranks are alive (a beat every {beats}), but one did not answer in time: {_line(error)}"
+
+    def _read(self, kind: str, ranks) -> dict[int, str]:
+        return {r: self.store.get(f"{kind}/{r}").decode() for r in ranks if self.store.check([f"{kind}/{r}"])}
+
+    def stop_on_signals(self):
+        """SIGUSR1 and SIGTERM ask for a stop at the end of a step: `stop_requested` on this rank."""
+
+        def ask(*_):
+            self.stop_requested = True
+
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, ask)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+@contextmanager
+def world(device: str | None = None):
+    """The World this process was started in, for as long as it lasts. Raises ValueError where the environment is half set."""
+    rank, size, local = _numbers()
+    if device is None:
+        device = f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    if size == 1:
+        yield World(device=device)
+        return
+    from torch.distributed.rendezvous import rendezvous
+
+    timeout = timedelta(seconds=TIMEOUT_SECONDS)
+    store, rank, size = next(rendezvous("env://", rank, size, timeout=timeout))
+    store.set_timeout(timeout)
+    dist.init_process_group(
+        "nccl" if device.startswith("cuda") else "gloo", store=store, rank=rank, world_size=size, timeout=timeout
+    )
+    result, ended = World(rank, size, device, store.clone()), threading.Event()
+    heart = threading.Thread(target=_beat, args=(store.clone(), rank, ended), daemon=True)
+    heart.start()
+    try:
+        yield result
+    except RankLost:
+        raise
+    except BaseException as error:
+        # others wait for this rank: they are to say why in vain
+        result.store.set(f"failed/{rank}", f"{type(error).__name__}: {_line(error)}")
+        raise
+    finally:
+        ended.set()
+        heart.join()
+    dist.destroy_process_group()
+
+
+def _beat(store, rank: int, ended: threading.Event):
+    count = 0
+    while not ended.is_set():
+        try:
+            store.set(f"beat/{rank}", str(count))
+        except RuntimeError:  # the store is gone: whoever talks next will say so
+            return
+        count += 1
+        ended.wait(BEAT_SECONDS)
+
+
+def _numbers() -> tuple[int, int, int]:
+    """Rank, number of ranks, rank on this host. Sets what torch's rendezvous reads where Slurm started this process."""
+    env = os.environ
+    if "RANK" in env:
+        missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in env]
+        if missing:
+            raise ValueError(f"RANK is set but {', '.join(missing)} not. Start with torchrun or srun, or unset RANK.")
+        return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
+    # only srun sets a step's number of tasks: a batch script's own shell is no rank
+    size = int(env.get("SLURM_STEP_NUM_TASKS", 1))
+    if size == 1:
+        return 0, 1, 0
+    hosts = subprocess.run(
+        ["scontrol", "show", "hostnames", env["SLURM_STEP_NODELIST"]], capture_output=True, text=True, check=True
+    ).stdout.split()
+    env.setdefault("MASTER_ADDR", hosts[0])
+    # steps of one job and jobs of one node each get a port of their own
+    step = int(env.get("SLURM_JOB_ID", 0)) * 16 + int(env.get("SLURM_STEP_ID", 0))
+    env.setdefault("MASTER_PORT", str(20000 + step % 20000))
+    return int(env["SLURM_PROCID"]), size, int(env.get("SLURM_LOCALID", 0))

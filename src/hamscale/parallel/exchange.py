@@ -1,0 +1,201 @@
+"""What ranks send one another within a step: features of atoms after every node update, read-out blocks of cut edges once.
+
+x = exchange(x) appends the ghosts to the owned atoms. Its gradient goes the same way back and is added where it came from. A step
+of M layers makes M such exchanges forward and M backward; `exchange.edges` is one more each way, at the end, since a block and
+its adjoint, which the Hermitian read-out averages, may belong to two ranks.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..model.network import NoExchange
+from ..partition.halo import Halo
+from .env import World
+
+__all__ = ["CupyExchange", "NoExchange", "Statistics", "TorchExchange"]
+
+
+@dataclass
+class Plan:
+    """rows[t][n]: rows of tensor t that neighbour n gets; counts[t][n]: how many rows of it n gives. In order of neighbours."""
+
+    neighbours: list[int]
+    rows: list[list[Tensor]]
+    counts: list[list[int]]
+
+
+@dataclass
+class Statistics:
+    """What was sent since the start or `clear`: forward exchanges of features and of edges, bytes by direction, seconds."""
+
+    exchanges: dict = field(default_factory=dict)  # "nodes", "edges", and both with " backward"
+    bytes_sent: dict = field(default_factory=dict)
+    messages: int = 0
+    pack_s: float = 0.0
+    exchange_s: float = 0.0
+    unpack_s: float = 0.0
+
+    def clear(self):
+        self.__init__()
+
+
+class _Swap(torch.autograd.Function):
+    """Ghost rows of every tensor, (sum of counts, width) each."""
+
+    @staticmethod
+    def forward(ctx, exchange, plan: Plan, kind: str, *tensors: Tensor):
+        ctx.exchange, ctx.plan, ctx.kind = exchange, plan, kind
+        ctx.shapes = [t.shape for t in tensors]
+        started = time.perf_counter()
+        packed = [[t.index_select(0, rows) for rows in of_tensor] for t, of_tensor in zip(tensors, plan.rows)]
+        sizes = [[(n, *t.shape[1:]) for n in counts] for t, counts in zip(tensors, plan.counts)]
+        return tuple(exchange.swap(plan.neighbours, packed, sizes, kind, started))
+
+    @staticmethod
+    def backward(ctx, *d_ghosts: Tensor):
+        plan, exchange = ctx.plan, ctx.exchange
+        started = time.perf_counter()
+        packed = [d.split(counts) for d, counts in zip(d_ghosts, plan.counts)]
+        sizes = [[(len(r), *s[1:]) for r in rows] for s, rows in zip(ctx.shapes, plan.rows)]
+        received = exchange.swap(plan.neighbours, packed, sizes, f"{ctx.kind} backward", started)
+        started = time.perf_counter()
+        # neighbours in fixed order: the same sums every time
+        result = [
+            d.new_zeros(shape).index_add_(0, torch.cat(rows), d) if rows else d.new_zeros(shape)
+            for d, shape, rows in zip(received, ctx.shapes, plan.rows)
+        ]
+        exchange.statistics.unpack_s += time.perf_counter() - started
+        return None, None, None, *result
+
+
+class TorchExchange:
+    """By torch.distributed: gloo on CPUs, NCCL on GPUs; one message per neighbour and exchange.
+
+    first_rank: the rank of the world that owns part 0; ranks of several structures in work stand side by side.
+    edges: (send, receive), {neighbour: {pair: rows}} and {neighbour: {pair: number}}, of read-out blocks; train.tensors makes it.
+    """
+
+    def __init__(self, halo: Halo, world: World, first_rank: int = 0, edges: tuple[dict, dict] | None = None):
+        self.world, self.first_rank, self.statistics = world, first_rank, Statistics()
+        neighbours = sorted(halo.send)
+        on_device = lambda rows: torch.as_tensor(rows, device=world.device)  # noqa: E731
+        self.nodes = Plan(
+            neighbours,
+            [[on_device(halo.send[n]) for n in neighbours]],
+            [[halo.receive[n].stop - halo.receive[n].start for n in neighbours]],
+        )
+        self.pairs, self.blocks = [], None
+        if edges is not None:
+            send, receive = edges
+            self.pairs = sorted({pair for part in (*send.values(), *receive.values()) for pair in part})
+            self.blocks = Plan(
+                neighbours,
+                [[on_device(send[n][pair]) for n in neighbours] for pair in self.pairs],
+                [[receive[n][pair] for n in neighbours] for pair in self.pairs],
+            )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Features of owned atoms (A, K, C) and, after them, of ghosts (A + G, K, C)."""
+        if not self.nodes.neighbours:
+            return x
+        (ghosts,) = _Swap.apply(self, self.nodes, "nodes", x)
+        return torch.cat([x, ghosts])
+
+    def edges(self, blocks: dict) -> dict:
+        """Read-out (G, n) of the edges between any two elements and, after it, that of the ghosts among their reversed edges."""
+        if not self.pairs:
+            return blocks
+        ghosts = _Swap.apply(self, self.blocks, "edges", *[blocks[pair] for pair in self.pairs])
+        return blocks | {pair: torch.cat([blocks[pair], g]) for pair, g in zip(self.pairs, ghosts)}
+
+    def swap(self, neighbours: list[int], packed: list, sizes: list, kind: str, started: float) -> list[Tensor]:
+        """Send packed[t][n] to neighbour n as one message, receive tensors of sizes[t][n]; gives them joined, one per t."""
+        statistics = self.statistics
+        statistics.exchanges[kind] = statistics.exchanges.get(kind, 0) + 1
+        messages = [torch.cat([part[n].reshape(-1) for part in packed]) for n in range(len(neighbours))]
+        lengths = [[_numel(size[n]) for size in sizes] for n in range(len(neighbours))]
+        buffers = messages[0].new_empty(sum(map(sum, lengths))).split([sum(parts) for parts in lengths])
+        packed_at = time.perf_counter()
+        with self.world.talking():
+            self.transfer([self.first_rank + n for n in neighbours], messages, buffers)
+        received_at = time.perf_counter()
+        by_neighbour = [
+            [part.view(size[n]) for part, size in zip(buffer.split(parts), sizes)]
+            for n, (buffer, parts) in enumerate(zip(buffers, lengths))
+        ]
+        joined = [torch.cat(parts) for parts in zip(*by_neighbour)]
+        statistics.bytes_sent[kind] = statistics.bytes_sent.get(kind, 0) + sum(m.nbytes for m in messages)
+        statistics.messages += len(messages)
+        statistics.pack_s += packed_at - started
+        statistics.exchange_s += received_at - packed_at
+        statistics.unpack_s += time.perf_counter() - received_at
+        return joined
+
+    def transfer(self, ranks: list[int], messages: list[Tensor], buffers: list[Tensor]):
+        operations = [dist.P2POp(dist.irecv, buffer, rank) for rank, buffer in zip(ranks, buffers)]
+        operations += [dist.P2POp(dist.isend, message, rank) for rank, message in zip(ranks, messages)]
+        for request in dist.batch_isend_irecv(operations):
+            request.wait()
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+class CupyExchange(TorchExchange):
+    """By CuPy's NCCL, all sends and receives of an exchange in one group, on tensors shared through DLPack.
+
+    Raises ValueError without CuPy or without a GPU.
+    """
+
+    def __init__(self, halo: Halo, world: World, first_rank: int = 0, edges: tuple[dict, dict] | None = None):
+        super().__init__(halo, world, first_rank, edges)
+        self.communicator = _communicator(world)
+
+    def transfer(self, ranks: list[int], messages: list[Tensor], buffers: list[Tensor]):
+        import cupy
+        from cupy.cuda import nccl
+
+        types = {torch.float32: nccl.NCCL_FLOAT32, torch.float64: nccl.NCCL_FLOAT64}
+        stream = torch.cuda.current_stream()
+        nccl.groupStart()
+        for rank, message, buffer in zip(ranks, messages, buffers):
+            sent, received = cupy.from_dlpack(message.detach()), cupy.from_dlpack(buffer.detach())
+            kind = types[message.dtype]
+            self.communicator.send(sent.data.ptr, sent.size, kind, rank, stream.cuda_stream)
+            self.communicator.recv(received.data.ptr, received.size, kind, rank, stream.cuda_stream)
+        nccl.groupEnd()
+        stream.synchronize()
+
+
+_communicators: dict[int, object] = {}
+
+
+def _communicator(world: World):
+    """CuPy's NCCL communicator of all ranks, made once."""
+    try:
+        import cupy
+        from cupy.cuda import nccl
+    except ImportError as error:
+        raise ValueError(
+            f"exchange 'cupy': CuPy cannot be imported ({error}). Install hamscale[gpu] on a machine with CUDA, or use 'torch'."
+        ) from None
+    if world.device.type != "cuda":
+        raise ValueError(f"exchange 'cupy': the device is {world.device}, expected a CUDA GPU. Use 'torch' on CPUs.")
+    if id(world) not in _communicators:
+        cupy.cuda.Device(world.device.index).use()
+        if world.is_root:
+            world.store.set("nccl", bytes(nccl.get_unique_id()[k] & 0xFF for k in range(nccl.NCCL_UNIQUE_ID_BYTES)))
+        identifier = world.store.get("nccl")
+        signed = tuple(b - 256 if b > 127 else b for b in identifier)
+        _communicators[id(world)] = nccl.NcclCommunicator(world.size, signed, world.rank)
+    return _communicators[id(world)]
+
+
+EXCHANGES = {"torch": TorchExchange, "cupy": CupyExchange}
+
+
+def _numel(shape) -> int:
+    return int(torch.Size(shape).numel())
