@@ -32,10 +32,12 @@ def save_checkpoint(directory, model, optimizer, best: dict, state: dict):
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(state)})
 
 
-def load_checkpoint(directory, model, optimizer, fingerprint: str, progress=print) -> tuple[dict, dict] | None:
+def load_checkpoint(
+    directory, model, optimizer, fingerprint: str, progress=print, is_root: bool = True
+) -> tuple[dict, dict] | None:
     """(best weights, state) and the model and optimizer filled in; None if there is none to go on from.
 
-    One that belongs to other settings or data than `fingerprint` names is put aside, not used. Raises ValueError if the file
+    One that belongs to other settings or data than `fingerprint` names is put aside, by the root, and not used. Raises ValueError if the file
     is cut short.
     """
     path = Path(directory) / CHECKPOINT
@@ -49,7 +51,8 @@ def load_checkpoint(directory, model, optimizer, fingerprint: str, progress=prin
         raise ValueError(f"{path}: not a checkpoint ({error}). Delete it to start anew.") from None
     if state["fingerprint"] != fingerprint:
         old = path.with_name(f"{state['fingerprint'][:12]}.{CHECKPOINT}")
-        path.replace(old)
+        if is_root:
+            path.replace(old)
         progress(f"the checkpoint found belongs to other settings or training data: starting anew; it is kept as {old}")
         return None
     part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
@@ -57,7 +60,8 @@ def load_checkpoint(directory, model, optimizer, fingerprint: str, progress=prin
     for name, p in model.named_parameters():
         moments = {k: tensors[f"adam.{k}.{name}"] for k in ("step", "exp_avg", "exp_avg_sq") if f"adam.{k}.{name}" in tensors}
         if moments:
-            optimizer.state[p] = moments
+            # Adam counts steps on the CPU
+            optimizer.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in moments.items()}
     return part("best."), state
 
 

@@ -1,4 +1,4 @@
-"""Training: Adam on L1 + L2 of the blocks, one or more structures per step, exact resume."""
+"""Training: Adam on L1 + L2 of the blocks, one or more structures per step, each on one or more ranks, exact resume."""
 
 import csv
 import hashlib
@@ -16,76 +16,126 @@ from ..config import Model, Training
 from ..files import write_text
 from ..graph.dataset import read_graph
 from ..graph.reference import read_reference
+from ..parallel.env import World
 from . import checkpoint
 from .loss import Errors, l1_l2
-from .tensors import Example, build_network, differences_mev, example
+from .ranks import my_part, sum_gradients
+from .tensors import Example, build_network, differences_mev
 
 
-def train(model_config: Model, reference_path, train_paths, validation_paths, directory, checkpoint_directory, progress=print):
+class Stopped(Exception):
+    """A signal asked for a stop: the checkpoint is written, and training goes on from it when started again."""
+
+
+def train(
+    model_config: Model,
+    reference_path,
+    train_paths,
+    validation_paths,
+    directory,
+    checkpoint_directory,
+    progress=print,
+    world: World = World(),  # noqa: B008
+    ranks_per_structure: int | None = None,
+    partitions=(),
+    exchange: str = "torch",
+):
     """Train one network and write it to `directory`; resumes from `checkpoint_directory` if a checkpoint is there.
 
     What is written is the network with the lowest validation error seen. train.csv has a row per validation; errors are means
-    over coupled components within the cutoff, those of edges in their frame. Raises ValueError if the loss is not finite.
+    over coupled components within the cutoff, those of edges in their frame. Any number of ranks gives what one rank gives, but
+    for rounding. ranks_per_structure: how many share one; default all; so many structures of a batch are in work at once as
+    there are groups of ranks. partitions: a file for every training, then for every validation structure, or none.
+    Raises ValueError if the loss is not finite, Stopped where a signal of world.stop_on_signals() came to any rank.
     """
     settings, started = model_config.training, time.time()
+    progress = progress if world.is_root else lambda message: None
+    ranks = ranks_per_structure or world.size
+    if world.size % ranks:
+        raise ValueError(f"{world.size} ranks, {ranks} per structure: expected a divisor of the number of ranks.")
     dtype = torch.float64 if settings.precision == "float64" else torch.float32
     reference = read_reference(reference_path)
     torch.manual_seed(settings.seed)
-    model = build_network(model_config.network, reference).to(dtype)
+    model = build_network(model_config.network, reference).to(world.device, dtype)
     if settings.precision == "mixed":
         model.messages_in(torch.bfloat16)
     # a validation structure may be missing in a small set: then the training structures stand in, and the log says so
     if not validation_paths:
         progress("no validation structures: the training structures are used instead")
-    load = lambda paths: [example(read_graph(p), reference, model.lmax, dtype, settings.chunk) for p in paths]  # noqa: E731
-    training, validation = load(train_paths), load(validation_paths or train_paths)
-    baseline = _evaluate(None, validation)
+    validation_paths = validation_paths or train_paths
+    partitions = list(partitions) or [None] * (len(train_paths) + len(validation_paths))
+    if len(partitions) != len(train_paths) + len(validation_paths):
+        raise ValueError(
+            f"{len(partitions)} partitions for {len(train_paths)} training and {len(validation_paths)} validation structures. "
+            "Give one for each, in that order, or none."
+        )
+    parts = [
+        my_part(read_graph(path), reference, model.lmax, dtype, settings.chunk, world, ranks, file, exchange)
+        for path, file in zip([*train_paths, *validation_paths], partitions)
+    ]
+    training, validation = parts[: len(train_paths)], parts[len(train_paths) :]
+    group, groups = world.rank // ranks, world.size // ranks
+    validation = validation[group::groups]
+    baseline = _evaluate(None, validation, world)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=settings.factor, patience=settings.patience)
     fingerprint = _fingerprint(model_config, reference_path, train_paths, validation_paths)
-    best, state = {}, {"step": 0, "best": float("inf"), "rows": [], "seconds": 0.0, "fingerprint": fingerprint}
-    if found := checkpoint.load_checkpoint(checkpoint_directory, model, optimizer, fingerprint, progress):
+    best, recent = {}, Errors()
+    state = {"step": 0, "best": float("inf"), "rows": [], "seconds": 0.0, "fingerprint": fingerprint}
+    if found := checkpoint.load_checkpoint(checkpoint_directory, model, optimizer, fingerprint, progress, world.is_root):
         best, state = found
         plateau.load_state_dict(state["plateau"])
+        recent = Errors(state["recent"]) if world.is_root else recent
         progress(f"resumed at step {state['step']}")
+    world.barrier()  # none writes a checkpoint before all have read it
     before = state["seconds"]
     steps = tqdm(
-        range(state["step"], settings.steps), disable=not sys.stderr.isatty(), initial=state["step"], total=settings.steps
+        range(state["step"], settings.steps),
+        disable=not (world.is_root and sys.stderr.isatty()),
+        initial=state["step"],
+        total=settings.steps,
     )
-    writer = _tensorboard(directory) if settings.tensorboard else None
-    recent = Errors()
+    writer = _tensorboard(directory) if settings.tensorboard and world.is_root else None
+
+    def save(step: int):
+        state["recent"] = recent.over_ranks(world).totals.tolist()
+        state.update(step=step, plateau=plateau.state_dict(), seconds=before + time.time() - started)
+        if world.is_root:
+            checkpoint.save_checkpoint(checkpoint_directory, model, optimizer, best, state)
+
     for step in steps:
         rate = _rate(settings, plateau, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        for k in _batch(len(training), settings, step):
+        batch, total = _batch(len(training), settings, step), 0.0
+        for k in batch[group::groups]:
             loss, differences = _loss(model, training[k], settings)
             (loss / settings.batch).backward()
             recent.add(*differences)
-            if not torch.isfinite(loss):
-                raise ValueError(
-                    f"step {step}: the loss of {train_paths[k]} is {loss.item()}. Lower training.learning_rate; the last "
-                    f"checkpoint is in {checkpoint_directory}."
-                )
+            total += loss.item()
+        total, stop = sum_gradients(model, world, total, float(world.stop_requested))
+        if not np.isfinite(total):
+            raise ValueError(
+                f"step {step}: the loss of {', '.join(str(train_paths[k]) for k in batch)} is {total}. Lower "
+                f"training.learning_rate; the last checkpoint is in {checkpoint_directory}."
+            )
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
         optimizer.step()
         if (step + 1) % settings.validate_every == 0 or step + 1 == settings.steps:
-            errors = _evaluate(model, validation)
+            errors = _evaluate(model, validation, world)
             if settings.schedule == "plateau":
-                for group in optimizer.param_groups:
-                    group["lr"] = plateau.get_last_lr()[0]  # without warm-up, which is not the scheduler's to lower
+                for parameters in optimizer.param_groups:
+                    parameters["lr"] = plateau.get_last_lr()[0]  # without warm-up, which is not the scheduler's to lower
                 plateau.step(errors["mae_mev"])
-            row = {"step": step + 1, "learning_rate": rate, "train_mae_mev": recent.means()["mae_mev"]}
+            row = {"step": step + 1, "learning_rate": rate, "train_mae_mev": recent.over_ranks(world).means()["mae_mev"]}
             row |= {f"validation_{k}": v for k, v in errors.items()} | {f"baseline_{k}": v for k, v in baseline.items()}
-            state["seconds"] = before + time.time() - started
-            state["rows"].append(row | {"seconds": state["seconds"]})
+            state["rows"].append(row | {"seconds": before + time.time() - started})
             recent = Errors()
             if errors["mae_mev"] < state["best"]:
                 state["best"] = errors["mae_mev"]
                 best = {k: v.detach().clone() for k, v in model.state_dict().items()}
-            state |= {"step": step + 1, "plateau": plateau.state_dict()}
-            checkpoint.save_checkpoint(checkpoint_directory, model, optimizer, best, state)
+            save(step + 1)
             for name, value in row.items() if writer else ():
                 writer.add_scalar(name, value, step + 1)
             progress(
@@ -93,20 +143,29 @@ def train(model_config: Model, reference_path, train_paths, validation_paths, di
                 f"(onsite {errors['mae_mev_onsite']:.2f}, offsite {errors['mae_mev_offsite']:.3f}; "
                 f"two-centre reference {baseline['mae_mev']:.3f})"
             )
-    write_text(Path(directory) / "train.csv", _table(state["rows"]))
-    record = settings.model_dump() | {"validation_mae_mev": state["best"], "seconds": round(state["seconds"], 1)}
-    checkpoint.save_model(directory, model, best, model_config.network, reference_path, record)
+        if stop and step + 1 < settings.steps:
+            save(step + 1)
+            raise Stopped(f"stopped by a signal after step {step + 1} of {settings.steps}; start again to go on")
+    if world.is_root:
+        write_text(Path(directory) / "train.csv", _table(state["rows"]))
+        record = settings.model_dump() | {"validation_mae_mev": state["best"], "seconds": round(state["seconds"], 1)}
+        checkpoint.save_model(directory, model, best, model_config.network, reference_path, record)
+    world.barrier()
 
 
 def _loss(model, structure: Example, settings: Training):
-    offsite, onsite = differences_mev(model(structure.inputs, recompute=settings.recompute), structure)
-    loss = l1_l2(offsite, settings.l2_scale_mev) + settings.onsite_weight * l1_l2(onsite, settings.l2_scale_mev)
+    """This rank's share of the loss of a structure: the ranks' shares add up to it."""
+    predicted = model(structure.inputs, structure.exchange, settings.recompute)
+    offsite, onsite = differences_mev(predicted, structure)
+    n_offsite, n_onsite = structure.counts
+    loss = l1_l2(offsite, settings.l2_scale_mev, n_offsite)
+    loss = loss + settings.onsite_weight * l1_l2(onsite, settings.l2_scale_mev, n_onsite)
     return loss, (offsite.detach(), onsite.detach())
 
 
 @torch.no_grad()
-def _evaluate(model, structures: list[Example]) -> dict[str, float]:
-    """Errors over structures; of the two-centre reference alone where model is None."""
+def _evaluate(model, structures: list[Example], world: World) -> dict[str, float]:
+    """Errors over all ranks' structures; of the two-centre reference alone where model is None."""
     errors = Errors()
     for structure in structures:
         if model is None:
@@ -114,9 +173,9 @@ def _evaluate(model, structures: list[Example]) -> dict[str, float]:
                 {k: torch.zeros_like(v) for k, v in part.items()} for part in (structure.offsite, structure.onsite)
             )
         else:
-            predicted = model(structure.inputs)
+            predicted = model(structure.inputs, structure.exchange)
         errors.add(*differences_mev(predicted, structure))
-    return errors.means()
+    return errors.over_ranks(world).means()
 
 
 def _rate(settings: Training, plateau, step: int) -> float:

@@ -3,25 +3,32 @@
 import torch
 from torch import Tensor
 
+from ..parallel.env import World
 
-def l1_l2(difference_mev: Tensor, l2_scale_mev: float) -> Tensor:
-    """mean |d| + mean d^2 / l2_scale, meV; zero where there is nothing to compare."""
-    if not difference_mev.numel():
-        return difference_mev.sum()
-    return difference_mev.abs().mean() + difference_mev.square().mean() / l2_scale_mev
+
+def l1_l2(difference_mev: Tensor, l2_scale_mev: float, count: int | None = None) -> Tensor:
+    """sum (|d| + d^2 / l2_scale) / count, meV; zero where there is nothing to compare.
+
+    count: of all ranks' components, so that the sum of their losses is the mean over all; default: those given.
+    """
+    return (difference_mev.abs().sum() + difference_mev.square().sum() / l2_scale_mev) / max(1, count or difference_mev.numel())
 
 
 class Errors:
     """Mean absolute error of components, collected over structures: onsite, offsite and all, meV."""
 
-    def __init__(self):
-        self.sums, self.counts = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    def __init__(self, sums_and_counts=((0, 0), (0, 0))):
+        self.totals = torch.tensor(sums_and_counts, dtype=torch.float64)  # sums and counts of offsite and onsite
 
     def add(self, offsite_mev: Tensor, onsite_mev: Tensor):
         for k, d in enumerate((offsite_mev, onsite_mev)):
-            self.sums[k] += d.abs().sum().item()
-            self.counts[k] += d.numel()
+            self.totals[0, k] += d.abs().sum().item()
+            self.totals[1, k] += d.numel()
+
+    def over_ranks(self, world: World) -> "Errors":
+        return Errors(world.sum(self.totals.to(world.device)).tolist())
 
     def means(self) -> dict[str, float]:
-        offsite, onsite = (self.sums / self.counts.clamp(min=1)).tolist()
-        return {"mae_mev": (self.sums.sum() / self.counts.sum()).item(), "mae_mev_onsite": onsite, "mae_mev_offsite": offsite}
+        sums, counts = self.totals
+        offsite, onsite = (sums / counts.clamp(min=1)).tolist()
+        return {"mae_mev": (sums.sum() / counts.sum()).item(), "mae_mev_onsite": onsite, "mae_mev_offsite": offsite}

@@ -1,6 +1,6 @@
 """From a graph and a reference to what the network takes, and from what it gives to what errors are taken of."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -34,6 +34,10 @@ class Example:
     def __post_init__(self):
         if self.counts is None:
             self.counts = tuple(sum(t.numel() for t in part.values()) for part in (self.offsite, self.onsite))
+
+    def to(self, device) -> "Example":
+        move = lambda part: {key: t.to(device) for key, t in part.items()}  # noqa: E731
+        return replace(self, inputs=self.inputs.to(device), offsite=move(self.offsite), onsite=move(self.onsite))
 
 
 def build_network(network: Network, reference: Reference) -> HamiltonianNetwork:
