@@ -1,12 +1,14 @@
 """hamscale VERB ...: one verb per step of the pipeline; a Snakemake rule is one verb.
 
-Errors of the user's data or settings are printed one line each, without a traceback, and the exit code is 1.
+Errors of the user's data or settings, and the end of another rank, are printed one line each, without a traceback, and the exit
+code is 1. Training that was stopped by a signal, with its checkpoint written, exits with 85.
 """
 
 import argparse
 import json
 import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +17,7 @@ from . import config
 from .config import load_config
 from .files import write_text
 
+STOPPED = 85
 EIGENVALUE_TOLERANCE_HARTREE = 5e-8  # of parsed H(k), S(k) against what CP2K printed; runs here give 1e-10 or less
 
 
@@ -42,9 +45,30 @@ def main(arguments=None) -> int:
     verb(operators, "material", "structure", "run", out=out)
     verb(reference, "material", "operators+", out=out)
     verb(graph, "reference", "operators", out=out)
-    verb(train, "model", "reference", train=many, validation=many, out=out, checkpoint={"type": Path, "required": True})
+    exchange = {"choices": ["torch", "cupy"], "default": "torch", "help": "torch.distributed, or NCCL through CuPy"}
+    verb(
+        partition,
+        "structure",
+        cutoff={"type": float, "required": True, "help": "Angstrom: that of the graph"},
+        parts={"type": int, "required": True},
+        method={"choices": ["min-nn", "low-nn", "metis"], "default": "min-nn"},
+        ranks_per_node={"type": int, "default": 1, "help": "parts that exchange much become ranks of one node"},
+        out=out,
+    )
+    verb(
+        train,
+        "model",
+        "reference",
+        train=many,
+        validation=many,
+        partitions=many | {"help": "of the training, then of the validation structures; default: min-nn, made at the start"},
+        ranks_per_structure={"type": int, "help": "default: all"},
+        exchange=exchange,
+        out=out,
+        checkpoint={"type": Path, "required": True},
+    )
     reference_only = {"action": "store_true", "help": "the two-centre reference without the network: the baseline"}
-    verb(predict, "model", "structure", out=out, reference_only=reference_only)
+    verb(predict, "model", "structure", out=out, reference_only=reference_only, exchange=exchange)
     one = {"type": Path, "required": True, "metavar": "FILE"}
     verb(analyse, "material", dft=one, predicted=one, baseline=one, out=out)
     verb(figures, "analysis", "train_csv", out=out)
@@ -55,14 +79,13 @@ def main(arguments=None) -> int:
     options.pop("verb")
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
-        function(**options)
+        return function(**options) or 0
     except ValueError as error:
         print("\n".join(f"hamscale: error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 1
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"hamscale: error: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def check(config: Path):
@@ -185,21 +208,75 @@ def graph(reference: Path, operators: Path, out: Path):
     write_graph(out, result)
 
 
-def train(model: Path, reference: Path, train: list[Path], validation: list[Path], out: Path, checkpoint: Path):
-    """Train a network: OUT/{weights.safetensors, config.json, reference.h5, train.csv}. Resumes from CHECKPOINT."""
+def partition(structure: Path, cutoff: float, parts: int, method: str, ranks_per_node: int, out: Path):
+    """Decide which rank owns which atom, and what they send one another. Prints the quality as JSON."""
+    from .graph.neighbours import edges_within
+    from .partition import partition as run
+    from .partition.halo import write_partition
+    from .structures import read_structure_file, wrap_as_cp2k
+
+    atoms = wrap_as_cp2k(read_structure_file(structure))
+    edges = edges_within(atoms, cutoff)
+    result = run(atoms, [(edges[:, 0], edges[:, 1])], cutoff, parts, method, ranks_per_node=ranks_per_node)
+    write_partition(out, result, atoms)
+    print(json.dumps({"method": method, "parts": parts} | result.quality() | {"seconds": result.attributes["seconds"]}))
+
+
+def train(
+    model: Path,
+    reference: Path,
+    train: list[Path],
+    validation: list[Path],
+    partitions: list[Path],
+    ranks_per_structure: int | None,
+    exchange: str,
+    out: Path,
+    checkpoint: Path,
+):
+    """Train a network: OUT/{weights.safetensors, config.json, reference.h5, train.csv}. Resumes from CHECKPOINT.
+
+    On many ranks: torchrun --nproc-per-node P -m hamscale train ..., or srun. SIGUSR1 or SIGTERM: checkpoint, exit code 85.
+    """
+    from .train.loop import Stopped
     from .train.loop import train as run
 
     if not train:
         raise ValueError("--train: no graph was given, expected at least one. Give the material a set with split: train.")
-    run(config.load_model(model), reference, train, validation, out, checkpoint, progress=lambda s: print(s, flush=True))
+    settings = config.load_model(model)
+    show = lambda message: print(message, flush=True)  # noqa: E731
+    with ranks() as world:
+        world.stop_on_signals()
+        try:
+            run(
+                settings, reference, train, validation, out, checkpoint, show,
+                world=world, ranks_per_structure=ranks_per_structure, partitions=partitions, exchange=exchange,
+            )  # fmt: skip
+        except Stopped as stopped:
+            if world.is_root:
+                show(str(stopped))
+            return STOPPED
+    return 0
 
 
-def predict(model: Path, structure: Path, out: Path, reference_only: bool):
-    """Predict H, with exact S, of a structure."""
+def predict(model: Path, structure: Path, out: Path, reference_only: bool, exchange: str):
+    """Predict H, with exact S, of a structure. On many ranks each writes a shard, and OUT reads as all of them."""
     from .predict import predict as run
     from .structures import read_structure_file
 
-    run(model, read_structure_file(structure), reference_only).write(out)
+    with ranks() as world:
+        run(model, read_structure_file(structure), reference_only, world=world, exchange=exchange).write(out, world)
+
+
+@contextmanager
+def ranks():
+    """The ranks of this run; where one is lost, what is known of it is the last line."""
+    from .parallel.env import RankLost, world
+
+    try:
+        with world() as result:
+            yield result
+    except RankLost as error:
+        raise OSError(str(error)) from None
 
 
 def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, out: Path):

@@ -5,6 +5,7 @@ lattice. Atoms are wrapped as CP2K wraps them, so that R means the same everywhe
 """
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -15,6 +16,7 @@ from .basis import Basis, ElementBasis
 from .files import create_h5, open_h5
 
 SCHEMA = "operators/1"
+SHARD = "operators-shard/1"  # the same datasets, without the transposed blocks that other ranks have
 PIECE = 1 << 17  # values in work at a time
 
 
@@ -142,6 +144,14 @@ class Operators:
             if (mask := cell_of_value == c).any()
         }
 
+    def sorted(self) -> "Operators":
+        """The same operators with their pairs in ascending order."""
+        order = np.argsort(pair_keys(self.pairs))
+        sizes = np.diff(self.offsets)[order]
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        index = np.arange(starts[-1]) + np.repeat(self.offsets[:-1][order] - starts[:-1], sizes)
+        return replace(self, pairs=self.pairs[order], hamiltonian=self.hamiltonian[index], overlap=self.overlap[index])
+
     def select(self, keep: np.ndarray) -> "Operators":
         """The same operators on some of the pairs; keep is a mask (E,)."""
         values = np.repeat(keep, np.diff(self.offsets))
@@ -238,14 +248,16 @@ def write_operators(path, operators: Operators):
     write_pieces(path, o.atoms, o.basis, o.pairs, whole, o.attributes, o.orbital_energies)
 
 
-def write_pieces(path, atoms: Atoms, basis: Basis, pairs, pieces, attributes: dict, orbital_energies=None):
-    """Write `operators/1`, atomically, from an iterable of (slice of the values, H in Hartree, S): one piece in memory at a time.
+def write_pieces(
+    path, atoms: Atoms, basis: Basis, pairs, pieces, attributes: dict, orbital_energies=None, schema: str = SCHEMA
+):
+    """Write `operators/1`, or a shard of it, atomically, from an iterable of (slice of the values, H in Hartree, S): one piece in memory at a time.
 
     attributes are taken when all pieces are written, so that what makes the pieces may add to them.
     """
     sizes = np.prod(basis.n_orbitals(atoms.numbers)[pairs[:, :2]], axis=1)
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    with create_h5(path, SCHEMA) as file:
+    with create_h5(path, schema) as file:
         write_structure(file, atoms)
         write_basis(file, basis)
         file["pairs"] = pairs.astype(np.int32)
@@ -260,6 +272,42 @@ def write_pieces(path, atoms: Atoms, basis: Basis, pairs, pieces, attributes: di
         file.attrs.update(attributes)
 
 
+def join_shards(path, shards: list[Path], attributes: dict):
+    """Write `operators/1` over shards in a folder beside it: virtual datasets, nothing is copied. Pairs come shard by shard.
+
+    Atomically; the shards are to be complete.
+    """
+    path, lengths, sizes, structure = Path(path), [], [], None
+    for shard in shards:
+        with open_h5(shard, SHARD) as file:
+            sizes.append(np.diff(file["offsets"][:]))
+            lengths.append({name: file[name].shape[0] for name in ("pairs", "hamiltonian", "overlap")})
+            structure = structure or (read_structure(file), read_basis(file))
+    with create_h5(path, SCHEMA) as file:
+        write_structure(file, structure[0])
+        write_basis(file, structure[1])
+        file["offsets"] = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
+        for name, dtype, width in (("pairs", np.int32, (5,)), ("hamiltonian", float, ()), ("overlap", float, ())):
+            layout, first = h5py.VirtualLayout((sum(n[name] for n in lengths), *width), dtype), 0
+            for shard, n in zip(shards, lengths):
+                if n[name]:
+                    # relative to this file: both may be moved together
+                    source = h5py.VirtualSource(str(shard.relative_to(path.parent)), name, (n[name], *width), dtype)
+                    layout[first : first + n[name]] = source
+                first += n[name]
+            file.create_virtual_dataset(name, layout, fillvalue=-1 if name == "pairs" else np.nan)
+        for name, unit in (("hamiltonian", "Hartree"), ("overlap", "1")):
+            file[name].attrs["unit"] = unit
+        file.attrs.update(attributes)
+
+
+def _check_shards(file: h5py.File):
+    """A missing shard would read as numbers that are none."""
+    for source in file["hamiltonian"].virtual_sources() if file["hamiltonian"].is_virtual else ():
+        if not (shard := Path(file.filename).parent / source.file_name).is_file():
+            raise ValueError(f"its shard {shard} is missing. Move the folder of shards with the file, or predict again.")
+
+
 def read_operators(path) -> Operators:
     """Read and check `operators/1`.
 
@@ -268,6 +316,7 @@ def read_operators(path) -> Operators:
     """
     with open_h5(path, SCHEMA) as file:
         try:
+            _check_shards(file)
             for name, unit in (("hamiltonian", "Hartree"), ("overlap", "1")):
                 if (found := file[name].attrs.get("unit")) != unit:
                     raise ValueError(f"{name} has unit {found!r}, expected {unit!r}.")
@@ -286,6 +335,8 @@ def read_operators(path) -> Operators:
             if not np.array_equal(file["offsets"], operators.offsets):
                 raise ValueError("/offsets do not fit the basis. Was the basis of this file changed?")
             operators.reverse()
+            if file["pairs"].is_virtual:
+                operators = operators.sorted()
             if (np.diff(pair_keys(operators.pairs)) <= 0).any():
                 raise ValueError("/pairs are not sorted by i, j, R.")
         except KeyError as error:

@@ -14,9 +14,22 @@ from .angular import edge_rotations
 from .graph.dataset import Graph, structure_graph
 from .graph.overlap import overlap_table, two_centre_blocks
 from .graph.reference import Reference
-from .operators import Operators, canonical_pairs, group_by_species, is_onsite, match_pairs, pair_vectors, write_pieces
+from .operators import (
+    SHARD,
+    Operators,
+    canonical_pairs,
+    group_by_species,
+    is_onsite,
+    join_shards,
+    match_pairs,
+    pair_vectors,
+    write_pieces,
+)
+from .parallel.env import World
+from .parallel.exchange import NoExchange
 from .structures import wrap_as_cp2k
 from .train.checkpoint import load_model
+from .train.ranks import rank_part
 from .train.tensors import graph_inputs
 
 STREAMED = 1 << 22  # values written at a time
@@ -24,7 +37,10 @@ STREAMED = 1 << 22  # values written at a time
 
 @dataclass
 class Prediction:
-    """H and S of a structure before they are put together: pieces() makes them, `operators` in memory, `write` into a file."""
+    """H and S of a structure, or of a rank's rows of it, before they are put together.
+
+    pieces() makes them, operators() in memory, write() into a file. offsite, onsite: coupled residuals, as `assemble` takes them.
+    """
 
     graph: Graph
     reference: Reference
@@ -41,9 +57,21 @@ class Prediction:
             H[span], S[span] = hamiltonian, overlap
         return Operators(atoms, basis, self.pairs, H, S, self.attributes)
 
-    def write(self, path):
-        """`operators/1`, a piece at a time: neither H nor S is ever whole in memory."""
-        write_pieces(path, self.graph.atoms, self.reference.basis, self.pairs, self.pieces(), self.attributes)
+    def write(self, path, world: World = World()):  # noqa: B008
+        """`operators/1`, a piece at a time: neither H nor S is ever whole in memory.
+
+        With several ranks, each writes a shard, PATH.shards/rank-N.h5, and the first then the file that reads as all of them.
+        """
+        atoms, basis, path = self.graph.atoms, self.reference.basis, Path(path)
+        if world.size == 1:
+            write_pieces(path, atoms, basis, self.pairs, self.pieces(), self.attributes)
+            return
+        shards = [path.with_name(f"{path.name}.shards") / f"rank-{rank}.h5" for rank in range(world.size)]
+        write_pieces(shards[world.rank], atoms, basis, self.pairs, self.pieces(), self.attributes, schema=SHARD)
+        world.barrier()
+        if world.is_root:
+            join_shards(path, shards, self.attributes)
+        world.barrier()
 
     def pieces(self):
         """Yields (slice of the values, H in Hartree, S) in the order of the pairs, blocks whole.
@@ -56,24 +84,26 @@ class Prediction:
         orbitals = basis.n_orbitals(graph.atoms.numbers)
         offsets = np.concatenate([[0], np.cumsum(np.prod(orbitals[self.pairs[:, :2]], axis=1))])
         lesser, turned = canonical_pairs(self.pairs)
-        rows, atom_rows = graph.rows(match_pairs(lesser, graph.edges)), graph.atom_rows()
+        rows, atom_rows = graph.rows(match_pairs(self.pairs, graph.edges)), graph.atom_rows()
         bounds = np.unique(np.searchsorted(offsets, np.arange(0, offsets[-1] + STREAMED, STREAMED)).clip(max=len(lesser)))
         for first, last in pairwise(bounds):
             within = offsets[first : last + 1] - offsets[first]
             H, S = np.empty(within[-1]), np.empty(within[-1])
             for z_i, z_j, blocks, index in group_by_species(graph.atoms.numbers, orbitals, lesser[first:last], within):
                 of = first + blocks
-                h, s = self._blocks(z_i, z_j, lesser[of], rows[of], atom_rows)
+                h, s = self._blocks(z_i, z_j, lesser[of], turned[of], rows[of], atom_rows)
                 shape = (-1, basis[z_i].n_orbitals, basis[z_j].n_orbitals)
                 for values, block in ((H, h), (S, s)):
-                    values[index] = np.where(
-                        turned[of, None], block.reshape(shape).transpose(0, 2, 1).reshape(index.shape), block
-                    )
+                    transposed = block.reshape(shape).transpose(0, 2, 1).reshape(index.shape)
+                    values[index] = np.where(turned[of, None], transposed, block)
             yield slice(int(offsets[first]), int(offsets[last])), H, S
         self.attributes["wall_seconds"] = self.attributes.get("wall_seconds", 0.0) + time.time() - started
 
-    def _blocks(self, z_i: int, z_j: int, pairs: np.ndarray, rows: np.ndarray, atom_rows: np.ndarray):
-        """H and S of pairs of two elements, (G, n_i * n_j) each; rows: where the pairs stand in offsite, -1 beyond the cutoff."""
+    def _blocks(self, z_i: int, z_j: int, pairs, turned, rows, atom_rows):
+        """H and S of pairs of two elements, (G, n_i * n_j) each.
+
+        rows: where the edge of the pair, of the reversed pair if turned, stands in offsite; -1 beyond the cutoff.
+        """
         reference = self.reference
         coupling, vectors = reference.coupling[z_i, z_j], pair_vectors(self.graph.atoms, pairs)
         S = overlap_table(reference.basis).blocks(z_i, z_j, vectors)
@@ -94,14 +124,24 @@ class Prediction:
             H[far] = two_centre_blocks(coupling, reference.offsite(z_i, z_j, distances), vectors[far])
         near = far & (rows >= 0)
         if (z_i, z_j) in self.offsite and near.any():
-            rotations = edge_rotations(vectors[near], max(coupling.slots))
-            rest = coupling.rotate(self.offsite[z_i, z_j][rows[near]], rotations, inverse=True)
+            framed = np.empty((near.sum(), coupling.size))
+            straight, index_sign = ~turned[near], coupling.edge_adjoint
+            framed[straight] = self.offsite[z_i, z_j][rows[near][straight]]
+            framed[~straight] = self.offsite[z_j, z_i][rows[near][~straight]][:, index_sign[0]] * index_sign[1]
+            rest = coupling.rotate(framed, edge_rotations(vectors[near], max(coupling.slots)), inverse=True)
             H[near] += rest @ coupling.transform.T
         return H, S
 
 
-def predict(model_directory, atoms: Atoms, reference_only: bool = False, dtype=torch.float32) -> Prediction:
-    """H and S of a structure, Hermitian by construction, in the reference's energy gauge.
+def predict(
+    model_directory,
+    atoms: Atoms,
+    reference_only: bool = False,
+    dtype=torch.float32,
+    world: World = World(),  # noqa: B008
+    exchange: str = "torch",
+) -> Prediction:
+    """H and S of any structure, Hermitian by construction, in the reference's energy gauge; of several ranks each has its rows.
 
     H: two-centre reference on all pairs, plus the network's output within its cutoff. S: exact two-centre integrals, so that
     eigenvalues need no DFT. The pairs are those that overlap by more than 1e-8 or lie within the cutoff.
@@ -111,17 +151,21 @@ def predict(model_directory, atoms: Atoms, reference_only: bool = False, dtype=t
     model, reference = load_model(model_directory)
     _check_known(atoms, reference, model_directory)
     graph = structure_graph(wrap_as_cp2k(atoms), reference.basis, reference.cutoff_angstrom)
+    halo, swap = None, NoExchange()
+    if world.size > 1:
+        graph, halo, swap = rank_part(graph, reference, world, world.size, exchange=exchange)
     offsite, onsite = {}, {}
     if not reference_only:
-        model = model.to(dtype)
+        model = model.to(world.device, dtype)
         with torch.inference_mode():
-            offsite, onsite = model(graph_inputs(graph, reference, model.lmax, dtype))
+            inputs = graph_inputs(graph, reference, model.lmax, dtype, halo=halo).to(world.device)
+            offsite, onsite = model(inputs, swap)
     elements = sorted(reference.basis)
     prediction = assemble(
         graph,
         reference,
-        {(elements[i], elements[j]): v.numpy() for (i, j), v in offsite.items()},
-        {elements[s]: v.numpy() for s, v in onsite.items()},
+        {(elements[i], elements[j]): v.cpu().numpy() for (i, j), v in offsite.items()},
+        {elements[s]: v.cpu().numpy() for s, v in onsite.items()},
     )
     prediction.attributes = {
         "source": "reference" if reference_only else "predicted",
@@ -135,6 +179,9 @@ def predict(model_directory, atoms: Atoms, reference_only: bool = False, dtype=t
 def assemble(graph: Graph, reference: Reference, offsite: dict, onsite: dict) -> Prediction:
     """From coupled residuals: offsite (z_i, z_j) -> (G, n) in edge frames, onsite z -> (A_z, n), Hartree."""
     pairs = overlap_table(reference.basis).pairs(graph.atoms, at_least_angstrom=graph.cutoff_angstrom)
+    mine = np.zeros(len(graph.atoms), bool)
+    mine[graph.owned] = True
+    pairs = pairs[mine[pairs[:, 0]]]
     return Prediction(graph, reference, pairs, offsite, onsite)
 
 

@@ -7,9 +7,9 @@ import torch
 from ..graph.dataset import Graph
 from ..graph.reference import Reference
 from ..parallel.env import World
-from ..parallel.exchange import EXCHANGES
+from ..parallel.exchange import EXCHANGES, TorchExchange
 from ..partition import partition
-from ..partition.halo import read_partition
+from ..partition.halo import Halo, read_partition
 from .tensors import Example, block_plan, example
 
 
@@ -32,18 +32,26 @@ def my_part(
     if ranks == 1:
         result = example(graph, reference, lmax, dtype, chunk)
     else:
-        if partitions is None:
-            edges = [(graph.edges[:, 0], graph.edges[:, 1])]
-            parts = partition(graph.atoms, edges, graph.cutoff_angstrom, ranks)
-        else:
-            parts = read_partition(partitions, graph.atoms, ranks, graph.cutoff_angstrom)
-        halo = parts.halo(world.rank % ranks)
-        part = graph.part(halo.owned)
+        part, halo, swap = rank_part(graph, reference, world, ranks, partitions, exchange)
         result = example(part, reference, lmax, dtype, chunk, halo)
-        first = world.rank // ranks * ranks
-        result.exchange = EXCHANGES[exchange](halo, world, first, block_plan(part, halo, sorted(reference.basis)))
+        result.exchange = swap
     result.counts = whole
     return result.to(world.device)
+
+
+def rank_part(
+    graph: Graph, reference: Reference, world: World, ranks: int, partitions: Path | None = None, exchange: str = "torch"
+) -> tuple[Graph, Halo, TorchExchange]:
+    """Edges into this rank's atoms, what it needs of others, and how it gets that."""
+    if partitions is None:
+        edges = [(graph.edges[:, 0], graph.edges[:, 1])]
+        parts = partition(graph.atoms, edges, graph.cutoff_angstrom, ranks)
+    else:
+        parts = read_partition(partitions, graph.atoms, ranks, graph.cutoff_angstrom)
+    halo = parts.halo(world.rank % ranks)
+    part = graph.part(halo.owned)
+    first = world.rank // ranks * ranks
+    return part, halo, EXCHANGES[exchange](halo, world, first, block_plan(part, halo, sorted(reference.basis)))
 
 
 def example_counts(graph: Graph) -> tuple[int, int]:
