@@ -74,7 +74,8 @@ class PairCoupling:
         result = np.empty_like(coupled)
         for L, part in self.slices.items():
             D = rotations[L].transpose(0, 2, 1) if inverse else rotations[L]
-            result[:, part] = (D @ coupled[:, part].reshape(len(coupled), 2 * L + 1, -1)).reshape(len(coupled), -1)
+            shape = len(coupled), 2 * L + 1, (part.stop - part.start) // (2 * L + 1)  # also of no vectors at all
+            result[:, part] = (D @ coupled[:, part].reshape(shape)).reshape(len(coupled), part.stop - part.start)
         return result
 
 

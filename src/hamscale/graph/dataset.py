@@ -36,6 +36,7 @@ class Graph:
     edges    # (E, 5) | i, j, Rx, Ry, Rz, sorted: i destination and row, j source and column
     vectors  # (E, 3) | from i to j, Angstrom
     owned    # (O,)   | atoms of the part, ascending; all of a whole structure
+    kinds    # pairs of elements with edges between them in the whole structure
     offsite  # (z_i, z_j) -> (G, n) | targets in the edge frame, Hartree, for the edges `edges_of(z_i, z_j)`
     onsite   # z -> (A_z, n)        | targets, Hartree, for the atoms of that element
     """
@@ -48,12 +49,16 @@ class Graph:
     onsite: dict = field(default_factory=dict)
     attributes: dict = field(default_factory=dict)
     owned: np.ndarray | None = None
+    kinds: list[tuple[int, int]] | None = None
 
     def __post_init__(self):
         self.vectors = pair_vectors(self.atoms, self.edges)
         self.distances = np.linalg.norm(self.vectors, axis=1)
         if self.owned is None:
             self.owned = np.arange(len(self.atoms))
+        if self.kinds is None:
+            numbers = self.atoms.numbers
+            self.kinds = [tuple(map(int, p)) for p in np.unique(numbers[self.edges[:, :2]].reshape(-1, 2), axis=0)]
 
     def part(self, owned: np.ndarray) -> "Graph":
         """The part of a rank that owns some atoms."""
@@ -64,11 +69,6 @@ class Graph:
         onsite = {z: target[mine[self.atoms_of(z)]] for z, target in self.onsite.items()}
         return replace(self, edges=self.edges[keep], offsite=offsite, onsite=onsite, owned=np.asarray(owned))
 
-    def species_pairs(self) -> list[tuple[int, int]]:
-        """All pairs of two elements of the structure, whether or not edges join them."""
-        numbers = np.unique(self.atoms.numbers).tolist()
-        return [(z_i, z_j) for z_i in numbers for z_j in numbers]
-
     def edges_of(self, z_i: int, z_j: int) -> np.ndarray:
         """Indices of the edges between two elements, ascending."""
         numbers = self.atoms.numbers
@@ -77,7 +77,7 @@ class Graph:
     def rows(self, edges: np.ndarray) -> np.ndarray:
         """Row of some edges among those of their pair of elements, `edges_of`; -1 stays -1."""
         row = np.empty(len(self.edges) + 1, np.int64)
-        for pair in self.species_pairs():
+        for pair in self.kinds:
             of_pair = self.edges_of(*pair)
             row[of_pair] = np.arange(len(of_pair))
         row[-1] = -1
@@ -117,7 +117,7 @@ def training_graph(operators: Operators, reference: Reference) -> Graph:
     coupling = Coupling(reference.basis)
     rows = graph.rows(match_pairs(operators.pairs, graph.edges))
     atom_rows = graph.atom_rows()
-    for z_i, z_j in graph.species_pairs():
+    for z_i, z_j in graph.kinds:
         pair, distances = coupling[z_i, z_j], graph.distances[graph.edges_of(z_i, z_j)]
         target = graph.offsite[z_i, z_j] = np.zeros((len(distances), pair.size))
         target[:, pair.zero_order] = -reference.offsite(z_i, z_j, distances)

@@ -79,7 +79,7 @@ def graph_inputs(
         n_species=len(elements),
     )
     reverse = _reverse_rows(graph, _cut_edges(graph, halo) if halo is not None else None)
-    for z_i, z_j in graph.species_pairs():
+    for z_i, z_j in graph.kinds:
         edges = graph.edges_of(z_i, z_j)
         pair = coupling[z_i, z_j]
         index, sign = pair.edge_adjoint
@@ -137,7 +137,7 @@ def _reverse_rows(graph: Graph, cut: CutEdges | None) -> np.ndarray:
     rows = graph.rows(here)
     if cut is not None:
         numbers = graph.atoms.numbers[graph.edges[cut.partners, :2]]
-        for z_i, z_j in graph.species_pairs():
+        for z_i, z_j in graph.kinds:
             of_pair = cut.partners[(numbers == (z_i, z_j)).all(1)]
             rows[of_pair] = len(graph.edges_of(z_j, z_i)) + np.arange(len(of_pair))
     if (rows < 0).any():
@@ -151,7 +151,7 @@ def block_plan(graph: Graph, halo: Halo, elements: list[int]) -> tuple[dict, dic
     cut, rows = _cut_edges(graph, halo), graph.rows(np.arange(len(graph.edges)))
     numbers = graph.atoms.numbers[graph.edges[cut.edges, :2]]
     send, receive = {n: {} for n in halo.send}, {n: {} for n in halo.send}
-    for z_i, z_j in graph.species_pairs():
+    for z_i, z_j in graph.kinds:
         of_pair = (numbers == (z_i, z_j)).all(1)
         for n in halo.send:
             mine = cut.edges[of_pair & (cut.neighbour == n)]
