@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ranks import on_ranks
 
 from conftest import WATER, hafnia, model_hamiltonian, rattled
 from hamscale.config import Network
@@ -20,7 +21,6 @@ from hamscale.train.checkpoint import load_model, save_model
 from hamscale.train.loss import l1_l2
 from hamscale.train.ranks import my_part, sum_gradients
 from hamscale.train.tensors import build_network, differences_mev
-from ranks import on_ranks
 
 CUTOFF, LAYERS, CHANNELS, LMAX = 5.0, 3, 4, 4
 

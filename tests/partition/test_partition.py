@@ -198,7 +198,7 @@ def test_a_file_gives_back_what_was_written_and_refuses_another_structure(tmp_pa
         read_partition(tmp_path / "p.h5", atoms, 4, 6.0)
     moved = atoms.copy()
     moved.positions[0] += 0.1
-    with pytest.raises(ValueError, match="structure_sha256"):
+    with pytest.raises(ValueError, match="its structure is another one"):
         read_partition(tmp_path / "p.h5", moved, 4, CUTOFF)
 
 

@@ -1,6 +1,5 @@
 """What travels between parts, made once from the graph and stored; schema `partition/1` in docs/files.md."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -8,6 +7,7 @@ import numpy as np
 from ase import Atoms
 
 from ..files import create_h5, open_h5
+from ..operators import read_structure, write_structure
 
 SCHEMA = "partition/1"
 
@@ -167,15 +167,10 @@ def group_nodes(partition: Partition, ranks_per_node: int) -> Partition:
     return min(p, result, key=lambda q: q.between_nodes(ranks_per_node))
 
 
-def structure_digest(atoms: Atoms) -> str:
-    """What a partition belongs to: elements, positions to 1e-6 A, cell."""
-    content = [np.asarray(atoms.numbers, np.int64), np.round(atoms.positions, 6) + 0.0, np.round(atoms.cell.array, 6) + 0.0]
-    return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in content)).hexdigest()
-
-
 def write_partition(path, partition: Partition, atoms: Atoms):
     attributes = partition.attributes | partition.quality()
-    with create_h5(path, SCHEMA, parts=partition.parts, structure_sha256=structure_digest(atoms), **attributes) as file:
+    with create_h5(path, SCHEMA, parts=partition.parts, **attributes) as file:
+        write_structure(file, atoms)
         file["owner"] = partition.owner.astype(np.int32)
         file["ghosts"] = partition.ghosts.astype(np.int32)
         file["messages"] = partition.messages.astype(np.int64)
@@ -188,10 +183,11 @@ def read_partition(path, atoms: Atoms, parts: int, cutoff_angstrom: float) -> Pa
         for name, found, expected in (
             ("parts", int(file.attrs["parts"]), parts),
             ("cutoff_angstrom", float(file.attrs["cutoff_angstrom"]), float(cutoff_angstrom)),
-            ("structure_sha256", file.attrs["structure_sha256"], structure_digest(atoms)),
         ):
             if found != expected:
                 raise ValueError(f"{path}: {name} is {found}, expected {expected}. Make it anew with `hamscale partition`.")
+        if not _same(read_structure(file), atoms):
+            raise ValueError(f"{path}: its structure is another one. Make it anew with `hamscale partition`.")
         arrays = {name: file[name][:].astype(np.int64) for name in ("owner", "ghosts", "messages", "edges")}
         attributes = {name: file.attrs[name] for name in ("method", "cutoff_angstrom", "seconds")}
     owner, ghosts, messages = arrays["owner"], arrays["ghosts"], arrays["messages"]
@@ -206,3 +202,12 @@ def read_partition(path, atoms: Atoms, parts: int, cutoff_angstrom: float) -> Pa
     if not good:
         raise ValueError(f"{path}: owners and messages do not fit together. Make it anew with `hamscale partition`.")
     return Partition(owner, parts, ghosts, messages, arrays["edges"], attributes)
+
+
+def _same(a: Atoms, b: Atoms) -> bool:
+    """Equal but for lattice vectors and rounding."""
+    if not (np.array_equal(a.numbers, b.numbers) and np.array_equal(a.pbc, b.pbc) and np.allclose(a.cell, b.cell, atol=1e-6)):
+        return False
+    offset = (a.positions - b.positions) @ np.linalg.inv(a.cell.complete())
+    offset -= np.where(a.pbc, np.round(offset), 0)
+    return bool((np.abs(offset @ a.cell.complete()) < 1e-6).all())

@@ -66,6 +66,11 @@ def graph_inputs(
     row = np.full(len(graph.atoms), -1)
     row[known] = np.arange(len(known))
     source, destination = row[graph.edges[:, 1]], row[graph.edges[:, 0]]
+    if (source < 0).any():
+        i, j, *R = graph.edges[np.flatnonzero(source < 0)[0]].tolist()
+        raise ValueError(
+            f"edge ({i}, {j}, {R}) needs atom {j}, which this partition does not send here. Was it made with a smaller cutoff?"
+        )
     degrees = np.bincount(destination, minlength=len(graph.owned))
     spans = _spans(degrees, chunk)
     inputs = Inputs(
