@@ -1,0 +1,245 @@
+"""Scaling over ranks: measured for those there are, modelled from exact partitions beyond.
+
+python benchmarks/scaling.py measure     # constants of this machine, strong and weak scaling on --ranks, forward, one thread each
+python benchmarks/scaling.py partitions  # exact counts for 512 to 8,192 ranks, up to 3 million atoms, the graph streamed by tiles
+python benchmarks/scaling.py model       # time per step for both, and the paper's numbers beside what geometry gives
+
+Tables go to resources/raw/scaling_*.csv; a column `kind` says measured or modelled. One JSON line last.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from ase import Atoms
+
+from data import disordered
+from hamscale.analysis.scaling import Machine, efficiency, per_rank, step_seconds
+from hamscale.basis import Basis, read_element_basis
+from hamscale.config import Network
+from hamscale.files import provenance, write_text
+from hamscale.graph.dataset import structure_graph
+from hamscale.graph.neighbours import edges_within
+from hamscale.parallel.env import World, world
+from hamscale.partition import TiledEdges, partition
+from hamscale.train.ranks import rank_part
+from hamscale.train.tensors import build_network, graph_inputs
+from network import hafnia, unit_reference
+
+RAW = Path("resources/raw")
+LAYERS, CHANNELS, LMAX, CUTOFF = 3, 16, 4, 6.0
+EMBEDDING_BYTES = (LMAX + 1) ** 2 * CHANNELS * 4
+WARM, REPEATS = 2, 10
+
+
+def parts_of_network():
+    basis = Basis(read_element_basis(e, "SZV-MOLOPT-SR-GTH", "GTH-PBE", "BASIS_MOLOPT", "GTH_POTENTIALS") for e in ("Hf", "O"))
+    reference = unit_reference(basis, CUTOFF)
+    torch.manual_seed(0)
+    network = build_network(Network(channels=CHANNELS, layers=LAYERS, lmax=LMAX), reference)
+    return basis, reference, network
+
+
+# ------------------------------------------------------------------------------------------------------------ on each rank
+
+
+def run_rank(atoms_strong: int, atoms_weak: int, out: Path):
+    """Both scalings on this world, then, on two ranks or more, the constants of the exchange; rank 0 writes."""
+    with world("cpu") as w:
+        torch.set_num_threads(1)
+        rows = []
+        for mode, atoms in (("strong", hafnia(atoms_strong)), ("weak", hafnia(atoms_weak * w.size))):
+            rows += measure(w, mode, atoms)
+        constants = exchange_constants(w) if w.size > 1 else {}
+        if w.is_root:
+            write_text(out, json.dumps({"rows": rows, "constants": constants}))
+
+
+def measure(w: World, mode: str, atoms: Atoms) -> list[dict]:
+    basis, reference, network = parts_of_network()
+    graph, halo, swap = structure_graph(atoms, basis, CUTOFF), None, None
+    if w.size > 1:
+        graph, halo, swap = rank_part(graph, reference, w, w.size)
+    inputs = graph_inputs(graph, reference, LMAX, torch.float32, halo=halo)
+    rows = []
+    with torch.inference_mode():
+        for repeat in range(WARM + REPEATS):
+            if swap:
+                swap.statistics.clear()
+            w.barrier()
+            start = time.perf_counter()
+            network(inputs, swap) if swap else network(inputs)
+            wall = time.perf_counter() - start
+            s = swap.statistics if swap else None
+            split = [s.pack_s, s.exchange_s, s.unpack_s] if s else [0.0] * 3
+            everyone = torch.zeros(w.size, 5, dtype=torch.float64)
+            everyone[w.rank] = torch.tensor([len(graph.edges), *split, wall - sum(split)])
+            w.sum(everyone)
+            if repeat >= WARM:
+                for rank, (edges, pack, exchange, unpack, compute) in enumerate(everyone.tolist()):
+                    rows.append(
+                        {
+                            "kind": "measured", "mode": mode, "ranks": w.size, "atoms": len(atoms), "repeat": repeat - WARM,
+                            "rank": rank, "edges": int(edges), "pack_s": pack, "exchange_s": exchange, "unpack_s": unpack,
+                            "compute_s": compute,
+                        }
+                    )  # fmt: skip
+    return rows
+
+
+def exchange_constants(w: World) -> dict:
+    """Latency and bandwidth between ranks 0 and 1, by the exchange's own transfer."""
+    import torch.distributed as dist
+
+    def seconds(n_bytes: int, repeats: int) -> float:
+        message, buffer = torch.zeros(n_bytes // 4), torch.empty(n_bytes // 4)
+        times = []
+        for _ in range(repeats):
+            w.barrier()
+            start = time.perf_counter()
+            if w.rank < 2:
+                peer = 1 - w.rank
+                requests = dist.batch_isend_irecv([dist.P2POp(dist.irecv, buffer, peer), dist.P2POp(dist.isend, message, peer)])
+                for r in requests:
+                    r.wait()
+            times.append(time.perf_counter() - start)
+        return float(np.median(times))
+
+    small, large, size = seconds(64, 200), seconds(1 << 24, 20), 1 << 24
+    return {"latency_s": small, "bandwidth_bytes_s": size / (large - small)}
+
+
+# -------------------------------------------------------------------------------------------------------------- in one process
+
+
+def compute_constants() -> dict:
+    """Message rate of a layer (node and edge update) against the number of messages, and the rate of packing; one thread."""
+    torch.set_num_threads(1)
+    basis, reference, network = parts_of_network()
+    messages, rates = [], []
+    for n in (12, 24, 48, 96, 192, 384, 768):
+        graph = structure_graph(hafnia(n), basis, CUTOFF)
+        inputs = graph_inputs(graph, reference, LMAX, torch.float32)
+        times = []
+        with torch.inference_mode():
+            for _ in range(WARM + REPEATS):
+                start = time.perf_counter()
+                network(inputs)
+                times.append(time.perf_counter() - start)
+        messages.append(len(graph.edges))
+        rates.append(len(graph.edges) * LAYERS / float(np.median(times[WARM:])))
+    x, rows = torch.randn(4000, (LMAX + 1) ** 2, CHANNELS), torch.randperm(4000)[:2000]
+    times = []
+    for _ in range(50):
+        start = time.perf_counter()
+        x.index_select(0, rows)
+        times.append(time.perf_counter() - start)
+    return {"messages": messages, "messages_per_second": rates, "pack_bytes_s": 2000 * EMBEDDING_BYTES / float(np.median(times))}
+
+
+def launch(ranks: int, atoms_strong: int, atoms_weak: int) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.json"
+        arguments = [__file__, "rank", "--strong-atoms", atoms_strong, "--weak-atoms", atoms_weak, "--out", out]
+        runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
+        command = [sys.executable] if ranks == 1 else runner
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run([str(a) for a in [*command, *arguments]], check=True, env=environment, stderr=subprocess.DEVNULL)
+        return json.loads(out.read_text())
+
+
+def do_measure(o):
+    results = {ranks: launch(ranks, o.strong_atoms, o.weak_atoms) for ranks in o.ranks}
+    rows = pd.DataFrame([row for r in results.values() for row in r["rows"]])
+    constants = compute_constants() | next((r["constants"] for r in results.values() if r["constants"]), {})
+    name = platform.processor() or platform.machine()
+    machine = Machine(
+        name, tuple(constants["messages"]), tuple(constants["messages_per_second"]), constants["pack_bytes_s"],
+        constants["latency_s"], constants["bandwidth_bytes_s"], f"benchmarks/scaling.py measure, {os.cpu_count()} cores, gloo",
+    )  # fmt: skip
+    write_text(RAW / "scaling_measured.csv", rows.assign(**provenance()).to_csv(index=False))
+    write_text(RAW / "scaling_machine.json", json.dumps(asdict(machine) | provenance(), indent=2) + "\n")
+    table = []
+    for (mode, ranks), group in rows.groupby(["mode", "ranks"]):
+        total = group.assign(seconds=group.pack_s + group.exchange_s + group.unpack_s + group.compute_s)
+        seconds = total.groupby("repeat").seconds.max().median()
+        table.append({"mode": mode, "ranks": int(ranks), "seconds": round(float(seconds), 5)})
+    print(json.dumps({"measured": table, "constants": constants} | provenance()))
+
+
+# ---------------------------------------------------------------------------------------------------------------- partitions
+
+WEAK = {512: (4, 4, 4), 1024: (8, 4, 4), 2048: (8, 8, 4), 4096: (8, 8, 8), 8192: (16, 8, 8)}  # tiles of 3,000 atoms, 8 ranks each
+LINE = {64: (8, 1, 1), 512: (64, 1, 1)}
+
+
+def do_partitions(o):
+    """Exact counts by rank. METIS needs the whole adjacency in memory: only where that fits (--metis-atoms)."""
+    whole = disordered(24000)  # 2 x 2 x 2 of the cell
+    unit = whole[:3000]
+    unit.set_cell(whole.cell / 2)
+    edges = edges_within(unit, o.cutoff)
+    path = RAW / "scaling_partitions.csv"
+    done = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["tiling", "ranks", "method"])
+    for tiling, ranks, repeat in [("3-D", r, t) for r, t in WEAK.items()] + [("1-D", r, t) for r, t in LINE.items()]:
+        for method in ("low-nn", "min-nn", "metis"):
+            atoms = 3000 * int(np.prod(repeat))
+            if (done[["tiling", "ranks", "method"]] == (tiling, ranks, method)).all(1).any():
+                continue
+            if ranks > o.most_ranks or (method == "metis" and atoms > o.metis_atoms):
+                continue
+            start = time.perf_counter()
+            result = partition(unit.repeat(repeat), TiledEdges(edges, 3000, repeat), o.cutoff, ranks, method)
+            counts = result.per_rank()
+            rows = pd.DataFrame({"rank": np.arange(ranks), **counts}).assign(
+                kind="exact", tiling=tiling, tiles="x".join(map(str, repeat)), atoms=atoms, ranks=ranks, method=method,
+                cutoff_angstrom=o.cutoff, seconds=result.attributes["seconds"], **provenance(),
+            )  # fmt: skip
+            done = pd.concat([done, summary(rows)]) if len(done) else summary(rows)
+            write_text(path, done.to_csv(index=False))
+            print(json.dumps({"tiling": tiling, "ranks": ranks, "method": method, "atoms": atoms, **result.quality(),
+                              "seconds_in_all": round(time.perf_counter() - start, 1)}), flush=True)  # fmt: skip
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """One line per partition: means, maxima, and the slowest rank's counts are kept as those of the rank with most of each."""
+    first = rows.iloc[0]
+    result = {k: first[k] for k in ("kind", "tiling", "tiles", "atoms", "ranks", "method", "cutoff_angstrom", "seconds")}
+    for name in ("neighbours", "sent", "received", "nodes", "edges"):
+        result |= {f"{name}_mean": rows[name].mean(), f"{name}_max": rows[name].max()}
+    return pd.DataFrame([result | {k: first[k] for k in provenance()}])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["measure", "partitions", "model", "rank"])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--strong-atoms", type=int, default=768)
+    parser.add_argument("--weak-atoms", type=int, default=384, help="per rank")
+    parser.add_argument("--cutoff", type=float, default=12.0, help="Angstrom, of `partitions`")
+    parser.add_argument("--most-ranks", type=int, default=8192)
+    parser.add_argument("--metis-atoms", type=int, default=192000)
+    parser.add_argument("--out", type=Path)
+    o = parser.parse_args()
+    if o.what == "rank":
+        run_rank(o.strong_atoms, o.weak_atoms, o.out)
+    else:
+        {"measure": do_measure, "partitions": do_partitions, "model": do_model}[o.what](o)
+
+
+def do_model(o):
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    main()

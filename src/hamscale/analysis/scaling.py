@@ -1,0 +1,70 @@
+"""Time of a step on P ranks from exact counts of a partition and four measured constants. What comes out is modelled, never measured.
+
+A rank's time is compute + pack + exchange: its edges over the message rate at that number of edges; bytes sent over the rate of
+packing; and per exchange latency x neighbours + max(bytes sent, received) / bandwidth. The step takes what the slowest rank takes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ..partition.halo import Partition
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Constants of a machine.
+
+    messages, messages_per_second: numbers of edges and the rate of one layer's node and edge update at each, ascending; between
+    them the time, not the rate, is interpolated; above the last the rate stays. pack_bytes_s: gathering rows into a send buffer.
+    latency_s: per message. bandwidth_bytes_s: of one rank's link, one way. measured_on: where they are from.
+    """
+
+    name: str
+    messages: tuple[float, ...]
+    messages_per_second: tuple[float, ...]
+    pack_bytes_s: float
+    latency_s: float
+    bandwidth_bytes_s: float
+    source: str = ""
+
+    def compute_s(self, edges) -> np.ndarray:
+        """Seconds of one layer."""
+        edges = np.asarray(edges, float)
+        known = np.array(self.messages) / np.array(self.messages_per_second)
+        last = np.interp(edges, [0, *self.messages], [known[0], *known])
+        return np.where(edges > self.messages[-1], edges / self.messages_per_second[-1], last)
+
+
+def per_rank(
+    partition: Partition, machine: Machine, layers: int, embedding_bytes: int, exchanges: int | None = None
+) -> pd.DataFrame:
+    """Seconds of one forward pass by rank: compute_s, pack_s, exchange_s; exchanges: per pass, default one per layer."""
+    counts, n = partition.per_rank(), exchanges or layers
+    sent, received = counts["sent"] * embedding_bytes, counts["received"] * embedding_bytes
+    exchange = machine.latency_s * counts["neighbours"] + np.maximum(sent, received) / machine.bandwidth_bytes_s
+    return pd.DataFrame(
+        {
+            "rank": np.arange(partition.parts),
+            "neighbours": counts["neighbours"],
+            "edges": counts["edges"],
+            "sent_bytes": sent * n,
+            "received_bytes": received * n,
+            "compute_s": layers * machine.compute_s(counts["edges"]),
+            "pack_s": n * sent / machine.pack_bytes_s,
+            "exchange_s": n * exchange,
+        }
+    )
+
+
+def step_seconds(ranks: pd.DataFrame) -> float:
+    """Of the slowest rank."""
+    return float((ranks["compute_s"] + ranks["pack_s"] + ranks["exchange_s"]).max())
+
+
+def efficiency(table: pd.DataFrame, mode: str) -> pd.Series:
+    """Of rows (ranks, seconds), against the first: strong, t0 p0 / (t p); weak, t0 / t."""
+    first = table.iloc[0]
+    ratio = first["seconds"] / table["seconds"]
+    return ratio * first["ranks"] / table["ranks"] if mode == "strong" else ratio
