@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..partition.halo import Partition
-
 
 @dataclass(frozen=True)
 class Machine:
@@ -37,18 +35,17 @@ class Machine:
         return np.where(edges > self.messages[-1], edges / self.messages_per_second[-1], last)
 
 
-def per_rank(
-    partition: Partition, machine: Machine, layers: int, embedding_bytes: int, exchanges: int | None = None
-) -> pd.DataFrame:
-    """Seconds of one forward pass by rank: compute_s, pack_s, exchange_s; exchanges: per pass, default one per layer."""
-    counts, n = partition.per_rank(), exchanges or layers
-    sent, received = counts["sent"] * embedding_bytes, counts["received"] * embedding_bytes
-    exchange = machine.latency_s * counts["neighbours"] + np.maximum(sent, received) / machine.bandwidth_bytes_s
+def per_rank(counts: dict, machine: Machine, layers: int, embedding_bytes: int, exchanges: int | None = None) -> pd.DataFrame:
+    """Seconds of one forward pass by rank: compute_s, pack_s, exchange_s.
+
+    counts: neighbours, sent, received, edges, (ranks,) each, as Partition.per_rank() gives them. exchanges: per pass, default one
+    per layer.
+    """
+    n = exchanges or layers
+    sent, received = (np.asarray(counts[name], float) * embedding_bytes for name in ("sent", "received"))
+    exchange = machine.latency_s * np.asarray(counts["neighbours"]) + np.maximum(sent, received) / machine.bandwidth_bytes_s
     return pd.DataFrame(
         {
-            "rank": np.arange(partition.parts),
-            "neighbours": counts["neighbours"],
-            "edges": counts["edges"],
             "sent_bytes": sent * n,
             "received_bytes": received * n,
             "compute_s": layers * machine.compute_s(counts["edges"]),
