@@ -204,7 +204,7 @@ def do_partitions(o):
     for tiling, ranks, repeat in [("3-D", r, t) for r, t in WEAK.items()] + [("1-D", r, t) for r, t in LINE.items()]:
         for method in ("low-nn", "min-nn", "metis"):
             atoms = 3000 * int(np.prod(repeat))
-            if (done[["tiling", "ranks", "method"]] == (tiling, ranks, method)).all(1).any():
+            if ((done.tiling == tiling) & (done.ranks == ranks) & (done.method == method)).any():
                 continue
             if ranks > o.most_ranks or (method == "metis" and atoms > o.metis_atoms):
                 continue
