@@ -19,8 +19,16 @@ include: "workflow/rules/predict.smk"
 include: "workflow/rules/figures.smk"
 
 
+# seconds each: they run where Snakemake runs
 localrules:
     all,
+    structure,
+    input,
+    operators,
+    reference,
+    graph,
+    partition,
+    figures,
     summary,
 
 

@@ -42,6 +42,16 @@ def main(arguments=None) -> int:
     verb(structure, "material", id={"required": True, "metavar": "SET-NNN", "help": "which structure"}, out=out)
     verb(input, "material", "structure", out=out)
     verb(dft, "input", out=out, command={"help": "CP2K, e.g. 'mpirun -n 4 cp2k.psmp'; default: $HAMSCALE_CP2K, else PATH"})
+    verb(
+        batch,
+        "inputs+",
+        store={"type": Path, "required": True, "help": "folder of accepted runs"},
+        at_once={"type": int, "default": 1, "help": "runs side by side"},
+        command={"help": "CP2K, as of `dft`; e.g. 'srun --exact --ntasks=8 cp2k.psmp' for steps of a Slurm job"},
+        out=out,
+    )
+    folder = {"type": Path, "required": True}
+    verb(collect, "input", store=folder, record=folder, out=out)
     verb(operators, "material", "structure", "run", out=out)
     verb(reference, "material", "operators+", out=out)
     verb(graph, "reference", "operators", out=out)
@@ -49,7 +59,8 @@ def main(arguments=None) -> int:
     verb(
         partition,
         "structure",
-        cutoff={"type": float, "required": True, "help": "Angstrom: that of the graph"},
+        cutoff={"type": float, "help": "Angstrom: that of the graph; or give --reference"},
+        reference={"type": Path, "help": "whose cutoff is taken"},
         parts={"type": int, "required": True},
         method={"choices": ["min-nn", "low-nn", "metis"], "default": "min-nn"},
         ranks_per_node={"type": int, "default": 1, "help": "parts that exchange much become ranks of one node"},
@@ -143,6 +154,21 @@ def dft(input: Path, out: Path, command: str | None):
     run_cp2k(input, out, command)
 
 
+def batch(inputs: list[Path], store: Path, at_once: int, command: str | None, out: Path):
+    """Run CP2K on many inputs, in one job; OUT is a record of those refused, and why. Runs accepted before are not repeated."""
+    from .dft.run import run_batch
+
+    errors = run_batch(inputs, store, at_once, command, lambda message: print(message, flush=True))
+    write_text(out, json.dumps({"runs": [path.stem for path in inputs], "errors": errors}, indent=2) + "\n")
+
+
+def collect(input: Path, store: Path, record: Path, out: Path):
+    """Take an accepted run of `hamscale batch` from its store."""
+    from .dft.run import collect as run
+
+    run(input, store, record, out)
+
+
 def operators(material: Path, structure: Path, run: Path, out: Path):
     """Parse H and S of a CP2K run."""
     from .basis import material_basis
@@ -208,13 +234,20 @@ def graph(reference: Path, operators: Path, out: Path):
     write_graph(out, result)
 
 
-def partition(structure: Path, cutoff: float, parts: int, method: str, ranks_per_node: int, out: Path):
+def partition(
+    structure: Path, cutoff: float | None, reference: Path | None, parts: int, method: str, ranks_per_node: int, out: Path
+):
     """Decide which rank owns which atom, and what they send one another. Prints the quality as JSON."""
+    from .graph.reference import read_reference
     from .graph.neighbours import edges_within
     from .partition import partition as run
     from .partition.halo import write_partition
     from .structures import read_structure_file, wrap_as_cp2k
 
+    if (cutoff is None) == (reference is None):
+        raise ValueError("give either --cutoff or --reference.")
+    if cutoff is None:
+        cutoff = read_reference(reference).cutoff_angstrom
     atoms = wrap_as_cp2k(read_structure_file(structure))
     edges = edges_within(atoms, cutoff)
     result = run(atoms, [(edges[:, 0], edges[:, 1])], cutoff, parts, method, ranks_per_node=ranks_per_node)

@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -218,10 +219,22 @@ class Run(Section):
     model: str = Field(description="NAME of config/models/NAME.yaml")
 
 
+class Cluster(Section):
+    """How work is cut into jobs. A profile sets it; on one machine nothing is needed."""
+
+    runs_per_job: PositiveInt = Field(1, description="CP2K runs of one job; 1: each is a job of its own")
+    at_once: PositiveInt = Field(1, description="CP2K runs of a job that run side by side")
+    cp2k: str = Field("", description="command that runs CP2K, e.g. a step of a job: srun --exact --ntasks=8 ... cp2k.psmp")
+    train_retries: NonNegativeInt = Field(
+        0, description="how often training is submitted again: after its walltime, or a failure"
+    )
+
+
 class Config(Section):
     """config/config.yaml"""
 
     runs: Annotated[list[Run], Field(min_length=1, description="which material is learnt by which model")]
+    cluster: Cluster = Cluster()
 
 
 # ---------------------------------------------------------------------------------------------------------------- reading

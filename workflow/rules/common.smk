@@ -6,7 +6,8 @@ from hamscale.config import load_material, load_model, validate, Config
 from snakemake.exceptions import WorkflowError
 
 try:
-    RUNS = check_configuration(validate("config", config, Config)).runs
+    CONFIG = check_configuration(validate("config", config, Config))
+    RUNS, CLUSTER = CONFIG.runs, CONFIG.cluster
     MATERIALS = {
         run.material: load_material(f"config/materials/{run.material}.yaml")
         for run in RUNS
@@ -30,6 +31,8 @@ wildcard_constraints:
     material="[A-Za-z0-9_]+",
     model="[A-Za-z0-9_]+",
     id=r"[A-Za-z0-9_]+-\d{3}",
+    batch=r"\d+",
+    parts=r"\d+",
 
 
 def settings(*sections):
@@ -84,6 +87,20 @@ def of_split(pattern, *splits):
         return expand(pattern, id=ids, allow_missing=True)
 
     return of_wildcards
+
+
+def batch_ids(wildcards):
+    """Structures of a batch of CP2K runs."""
+    ids = MATERIALS[wildcards.material].identifiers("train", "validation", "test")
+    first = int(wildcards.batch) * CLUSTER.runs_per_job
+    return ids[first : first + CLUSTER.runs_per_job]
+
+
+def batch_of(wildcards):
+    """The record of the batch a structure is in."""
+    ids = MATERIALS[wildcards.material].identifiers("train", "validation", "test")
+    batch = ids.index(wildcards.id) // CLUSTER.runs_per_job
+    return f"results/{wildcards.material}/batches/{batch}.json"
 
 
 def predictions(run):

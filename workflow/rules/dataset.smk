@@ -30,3 +30,21 @@ rule graph:
         "graph and targets: {wildcards.material} {wildcards.id}"
     shell:
         "hamscale graph {input.reference} {input.operators} --out {output} > {log} 2>&1"
+
+
+# For looking, and for training on a partition of one's own: snakemake results/hfo2/partitions/train-000-min-nn-8.h5
+rule partition:
+    input:
+        structure="results/{material}/structures/{id}.extxyz",
+        reference="results/{material}/reference.h5",
+    output:
+        "results/{material}/partitions/{id}-{method}-{parts}.h5",
+    log:
+        "logs/{material}/partitions/{id}-{method}-{parts}.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    message:
+        "partition {wildcards.id} into {wildcards.parts}: {wildcards.method}"
+    shell:
+        "hamscale partition {input.structure} --reference {input.reference} --parts {wildcards.parts}"
+        " --method {wildcards.method} --out {output} > {log} 2>&1"

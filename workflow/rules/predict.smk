@@ -9,12 +9,15 @@ rule predict:
     conda:
         "../../envs/hamscale.yaml"
     threads: 2
+    resources:
+        launch="",
     params:
         model=input_folder,
     message:
         "predict H and S: {wildcards.material} {wildcards.id}"
     shell:
-        "OMP_NUM_THREADS={threads} hamscale predict {params.model} {input.structure} --out {output} > {log} 2>&1"
+        "OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}} {resources.launch}"
+        " hamscale predict {params.model} {input.structure} --out {output} > {log} 2>&1"
 
 
 rule baseline:

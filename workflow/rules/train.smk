@@ -13,6 +13,10 @@ rule train:
     conda:
         "../../envs/hamscale.yaml"
     threads: 8
+    retries: CLUSTER.train_retries
+    resources:
+        # what starts one process per GPU, e.g. srun --nodes=2 --ntasks-per-node=4; a profile sets it
+        launch="",
     params:
         file="config/models/{model}.yaml",
         settings=model_settings,
@@ -22,5 +26,5 @@ rule train:
     message:
         "train {wildcards.model} on {wildcards.material}"
     shell:
-        "OMP_NUM_THREADS={threads} hamscale train {params.file} {input.reference} --train {input.train}"
+        "OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}} {resources.launch} hamscale train {params.file} {input.reference} --train {input.train}"
         " --validation {input.validation} --out {params.out} --checkpoint {params.checkpoint} > {log} 2>&1"

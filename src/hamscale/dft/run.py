@@ -1,11 +1,16 @@
-"""Run CP2K in a scratch folder; a run that is accepted is moved in place at once, a failed one is kept aside with its log."""
+"""Run CP2K in a scratch folder; a run that is accepted is moved in place at once, a failed one is kept aside with its log.
 
+Many runs of one job (`run_batch`) go to a store that no rule owns: what was accepted stays, whatever becomes of the job.
+"""
+
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..basis import CP2K_BINARIES
@@ -68,6 +73,60 @@ def run_cp2k(input_path, directory, command: str | None = None):
         scratch.chmod(0o755)
         scratch.rename(directory)
         shutil.rmtree(failed, ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def run_batch(inputs: list[Path], store: Path, at_once: int = 1, command: str | None = None, progress=print) -> dict[str, str]:
+    """Run inputs, NAME.inp to store/NAME, so many side by side. Gives the error of each run that was refused, by name.
+
+    A run in the store that was accepted with the same input is not made again. One that was refused for what may not
+    happen twice, a signal or an early end, is repeated once, alone.
+    """
+    errors: dict[str, str] = {}
+
+    def run(path: Path):
+        kept = store / path.stem / f"{PROJECT}.inp"
+        if kept.is_file() and kept.read_bytes() == path.read_bytes():
+            progress(f"{path.stem}: done before")
+            return
+        try:
+            run_cp2k(path, store / path.stem, command)
+            errors.pop(path.stem, None)
+            progress(f"{path.stem}: accepted")
+        except ValueError as error:
+            errors[path.stem] = str(error)
+            progress(str(error))
+
+    cp2k_command(command)  # says what to install before anything runs
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(run, inputs))
+    for path in inputs:
+        if "Run it again" in errors.get(path.stem, "") or "out of time" in errors.get(path.stem, ""):
+            progress(f"{path.stem}: once more, alone")
+            run(path)
+    return errors
+
+
+def collect(input_path: Path, store: Path, record: Path, directory: Path):
+    """An accepted run of the store as `directory`, without a copy of its files. Raises ValueError with a refused run's error.
+
+    The batch's record is then removed, so that the next start repeats that run, alone.
+    """
+    name, kept = directory.name, store / directory.name
+    accepted = (kept / f"{PROJECT}.inp").is_file() and (kept / f"{PROJECT}.inp").read_bytes() == input_path.read_bytes()
+    if not accepted:
+        errors = json.loads(record.read_text())["errors"] if record.is_file() else {}
+        record.unlink(missing_ok=True)
+        raise ValueError(errors.get(name, f"{kept}: no accepted run of {input_path}. Start again: it will be run."))
+    scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{name}.scratch-"))
+    try:
+        for path in kept.iterdir():
+            os.link(path, scratch / path.name)
+        scratch.chmod(0o755)
+        if directory.exists():
+            shutil.rmtree(directory)
+        scratch.rename(directory)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
