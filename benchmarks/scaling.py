@@ -278,7 +278,8 @@ def compare(partitions: pd.DataFrame) -> pd.DataFrame:
             ("received, two exchanges of a layer", 2),
             ("sent and received, two exchanges of a layer", 4),
             ("received, one exchange per layer, three layers", 3),
-            ("sent and received, one exchange per layer, three layers", 6),
+            ("sent and received, two exchanges per layer, three layers", 12),
+            ("received, two exchanges per layer, three layers", 6),
         ):
             mib = one_way * factor
             exchange_s = mib * 2**20 / PAPER["bandwidth_bytes_s"]

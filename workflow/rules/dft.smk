@@ -29,15 +29,15 @@ else:
             "results/{material}/batches/{batch}.json",
         log:
             "logs/{material}/batches/{batch}.log",
+        retries: 2
         conda:
             "../../envs/cp2k.yaml"
-        retries: 2
-        params:
-            # no output of the rule: what was accepted stays when the job is killed
-            store="results/{material}/runs",
         resources:
             cp2k=CLUSTER.cp2k,
             at_once=CLUSTER.at_once,
+        params:
+            # no output of the rule: what was accepted stays when the job is killed
+            store="results/{material}/runs",
         message:
             "CP2K, batch {wildcards.batch} of {wildcards.material}"
         shell:
@@ -52,9 +52,9 @@ else:
             directory("results/{material}/dft/{id}"),
         log:
             "logs/{material}/dft/{id}.log",
+        localrule: True
         conda:
             "../../envs/cp2k.yaml"
-        localrule: True
         params:
             store="results/{material}/runs",
         message:

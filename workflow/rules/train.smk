@@ -10,10 +10,10 @@ rule train:
         "results/{material}/models/{model}/train.csv",
     log:
         "logs/{material}/train/{model}.log",
+    retries: CLUSTER.train_retries
     conda:
         "../../envs/hamscale.yaml"
     threads: 8
-    retries: CLUSTER.train_retries
     resources:
         # what starts one process per GPU, e.g. srun --nodes=2 --ntasks-per-node=4; a profile sets it
         launch="",
