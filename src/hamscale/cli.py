@@ -238,8 +238,8 @@ def partition(
     structure: Path, cutoff: float | None, reference: Path | None, parts: int, method: str, ranks_per_node: int, out: Path
 ):
     """Decide which rank owns which atom, and what they send one another. Prints the quality as JSON."""
-    from .graph.reference import read_reference
     from .graph.neighbours import edges_within
+    from .graph.reference import read_reference
     from .partition import partition as run
     from .partition.halo import write_partition
     from .structures import read_structure_file, wrap_as_cp2k

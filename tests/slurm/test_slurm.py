@@ -1,0 +1,271 @@
+"""The Alps profile, unchanged, on a real Slurm of two nodes with four stand-ins for GPUs each; and what goes wrong on clusters.
+
+All of it starts once, side by side: the pipeline, then, on copies of its folder, one training per fault.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from hamscale.operators import read_operators
+
+pytestmark = pytest.mark.slurm
+
+ROOT, HERE, BIN = Path(__file__).parents[2], Path(__file__).parent, Path(sys.executable).parent
+# two runs of CP2K side by side, a rank of one thread each: there are two real cores
+STEP = "srun --exact --overlap --nodes=1 --ntasks=1 cp2k.psmp"
+CLUSTER = f"cluster={{runs_per_job: 3, at_once: 2, train_retries: 5, cp2k: '{STEP}'}}"
+MATERIAL = """
+species:
+  Si: {basis: SZV-MOLOPT-SR-GTH}
+dft: {cutoff_ry: 80, rel_cutoff_ry: 30, eps_default: 1.0e-8, max_scf: 25}
+structures:
+  train: &crystal
+    split: train
+    count: 2
+    builder: {name: bulk, arguments: {name: Si, crystalstructure: diamond, a: 5.431}}
+    rattle_angstrom: 0.1
+  validation: {<<: *crystal, split: validation, count: 1}
+  test: {<<: *crystal, split: test, count: 1}
+  torn: {split: test, builder: {name: bulk, arguments: {name: Si, crystalstructure: diamond, a: 6.9}}}  # does not converge
+  tiled: {split: predict, tile: {of: test-000}, repeat: [2, 2, 1]}
+graph: {cutoff_angstrom: 5.0}
+analysis: {kgrid: [2, 1, 1], band_points: 12}
+"""
+NETWORK = {"layers": 1, "channels": 4, "hidden": 4, "values": 4, "feed_forward": 8, "radial": 8}
+MODELS = {  # how long: a short one; one that a fault meets; one that outlasts a walltime of two minutes
+    "tiny": {"steps": 6, "validate_every": 3},
+    "long": {"steps": 4000, "validate_every": 100, "schedule": "constant"},
+    "longer": {"steps": 14000, "validate_every": 100, "schedule": "constant"},
+}
+# two ranks on one node, and the real walltime signal
+TRAIN = ["mpi=srun", "nodes=1", "tasks_per_node=2", "cpus_per_task=1", "launch=srun --nodes=1 --ntasks-per-node=2"]
+
+
+def lab(command: str):
+    env = os.environ | {"SLURM_LAB_NODES": "4"}
+    return subprocess.run(["bash", HERE / "lab.sh", command], capture_output=True, text=True, env=env)
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    """A Slurm of four nodes, of which the pipeline takes two."""
+    if not shutil.which("slurmctld"):
+        installed = lab("install")
+        if installed.returncode:
+            if os.environ.get("CI"):
+                pytest.fail(f"Slurm's packages cannot be installed: {installed.stderr[-500:]}")
+            pytest.skip(f"Slurm's packages are not there and cannot be installed: {installed.stderr[-200:]}")
+    started = lab("start")
+    assert started.returncode == 0, started.stdout + started.stderr
+    yield
+    lab("stop")
+
+
+def start(folder: Path, *arguments) -> subprocess.Popen:
+    """`snakemake --profile alps` in a folder; polling faster than on Alps."""
+    command = [BIN / "snakemake", "--profile", "alps", "--slurm-init-seconds-before-status-checks", "1", "--config", CLUSTER]
+    env = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    log = open(folder / "snakemake.log", "a")  # noqa: SIM115
+    return subprocess.Popen([*command, *arguments], cwd=folder, stdout=log, stderr=log, env=env, start_new_session=True)
+
+
+@pytest.fixture(scope="module")
+def pipeline(slurm, tmp_path_factory):
+    """The folder of a whole run, with its exit code."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    for name in ("Snakefile", "workflow", "envs", "alps"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / name)
+    for kind in ("materials", "models"):
+        (folder / "config" / kind).mkdir(parents=True)
+    (folder / "config" / "config.yaml").write_text("runs: [{material: toy, model: tiny}]\n")
+    (folder / "config" / "materials" / "toy.yaml").write_text(MATERIAL)
+    for name, training in MODELS.items():
+        (folder / "config" / "models" / f"{name}.yaml").write_text(yaml.safe_dump({"network": NETWORK, "training": training}))
+    return folder, start(folder).wait(400)
+
+
+def test_from_config_to_predicted_hamiltonian_through_slurm(pipeline):
+    folder, code = pipeline
+    log = (folder / "snakemake.log").read_text()
+    tiled = read_operators(folder / "results" / "toy" / "predicted" / "tiny" / "tiled-000.h5")
+    assert (len(tiled.atoms), tiled.attributes["source"]) == (8, "predicted"), log[-3000:]
+    shards = folder / "results" / "toy" / "predicted" / "tiny" / "tiled-000.h5.shards"
+    assert len(list(shards.iterdir())) == 4  # one per task of the node
+    # trained on two nodes, and predicted on one
+    nodes = re.findall(r"NodeCnt=(\d+)", completed_jobs())
+    assert nodes.count("2") == 1
+    assert len(nodes) >= 6
+    # the structure that does not converge is reported, the rest goes on, and the exit code says so
+    assert code != 0
+    assert re.search(r"torn-000.inp: the SCF did not converge \(last step 25", log + read_logs(folder))
+    assert (folder / "results" / "figures" / "toy" / "tiny" / "test-000" / "bands.png").is_file()
+    assert pd.read_csv(folder / "results" / "toy" / "analysis" / "tiny" / "test-000" / "summary.csv")["mae_mev"].notna().all()
+    assert not (folder / "results" / "toy" / "dft" / "torn-000").exists()
+
+
+def read_logs(folder: Path) -> str:
+    return "".join(p.read_text() for p in (folder / "logs" / "toy").rglob("*.log"))
+
+
+def completed_jobs() -> str:
+    return Path(os.environ.get("SLURM_LAB_DIR", "/tmp/slurm_lab"), "jobcomp.log").read_text()
+
+
+def test_a_run_refused_is_run_again_alone(pipeline):
+    """What was accepted stays: the next start plans one batch, and its log says what was done before."""
+    folder, _ = pipeline
+    store = folder / "results" / "toy" / "runs"
+    assert sorted(p.name for p in store.iterdir()) == [
+        "test-000", "torn-000.failed", "train-000", "train-001", "validation-000",
+    ]  # fmt: skip
+    before = (store / "test-000").stat().st_mtime_ns
+    assert start(folder, "results/toy/dft/torn-000").wait(200) != 0
+    log = (folder / "logs" / "toy" / "batches" / "1.log").read_text()
+    assert "test-000: done before" in log
+    assert (store / "test-000").stat().st_mtime_ns == before
+
+
+# ---------------------------------------------------------------------------------------------------------------------- faults
+
+
+class Training:
+    """A training on a copy of the pipeline's folder, watched through its log."""
+
+    def __init__(self, pipeline: Path, folder: Path, model: str, runtime: int, *extra: str):
+        shutil.copytree(pipeline, folder, ignore=shutil.ignore_patterns(".snakemake", "snakemake.log", "logs"))
+        self.folder, self.target = folder, f"results/toy/models/{model}/weights.safetensors"
+        self.log, self.checkpoint = folder / f"logs/toy/train/{model}.log", folder / f"results/toy/checkpoints/{model}"
+        self.resources = ["--set-resources", *[f"train:{r}" for r in [*TRAIN, f"runtime={runtime}", *extra]]]
+        # the copied files are newer than what was made of them
+        subprocess.run([BIN / "snakemake", "--touch", "--cores", "1", "--quiet", "all", "--config", CLUSTER, "--", *self.made()],
+                       cwd=folder, capture_output=True)  # fmt: skip
+        self.process = self.start()
+
+    def made(self):
+        return [f"results/toy/graphs/{i}.h5" for i in ("train-000", "train-001", "validation-000")]
+
+    def start(self):
+        return start(self.folder, *self.resources, "--rerun-triggers", "mtime", "--", self.target)
+
+    def text(self) -> str:
+        return self.log.read_text() if self.log.is_file() else ""
+
+    def wait_for(self, condition, seconds: int = 240):
+        for _ in range(seconds * 5):
+            if condition():
+                return
+            time.sleep(0.2)
+        raise AssertionError((self.folder / "snakemake.log").read_text()[-3000:] + self.text()[-2000:])
+
+    def jobs(self, state: str = "") -> list[str]:
+        """Slurm jobs of this folder, by its working directory."""
+        lines = subprocess.run(["squeue", "-h", "-o", "%A|%T|%Z"], capture_output=True, text=True).stdout.splitlines()
+        found = [line.split("|") for line in lines]
+        return [job for job, s, where in found if Path(where) == self.folder and (state in s if state else s in ACTIVE)]
+
+    def running(self) -> str:
+        self.wait_for(lambda: (self.checkpoint / "checkpoint.safetensors").is_file() and self.jobs("RUNNING"))
+        return self.jobs("RUNNING")[0]
+
+
+ACTIVE = ("RUNNING", "PENDING", "COMPLETING", "CONFIGURING")
+
+
+@pytest.fixture(scope="module")
+def faults(pipeline, tmp_path_factory):
+    """All trainings at once: the machine's cores, not its clock, are what is scarce."""
+    root, folder = tmp_path_factory.mktemp("faults"), pipeline[0]
+    return {
+        "walltime": Training(folder, root / "walltime", "longer", 2, "slurm_extra=--signal=USR1@60"),
+        "cancelled": Training(folder, root / "cancelled", "long", 10),
+        "node": Training(folder, root / "node", "long", 10),
+        "killed": Training(folder, root / "killed", "long", 10),
+    }
+
+
+def resumed_where_it_stopped(text: str):
+    stopped = [int(n) for n in re.findall(r"stopped by a signal after step (\d+)", text)]
+    resumed = [int(n) for n in re.findall(r"resumed at step (\d+)", text)]
+    assert stopped, text[-2000:]
+    assert stopped == resumed[: len(stopped)], text[-2000:]
+
+
+def test_a_cancelled_job_is_submitted_again_and_finishes(faults):
+    t = faults["cancelled"]
+    first = t.running()
+    subprocess.run(["scancel", first], check=True)
+    assert t.process.wait(240) == 0, (t.folder / "snakemake.log").read_text()[-3000:]
+    assert "resumed at step" in t.text()
+    assert (t.folder / t.target).is_file()
+
+
+def test_a_node_that_goes_down_requeues_the_job_and_it_goes_on(faults):
+    t = faults["node"]
+    job = t.running()
+    node = subprocess.run(["squeue", "-h", "-j", job, "-o", "%N"], capture_output=True, text=True).stdout.strip()
+    subprocess.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"], check=True)
+    t.wait_for(lambda: t.jobs("PENDING"))
+    # Slurm holds a requeued job back for two minutes; nobody need wait for that here
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
+    subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], capture_output=True)
+    assert t.process.wait(240) == 0, (t.folder / "snakemake.log").read_text()[-3000:]
+    assert "resumed at step" in t.text()
+
+
+def test_killed_snakemake_leaves_a_job_that_one_line_ends_and_nothing_runs_twice(faults):
+    t = faults["killed"]
+    t.running()
+    t.process.kill()
+    t.process.wait()
+    assert t.jobs(), "the job runs on without Snakemake"
+    line = re.search(r"```\n(squeue .*--unlock)\n```", (ROOT / "docs" / "alps.md").read_text())[1]
+    env = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    out = subprocess.run(["bash", "-c", line], cwd=t.folder, capture_output=True, text=True, env=env)
+    assert out.returncode == 0, out.stdout + out.stderr
+    t.wait_for(lambda: not t.jobs())
+    t.process = t.start()
+    t.wait_for(lambda: t.jobs() or t.process.poll() is not None)
+    assert len(t.jobs()) <= 1
+    assert t.process.wait(240) == 0, (t.folder / "snakemake.log").read_text()[-3000:]
+    resumed_where_it_stopped(t.text())
+
+
+def test_the_walltime_signal_checkpoints_and_training_goes_on_where_it_was(faults):
+    t = faults["walltime"]
+    assert t.process.wait(400) == 0, (t.folder / "snakemake.log").read_text()[-3000:]
+    resumed_where_it_stopped(t.text())
+
+
+def test_a_full_disk_leaves_no_half_file(pipeline, tmp_path):
+    """A real file system of 1 MB, filled up: every verb that writes fails in a line, and nothing has the name of a result."""
+    folder, disk = pipeline[0], tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True)
+    try:
+        with open(disk / "filler", "wb") as filler:
+            filler.write(b"x" * 1_000_000)
+        results, material = folder / "results" / "toy", folder / "config" / "materials" / "toy.yaml"
+        structure, operators = results / "structures" / "test-000.extxyz", results / "operators" / "test-000.h5"
+        for arguments in (
+            ["operators", material, structure, results / "dft" / "test-000", "--out", disk / "operators.h5"],
+            ["graph", results / "reference.h5", operators, "--out", disk / "graph.h5"],
+            ["predict", results / "models" / "tiny", structure, "--out", disk / "predicted.h5"],
+            ["dft", results / "inputs" / "test-000.inp", "--out", disk / "run"],
+        ):
+            done = subprocess.run([BIN / "hamscale", *map(str, arguments)], capture_output=True, text=True)
+            assert done.returncode == 1, (arguments[0], done.stdout, done.stderr)
+            assert "hamscale: error:" in done.stderr.splitlines()[-1]
+            left = {p.name for p in disk.iterdir()} - {"filler", "run.failed"}
+            assert not left, (arguments[0], left)
+    finally:
+        subprocess.run(["umount", disk], check=True)
