@@ -129,7 +129,7 @@ def test_a_run_refused_is_run_again_alone(pipeline):
         "test-000", "torn-000.failed", "train-000", "train-001", "validation-000",
     ]  # fmt: skip
     before = (store / "test-000").stat().st_mtime_ns
-    assert start(folder, "results/toy/dft/torn-000").wait(200) != 0
+    assert start(folder, "--", "results/toy/dft/torn-000").wait(200) != 0
     log = (folder / "logs" / "toy" / "batches" / "1.log").read_text()
     assert "test-000: done before" in log
     assert (store / "test-000").stat().st_mtime_ns == before
