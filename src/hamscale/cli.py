@@ -95,7 +95,7 @@ def main(arguments=None) -> int:
         print("\n".join(f"hamscale: error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 1
     except OSError as error:  # a full disk, a folder that may not be written
-        print(f"hamscale: error: {error}", file=sys.stderr)
+        print(f"hamscale: error: {' '.join(str(error).split())}", file=sys.stderr)  # HDF5 says it in many lines
         return 1
 
 

@@ -9,7 +9,6 @@ rule train:
         "results/{material}/models/{model}/reference.h5",
         "results/{material}/models/{model}/train.csv",
     log:
-        # every attempt adds to it
         "logs/{material}/train/{model}.log",
     retries: CLUSTER.train_retries
     conda:
@@ -28,4 +27,4 @@ rule train:
         "train {wildcards.model} on {wildcards.material}"
     shell:
         "OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}} {resources.launch} hamscale train {params.file} {input.reference} --train {input.train}"
-        " --validation {input.validation} --out {params.out} --checkpoint {params.checkpoint} >> {log} 2>&1"
+        " --validation {input.validation} --out {params.out} --checkpoint {params.checkpoint} > {log} 2>&1"
