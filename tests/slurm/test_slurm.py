@@ -193,8 +193,9 @@ def test_a_full_disk_leaves_no_half_file(pipeline, tmp_path):
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True)
     try:
-        with open(disk / "filler", "wb") as filler:
-            filler.write(b"x" * 1_000_000)
+        with open(disk / "filler", "wb", buffering=0) as filler, pytest.raises(OSError):
+            while filler.write(b"x" * 4096):
+                pass
         results, material = folder / "results" / "toy", folder / "config" / "materials" / "toy.yaml"
         structure, operators = results / "structures" / "test-000.extxyz", results / "operators" / "test-000.h5"
         for arguments in (
