@@ -23,14 +23,21 @@ from hamscale.operators import Operators
 from network import gst, peak_bytes, unit_reference
 
 
-def disordered(n_atoms: int) -> Atoms:
-    """Atoms at random sites of a grid, each moved by up to a quarter of its spacing, in a cell of an eighth of them, tiled."""
-    n = n_atoms // 8
-    lengths = np.array([48, 32, 23.6]) * (n / 0.083 / (48 * 32 * 23.6)) ** (1 / 3)
-    rng, grid = np.random.default_rng(0), np.ceil((n * 1.05) ** (1 / 3) * lengths / lengths.prod() ** (1 / 3)).astype(int)
+def jittered(n: int, lengths, rng: np.random.Generator) -> np.ndarray:
+    """Positions at random sites of a grid, each moved by up to a quarter of its spacing, (n, 3)."""
+    lengths = np.asarray(lengths, float)
+    grid = np.ceil((n * 1.05) ** (1 / 3) * lengths / lengths.prod() ** (1 / 3)).astype(int)
     sites = np.stack(np.meshgrid(*[np.arange(g) for g in grid], indexing="ij"), -1).reshape(-1, 3)
     sites = sites[np.sort(rng.permutation(len(sites))[:n])]
-    positions = (sites + 0.5 + rng.uniform(-0.25, 0.25, sites.shape)) / grid * lengths
+    return (sites + 0.5 + rng.uniform(-0.25, 0.25, sites.shape)) / grid * lengths
+
+
+def disordered(n_atoms: int) -> Atoms:
+    """Atoms on a jittered grid in a cell of an eighth of them, tiled."""
+    n = n_atoms // 8
+    lengths = np.array([48, 32, 23.6]) * (n / 0.083 / (48 * 32 * 23.6)) ** (1 / 3)
+    rng = np.random.default_rng(0)
+    positions = jittered(n, lengths, rng)
     symbols = rng.permutation((["Hf", "O", "O"] * n)[:n])
     return Atoms(symbols, positions, cell=lengths, pbc=True).repeat((2, 2, 2))
 

@@ -15,39 +15,33 @@ import numpy as np
 import pandas as pd
 from ase import Atoms
 
-from data import disordered
+from data import disordered, jittered
 from hamscale.files import provenance, write_text
 from hamscale.graph.neighbours import edges_within
 from hamscale.partition import METHODS, TiledEdges, partition
 
 
-def jittered(n: int, lengths, seed: int = 0) -> np.ndarray:
-    """Positions at random sites of a grid, each moved by up to a quarter of its spacing, (n, 3)."""
-    lengths, rng = np.asarray(lengths, float), np.random.default_rng(seed)
-    grid = np.ceil((n * 1.05) ** (1 / 3) * lengths / lengths.prod() ** (1 / 3)).astype(int)
-    sites = np.stack(np.meshgrid(*[np.arange(g) for g in grid], indexing="ij"), -1).reshape(-1, 3)
-    sites = sites[np.sort(rng.permutation(len(sites))[:n])]
-    return (sites + 0.5 + rng.uniform(-0.25, 0.25, sites.shape)) / grid * lengths
-
-
 def hard(shape: str, n: int) -> Atoms:
     """Structures that are not one dense box."""
-    density = 0.083
+    density, rng = 0.083, np.random.default_rng(0)
     if shape == "slab":
         thick = 20.0
         side = (n / density / thick) ** 0.5
-        return Atoms("O" * n, jittered(n, [side, side, thick]), cell=[side, side, thick + 40], pbc=True)
+        return Atoms("O" * n, jittered(n, [side, side, thick], rng), cell=[side, side, thick + 40], pbc=True)
     if shape == "wire":
         thick = 30.0
         length = n / density / thick**2
-        positions = jittered(n, [thick, thick, length]) + [20, 20, 0]
+        positions = jittered(n, [thick, thick, length], rng) + [20, 20, 0]
         return Atoms("O" * n, positions, cell=[thick + 40, thick + 40, length], pbc=True)
     side = (n / density) ** (1 / 3)
     if shape == "step":
         half = [side / 2, side, side]
-        dense, thin = jittered(2 * n // 3, half), jittered(n - 2 * n // 3, half, 1) + [side / 2, 0, 0]
+        dense, thin = (
+            jittered(2 * n // 3, half, rng),
+            jittered(n - 2 * n // 3, half, np.random.default_rng(1)) + [side / 2, 0, 0],
+        )
         return Atoms("O" * n, np.concatenate([dense, thin]), cell=[side] * 3, pbc=True)
-    atoms = Atoms("O" * n, jittered(n, [side] * 3), cell=[side] * 3, pbc=True)
+    atoms = Atoms("O" * n, jittered(n, [side] * 3, rng), cell=[side] * 3, pbc=True)
     skewed = np.array([[1, 0, 0], [0.5, 3**0.5 / 2, 0], [0.3, 0.3, 0.9]])
     atoms.set_cell(skewed * side / np.linalg.det(skewed) ** (1 / 3), scale_atoms=True)
     return atoms
@@ -57,7 +51,7 @@ def structure_and_edges(shape: str, n: int, cutoff: float):
     if shape == "cube":
         tiles = round((n / 3000) ** (1 / 3))
         side = (3000 / 0.083) ** (1 / 3)
-        unit = Atoms("O" * 3000, jittered(3000, [side] * 3), cell=[side] * 3, pbc=True)
+        unit = Atoms("O" * 3000, jittered(3000, [side] * 3, np.random.default_rng(0)), cell=[side] * 3, pbc=True)
         repeat = (tiles,) * 3
         return unit.repeat(repeat), TiledEdges(edges_within(unit, cutoff), 3000, repeat)
     atoms = disordered(n) if shape == "paper" else hard(shape, n)

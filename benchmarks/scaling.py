@@ -24,7 +24,7 @@ import torch
 from ase import Atoms
 
 from data import disordered
-from hamscale.analysis.scaling import Machine, per_rank, step_seconds
+from hamscale.analysis.scaling import Machine, efficiency, per_rank, step_seconds
 from hamscale.basis import Basis, read_element_basis
 from hamscale.config import Network
 from hamscale.files import provenance, write_text
@@ -178,6 +178,10 @@ def do_measure(o):
         total = group.assign(seconds=group.pack_s + group.exchange_s + group.unpack_s + group.compute_s)
         seconds = total.groupby("repeat").seconds.max().median()
         table.append({"mode": mode, "ranks": int(ranks), "seconds": round(float(seconds), 5)})
+    for mode in ("strong", "weak"):
+        of_mode = pd.DataFrame([row for row in table if row["mode"] == mode])
+        for row, e in zip((r for r in table if r["mode"] == mode), efficiency(of_mode, mode)):
+            row["efficiency"] = round(float(e), 3)
     print(json.dumps({"measured": table, "constants": constants} | provenance()))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import ase.build
 import numpy as np
 import pytest
+import yaml
 from ase import Atoms
 from ase.spacegroup import crystal
 from scipy.spatial.transform import Rotation
@@ -173,3 +174,37 @@ def dft(szv) -> Operators:
 def water() -> Operators:
     """A molecule's operators."""
     return model_hamiltonian(WATER, basis_of(H="SZV-MOLOPT-GTH", O="SZV-MOLOPT-GTH"))
+
+
+# a material that CP2K needs seconds for
+TOY = """
+species:
+  Si: {basis: SZV-MOLOPT-SR-GTH}
+dft: {cutoff_ry: 80, rel_cutoff_ry: 30, eps_default: 1.0e-8}
+structures:
+  train: &crystal
+    split: train
+    count: 2
+    builder: {name: bulk, arguments: {name: Si, crystalstructure: diamond, a: 5.431}}
+    rattle_angstrom: 0.1
+  validation: {<<: *crystal, split: validation, count: 1}
+  test: {<<: *crystal, split: test, count: 1}
+  tiled: {split: predict, tile: {of: test-000}, repeat: [2, 1, 1]}
+graph: {cutoff_angstrom: 5.0}
+analysis: {kgrid: [2, 1, 1], band_points: 12}
+"""
+
+
+def copy_workflow(folder: Path, material: str, models: dict) -> Path:
+    """The workflow with its profiles in a folder, where the material `toy` is learnt by the first of some models."""
+    root = Path(__file__).parents[1]
+    shutil.copy(root / "Snakefile", folder)
+    for name in ("workflow", "envs", "alps"):
+        shutil.copytree(root / name, folder / name)
+    for name in ("materials", "models"):
+        (folder / "config" / name).mkdir(parents=True)
+    (folder / "config" / "config.yaml").write_text(f"runs: [{{material: toy, model: {next(iter(models))}}}]\n")
+    (folder / "config" / "materials" / "toy.yaml").write_text(material)
+    for name, model in models.items():
+        (folder / "config" / "models" / f"{name}.yaml").write_text(yaml.safe_dump(model))
+    return folder

@@ -8,39 +8,31 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
+from conftest import TOY, copy_workflow
 from hamscale.operators import read_operators
 
 pytestmark = pytest.mark.slurm
 
+LAB = Path(tempfile.gettempdir(), "slurm_lab_of_tests")
 ROOT, HERE, BIN = Path(__file__).parents[2], Path(__file__).parent, Path(sys.executable).parent
 # two runs of CP2K side by side, a rank of one thread each: there are two real cores
 STEP = "srun --exact --overlap --nodes=1 --ntasks=1 cp2k.psmp"
 CLUSTER = f"cluster={{runs_per_job: 3, at_once: 2, train_retries: 5, cp2k: '{STEP}'}}"
-MATERIAL = """
-species:
-  Si: {basis: SZV-MOLOPT-SR-GTH}
-dft: {cutoff_ry: 80, rel_cutoff_ry: 30, eps_default: 1.0e-8, max_scf: 25}
-structures:
-  train: &crystal
-    split: train
-    count: 2
-    builder: {name: bulk, arguments: {name: Si, crystalstructure: diamond, a: 5.431}}
-    rattle_angstrom: 0.1
-  validation: {<<: *crystal, split: validation, count: 1}
-  test: {<<: *crystal, split: test, count: 1}
-  torn: {split: test, builder: {name: bulk, arguments: {name: Si, crystalstructure: diamond, a: 6.9}}}  # does not converge
-  tiled: {split: predict, tile: {of: test-000}, repeat: [2, 2, 1]}
-graph: {cutoff_angstrom: 5.0}
-analysis: {kgrid: [2, 1, 1], band_points: 12}
-"""
+# beside the toy's structures one that does not converge
+TORN = "  torn: {split: test, builder: {name: bulk, arguments: {name: Si, crystalstructure: diamond, a: 6.9}}}\n"
+MATERIAL = (
+    TOY.replace("eps_default: 1.0e-8", "eps_default: 1.0e-8, max_scf: 25")
+    .replace("repeat: [2, 1, 1]", "repeat: [2, 2, 1]")
+    .replace("graph:", f"{TORN}graph:")
+)
 NETWORK = {"layers": 1, "channels": 4, "hidden": 4, "values": 4, "feed_forward": 8, "radial": 8}
 MODELS = {
     "tiny": {"steps": 6, "validate_every": 3},
@@ -51,13 +43,13 @@ TRAIN = ["mpi=srun", "nodes=1", "tasks_per_node=2", "cpus_per_task=1", "launch=s
 
 
 def lab(command: str):
-    env = os.environ | {"SLURM_LAB_NODES": "4"}
+    env = os.environ | {"SLURM_LAB_DIR": str(LAB)}
     return subprocess.run(["bash", HERE / "lab.sh", command], capture_output=True, text=True, env=env)
 
 
 @pytest.fixture(scope="module")
 def slurm():
-    """A Slurm of four nodes, of which the pipeline takes two."""
+    """A Slurm of two nodes."""
     if not shutil.which("slurmctld"):
         installed = lab("install")
         if installed.returncode:
@@ -82,15 +74,8 @@ def start(folder: Path, *arguments) -> subprocess.Popen:
 def pipeline(slurm, tmp_path_factory):
     """The folder of a whole run, with its exit code."""
     folder = tmp_path_factory.mktemp("pipeline")
-    for name in ("Snakefile", "workflow", "envs", "alps"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, folder / name)
-    for kind in ("materials", "models"):
-        (folder / "config" / kind).mkdir(parents=True)
-    (folder / "config" / "config.yaml").write_text("runs: [{material: toy, model: tiny}]\n")
-    (folder / "config" / "materials" / "toy.yaml").write_text(MATERIAL)
-    for name, training in MODELS.items():
-        (folder / "config" / "models" / f"{name}.yaml").write_text(yaml.safe_dump({"network": NETWORK, "training": training}))
+    models = {name: {"network": NETWORK, "training": training} for name, training in MODELS.items()}
+    copy_workflow(folder, MATERIAL, models)
     return folder, start(folder).wait(400)
 
 
@@ -118,7 +103,7 @@ def read_logs(folder: Path) -> str:
 
 
 def completed_jobs() -> str:
-    return Path(os.environ.get("SLURM_LAB_DIR", "/tmp/slurm_lab"), "jobcomp.log").read_text()
+    return (LAB / "jobcomp.log").read_text()
 
 
 def test_a_run_refused_is_run_again_alone(pipeline):

@@ -2,36 +2,19 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
+from conftest import TOY, copy_workflow
 from hamscale.operators import read_operators
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
-TOY = """
-species:
-  Si: {basis: SZV-MOLOPT-SR-GTH}
-dft: {cutoff_ry: 80, rel_cutoff_ry: 30, eps_default: 1.0e-8}
-structures:
-  train: &crystal
-    split: train
-    count: 2
-    builder: {name: bulk, arguments: {name: Si, crystalstructure: diamond, a: 5.431}}
-    rattle_angstrom: 0.1
-  validation: {<<: *crystal, split: validation, count: 1}
-  test: {<<: *crystal, split: test, count: 1}
-  tiled: {split: predict, tile: {of: test-000}, repeat: [2, 1, 1]}
-graph: {cutoff_angstrom: 5.0}
-analysis: {kgrid: [2, 1, 1], band_points: 12}
-"""
 MODEL = {"network": {"layers": 1, "channels": 4, "hidden": 4}, "training": {"steps": 6, "validate_every": 3}}
 
 
@@ -44,15 +27,7 @@ def snakemake(folder, *arguments, **environment):
 @pytest.fixture
 def project(tmp_path):
     """A copy of the workflow with a toy material."""
-    shutil.copy(ROOT / "Snakefile", tmp_path)
-    for folder in ("workflow", "envs"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
-    for folder in ("materials", "models"):
-        (tmp_path / "config" / folder).mkdir(parents=True)
-    (tmp_path / "config" / "config.yaml").write_text("runs: [{material: toy, model: tiny}]\n")
-    (tmp_path / "config" / "materials" / "toy.yaml").write_text(TOY)
-    (tmp_path / "config" / "models" / "tiny.yaml").write_text(yaml.safe_dump(MODEL))
-    return tmp_path
+    return copy_workflow(tmp_path, TOY, {"tiny": MODEL})
 
 
 def test_from_config_to_predicted_hamiltonian_and_report(project):

@@ -16,7 +16,7 @@ class Machine:
 
     messages, messages_per_second: numbers of edges and the rate of one layer's node and edge update at each, ascending; between
     them the time, not the rate, is interpolated; above the last the rate stays. pack_bytes_s: gathering rows into a send buffer.
-    latency_s: per message. bandwidth_bytes_s: of one rank's link, one way. measured_on: where they are from.
+    latency_s: per message. bandwidth_bytes_s: of one rank's link, one way. source: where they are from.
     """
 
     name: str

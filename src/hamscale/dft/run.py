@@ -18,6 +18,10 @@ from .inputs import PROJECT
 from .outputs import OUTPUT, image_files, parse_output
 
 
+class Aborted(ValueError):
+    """A run that was ended from outside, and may well succeed another time."""
+
+
 def cp2k_command(command: str | None = None) -> list[str]:
     """How to call CP2K: the argument, else $HAMSCALE_CP2K, else the first of CP2K_BINARIES on PATH.
 
@@ -64,7 +68,8 @@ def run_cp2k(input_path, directory, command: str | None = None):
         except ValueError as error:
             shutil.rmtree(failed, ignore_errors=True)
             scratch.rename(failed)
-            raise ValueError(f"{input_path}: {error} Log: {failed / OUTPUT}") from None
+            kind = Aborted if isinstance(error, Aborted) else ValueError
+            raise kind(f"{input_path}: {error} Log: {failed / OUTPUT}") from None
         for path in scratch.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
@@ -84,6 +89,7 @@ def run_batch(inputs: list[Path], store: Path, at_once: int = 1, command: str | 
     happen twice, a signal or an early end, is repeated once, alone.
     """
     errors: dict[str, str] = {}
+    aborted: set[str] = set()
 
     def run(path: Path):
         kept = store / path.stem / f"{PROJECT}.inp"
@@ -96,13 +102,15 @@ def run_batch(inputs: list[Path], store: Path, at_once: int = 1, command: str | 
             progress(f"{path.stem}: accepted")
         except ValueError as error:
             errors[path.stem] = str(error)
+            if isinstance(error, Aborted):
+                aborted.add(path.stem)
             progress(str(error))
 
     cp2k_command(command)  # says what to install before anything runs
     with ThreadPoolExecutor(at_once) as pool:
         list(pool.map(run, inputs))
     for path in inputs:
-        if "Run it again" in errors.get(path.stem, "") or "out of time" in errors.get(path.stem, ""):
+        if path.stem in aborted:
             progress(f"{path.stem}: once more, alone")
             run(path)
     return errors
@@ -144,7 +152,7 @@ def check_run(directory: Path, returncode: int):
     # a shell, mpirun or srun in between says 128 + the signal
     if returncode < 0 or returncode > 128:
         number = -returncode if returncode < 0 else returncode - 128
-        raise ValueError(f"CP2K was killed by signal {number} ({last}). Out of memory or time? Run it again.")
+        raise Aborted(f"CP2K was killed by signal {number} ({last}). Out of memory or time? Run it again.")
     if returncode:
         raise ValueError(
             f"CP2K stopped with exit code {returncode}: {_abort_message(text) or _last_line(directory / 'stderr')}."
@@ -154,7 +162,7 @@ def check_run(directory: Path, returncode: int):
             f"the SCF did not converge ({last}). Raise dft.max_scf, lower dft.mixing_alpha, or set dft.smearing for a small gap."
         )
     if "PROGRAM ENDED AT" not in text:
-        raise ValueError(f"CP2K did not come to its end ({last}): 'PROGRAM ENDED AT' is missing. Run it again.")
+        raise Aborted(f"CP2K did not come to its end ({last}): 'PROGRAM ENDED AT' is missing. Run it again.")
     image_files(directory, parse_output(log))
 
 

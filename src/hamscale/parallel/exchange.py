@@ -7,6 +7,7 @@ its adjoint, which the Hermitian read-out averages, may belong to two ranks.
 
 import time
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 import torch.distributed as dist
@@ -117,7 +118,7 @@ class TorchExchange:
         statistics = self.statistics
         statistics.exchanges[kind] = statistics.exchanges.get(kind, 0) + 1
         messages = [torch.cat([part[n].reshape(-1) for part in packed]) for n in range(len(neighbours))]
-        lengths = [[_numel(size[n]) for size in sizes] for n in range(len(neighbours))]
+        lengths = [[prod(size[n]) for size in sizes] for n in range(len(neighbours))]
         buffers = messages[0].new_empty(sum(map(sum, lengths))).split([sum(parts) for parts in lengths])
         packed_at = time.perf_counter()
         with self.world.talking():
@@ -195,7 +196,3 @@ def _communicator(world: World):
 
 
 EXCHANGES = {"torch": TorchExchange, "cupy": CupyExchange}
-
-
-def _numel(shape) -> int:
-    return int(torch.Size(shape).numel())

@@ -27,13 +27,6 @@ class Halo:
     send: dict[int, np.ndarray]
     receive: dict[int, slice]
 
-    def local(self, n_atoms: int) -> np.ndarray:
-        """Row of every atom of the structure among owned and ghosts, -1 elsewhere, (A,)."""
-        rows = np.full(n_atoms, -1, np.int64)
-        rows[self.owned] = np.arange(len(self.owned))
-        rows[self.ghosts] = len(self.owned) + np.arange(len(self.ghosts))
-        return rows
-
 
 @dataclass
 class Partition:
