@@ -69,9 +69,6 @@ def main():
     if o.targets:
         atoms, reference = gst(o.atoms), unit_reference(basis, o.cutoff)
         operators = made_up_operators(atoms, basis, o.cutoff)
-        for z in reference.basis:
-            reference.onsite_mean[z] = np.zeros(len(reference.coupling[z, z].zero_order))
-            reference.diagonal[z] = 0.0
     else:
         atoms = disordered(o.atoms)
     before, start, cpu = peak_bytes(), time.perf_counter(), time.process_time()

@@ -24,6 +24,7 @@ from hamscale.basis import Basis, read_element_basis
 from hamscale.config import Network
 from hamscale.files import provenance
 from hamscale.graph.coupling import Coupling
+from hamscale.graph.crystal_field import SPACING_ANGSTROM
 from hamscale.graph.dataset import structure_graph
 from hamscale.graph.neighbours import edges_within
 from hamscale.graph.reference import Reference
@@ -68,7 +69,9 @@ def unit_reference(basis: Basis, cutoff: float) -> Reference:
     """A reference of the right shapes: time does not depend on its numbers."""
     reference, coupling = Reference(basis, True, cutoff, cutoff), Coupling(basis)
     for a in basis:
-        reference.onsite_scale[a] = np.ones(coupling[a, a].n_slots)
+        slots = coupling[a, a].n_slots
+        reference.onsite_scale[a], reference.crystal_field.mean[a] = np.ones(slots), np.zeros(slots)
+        reference.crystal_field.tables[a] = np.zeros((len(basis) * round(cutoff / SPACING_ANGSTROM), slots))
         for b in basis:
             shape = (int(cutoff * 4) + 3, coupling[a, b].n_slots)
             reference.two_centre[a, b], reference.scale[a, b] = np.zeros(shape), np.ones(shape)

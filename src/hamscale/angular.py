@@ -10,6 +10,18 @@ from math import factorial, sqrt
 import numpy as np
 from scipy.special import sph_harm_y
 
+ROWS = 192  # a multiple of the tiles of every BLAS kernel
+
+
+def row_product(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """rows @ matrix, (G, m) @ (m, n), each row the same to the last bit whatever stands beside it.
+
+    One product rounds a row by the number of rows: BLAS chooses kernels by shape, and rows left over go through others.
+    """
+    padded = np.zeros((-(-len(rows) // ROWS), ROWS, rows.shape[1]))
+    padded.reshape(-1, rows.shape[1])[: len(rows)] = rows
+    return (padded @ matrix).reshape(-1, matrix.shape[1])[: len(rows)]
+
 
 def real_spherical_harmonics(l: int, vectors: np.ndarray) -> np.ndarray:
     """Y_lm of the directions of `vectors`, scaled so that Y_lm(z) = delta_m0 (Racah's normalisation). (..., 3) -> (..., 2l+1).
@@ -126,7 +138,7 @@ def edge_rotations(vectors: np.ndarray, lmax: int) -> list[np.ndarray]:
             phase_z.append(phase_z[-1] * about_z)
             phase_y.append(phase_y[-1] * about_y)
         trigonometric = np.stack([p.real for p in phase_y] + [p.imag for p in phase_y[1:]], 1)  # (E, 2l+1)
-        D = (trigonometric @ _turn_about_y(l)).reshape(-1, 2 * l + 1, 2 * l + 1)
+        D = row_product(trigonometric, _turn_about_y(l)).reshape(-1, 2 * l + 1, 2 * l + 1)
         c = np.stack([p.real for p in phase_z], 1)[:, None, :]
         s = np.stack([p.imag for p in phase_z[1:]], 1)[:, None, :] if l else None
         result = D * np.concatenate([c[..., :0:-1], c], 2)  # times D^l(Rz(-phi)) from the right

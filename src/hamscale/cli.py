@@ -39,7 +39,13 @@ def main(arguments=None) -> int:
     verb(
         schema, kind={"choices": ["material", "model", "config"], "default": "material", "help": "which file; default material"}
     )
-    verb(structure, "material", id={"required": True, "metavar": "SET-NNN", "help": "which structure"}, out=out)
+    verb(
+        structure,
+        "material",
+        id={"required": True, "metavar": "SET-NNN", "help": "which structure"},
+        tile={"type": Path, "metavar": "FILE", "help": "file of the structure it is a tile of; default: built again"},
+        out=out,
+    )
     verb(input, "material", "structure", out=out)
     verb(dft, "input", out=out, command={"help": "CP2K, e.g. 'mpirun -n 4 cp2k.psmp'; default: $HAMSCALE_CP2K, else PATH"})
     verb(
@@ -82,6 +88,14 @@ def main(arguments=None) -> int:
     verb(predict, "model", "structure", out=out, reference_only=reference_only, exchange=exchange)
     one = {"type": Path, "required": True, "metavar": "FILE"}
     verb(analyse, "material", dft=one, predicted=one, baseline=one, out=out)
+    verb(
+        evaluate,
+        "model",
+        split={"choices": ["train", "validation", "test"], "default": "test", "help": "default: test"},
+        sets={"nargs": "*", "metavar": "SET", "help": "some sets of the split; default: all"},
+        material={"type": Path, "metavar": "FILE", "help": "default: config/materials/M.yaml of results/M/models/NAME"},
+        out={"type": Path, "metavar": "PATH", "help": "also write a row per structure: csv"},
+    )
     verb(figures, "analysis", "train_csv", out=out)
     verb(summary, "summaries+", out=out)
     verb(table, "summary")
@@ -127,11 +141,11 @@ def schema(kind: str):
     print(json.dumps(getattr(config, kind.title()).model_json_schema(), indent=2))
 
 
-def structure(material: Path, id: str, out: Path):
+def structure(material: Path, id: str, tile: Path | None, out: Path):
     """Build one structure of a material: extxyz."""
-    from .structures import build_structure, write_structure_file
+    from .structures import build_structure, read_structure_file, write_structure_file
 
-    write_structure_file(out, build_structure(config.load_material(material), id))
+    write_structure_file(out, build_structure(config.load_material(material), id, tile and read_structure_file(tile)))
 
 
 def input(material: Path, structure: Path, out: Path):
@@ -322,6 +336,34 @@ def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, out: Pat
     name = {"material": material.stem, "model": predicted.parent.name, "structure": predicted.stem}
     for table_name, content in analysis_tables(*files, settings.analysis, name).items():
         write_text(out / f"{table_name}.csv", content.to_csv(index=False))
+
+
+def evaluate(model: Path, split: str, sets: list[str] | None, material: Path | None, out: Path | None):
+    """Errors of a model on the structures of a split that have DFT: a JSON line per set, and one over all last."""
+    from .evaluate import evaluate as run
+    from .evaluate import summarise
+
+    material = material or Path("config/materials") / f"{model.resolve().parents[1].name}.yaml"
+    settings = config.load_material(material)
+    of_split = list(dict.fromkeys(i.rsplit("-", 1)[0] for i in settings.identifiers(split)))
+    if unknown := set(sets or ()) - set(of_split):
+        raise ValueError(
+            f"--sets {' '.join(sorted(unknown))}: not of the split {split}. Its sets: {', '.join(of_split) or 'none'}."
+        )
+    results = model.resolve().parents[2] / (settings.extends or material.stem) / "operators"
+    ids = [i for i in settings.identifiers(split) if not sets or i.rsplit("-", 1)[0] in sets]
+    if missing := [i for i in ids if not (results / f"{i}.h5").is_file()]:
+        raise ValueError(
+            f"{results}: no DFT of {', '.join(missing)}. Make it: snakemake {results.parent.name} ..., or give --sets."
+        )
+    if not ids:
+        raise ValueError(f"{material}: no structure of the split {split}.")
+    rows = run(model, settings, [results / f"{i}.h5" for i in ids])
+    if out:
+        write_text(out, rows.to_csv(index=False))
+    for name, part in rows.groupby("set", sort=False):
+        print(json.dumps({"set": name} | summarise(part)))
+    print(json.dumps(summarise(rows)))
 
 
 def figures(analysis: Path, train_csv: Path, out: Path):

@@ -61,6 +61,25 @@ class Tile(Section):
     of: str = Field(description="identifier of another structure of this material, e.g. test-000")
 
 
+class MeltQuench(Section):
+    """Amorphous cells: Langevin dynamics at constant volume, cooled linearly, then relaxed. Deterministic on one machine; the
+    structure file is the record."""
+
+    calculator: str = Field(
+        "chgnet.model.dynamics.CHGNetCalculator",
+        description="dotted path of an ASE calculator; CHGNet's weights are in its wheel",
+    )
+    arguments: dict = Field(default_factory=dict, description="arguments of the calculator")
+    density_g_cm3: PositiveFloat | None = Field(None, description="the cell is scaled to this density first (g/cm^3)")
+    melt_kelvin: PositiveFloat = Field(4000.0, description="temperature of the melt (K)")
+    melt_steps: PositiveInt = Field(400, description="steps at that temperature, from a random packing")
+    quench_kelvin: PositiveFloat = Field(300.0, description="temperature at the end of the quench (K)")
+    quench_steps: PositiveInt = Field(600, description="steps of linear cooling")
+    relax_steps: NonNegativeInt = Field(30, description="steps of relaxation of the positions at the end")
+    timestep_fs: PositiveFloat = Field(2.0, description="time step (fs)")
+    friction_per_fs: PositiveFloat = Field(0.01, description="friction of the Langevin thermostat (1/fs)")
+
+
 class StructureSet(Section):
     """`count` structures of one split, named SET-000, SET-001, ... Exactly one source."""
 
@@ -70,6 +89,11 @@ class StructureSet(Section):
     spacegroup: Spacegroup | None = None
     tile: Tile | None = None
     repeat: tuple[PositiveInt, PositiveInt, PositiveInt] = Field((1, 1, 1), description="tiling along a, b, c")
+    decorate: dict[str, dict[str, PositiveInt]] = Field(
+        default_factory=dict,
+        description="sites of a symbol -> shares of the symbols that take them at random, e.g. Ge: {Ge: 1, Sb: 2, vacancy: 1}",
+    )
+    melt_quench: MeltQuench | None = Field(None, description="make it amorphous")
     box_angstrom: PositiveFloat | None = Field(None, description="put a molecule, not periodic, into a cube of this edge (A)")
     count: PositiveInt = Field(1, description="number of structures")
     rattle_angstrom: NonNegativeFloat = Field(0.0, description="standard deviation of Gaussian displacements (A)")
@@ -100,6 +124,9 @@ class Dft(Section):
     kpoints: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
         (1, 1, 1), description="Monkhorst-Pack grid; unused for molecules"
     )
+    kpoint_length_angstrom: PositiveFloat | None = Field(
+        None, description="instead of kpoints: round(this / |a|) along each cell vector, so that cells of all sizes agree (A)"
+    )
     eps_default: PositiveFloat = Field(1e-10, description="EPS_DEFAULT: how far H and S reach (1)")
     eps_scf: PositiveFloat = Field(1e-7, description="convergence of the density matrix (1)")
     max_scf: PositiveInt = Field(100, description="steps before an SCF counts as failed")
@@ -123,6 +150,9 @@ class Analysis(Section):
     kgrid: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
         (2, 2, 2), description="Gamma-centred grid for eigenvalues and DOS"
     )
+    kgrid_length_angstrom: PositiveFloat | None = Field(
+        None, description="instead of kgrid: round(this / |a|) along each cell vector, so that cells of all sizes agree (A)"
+    )
     band_path: str | None = Field(None, description="special points of ASE, e.g. GXWK; the lattice's own path by default")
     band_points: PositiveInt = Field(60, description="k-points along the band path")
 
@@ -131,6 +161,11 @@ class Material(Section):
     """config/materials/NAME.yaml"""
 
     description: str = ""
+    extends: str | None = Field(
+        None,
+        description="NAME of another material, whose structures, DFT and keys these are unless said here: other splits and counts, "
+        "another graph or analysis; `set: null` leaves a set out",
+    )
     species: Annotated[dict[str, Species], Field(min_length=1, description="element -> basis and potential")]
     dft: Dft = Dft()
     structures: Annotated[dict[str, StructureSet], Field(min_length=1, description="set name -> how to make it")]
@@ -179,7 +214,10 @@ class Network(Section):
     values: PositiveInt = Field(16, description="channels per head")
     attention: PositiveInt = Field(16, description="scalars per head that make the attention weight")
     feed_forward: PositiveInt = Field(64, description="channels inside the feed-forward")
-    radial: PositiveInt = Field(64, description="Gaussians of the distance, and width of the radial network")
+    gaussians: PositiveInt = Field(
+        64, ge=2, description="Gaussians of the distance, from 0 to the cutoff, as wide as they are apart: fewer are smoother"
+    )
+    radial: PositiveInt = Field(64, description="width of the radial network")
 
 
 class Training(Section):
@@ -241,15 +279,18 @@ class Config(Section):
 
 
 def _load(path, model):
+    return validate(path, _read(path), model)
+
+
+def _read(path):
     path = Path(path)
     if not path.is_file():
         available = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise ValueError(f"{path}: no such file. Expected a YAML file; in {path.parent} there are: {available}.")
     try:
-        content = yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    return validate(path, content, model)
 
 
 def validate(source, content, model):
@@ -283,7 +324,44 @@ def _fields(model, location) -> list[str]:
 
 
 def load_material(path) -> Material:
-    return _load(path, Material)
+    """The material of a file, with what it extends filled in.
+
+    Raises ValueError where an extension changes what its structures or their DFT are: those belong to the other material.
+    """
+    content = _read(path)
+    if not isinstance(content, dict) or not content.get("extends"):
+        return validate(path, content, Material)
+    other = Path(path).with_name(f"{content['extends']}.yaml")
+    parent = _read(other)
+    if isinstance(parent, dict) and parent.get("extends"):
+        raise ValueError(
+            f"{path}: extends {content['extends']}, which extends another itself. Name {parent['extends']} instead."
+        )
+    material, base = validate(path, _merged(parent, content), Material), validate(other, parent, Material)
+    for name, s in material.structures.items():
+        same = {"split", "count"}
+        if name not in base.structures or s.model_dump(exclude=same) != base.structures[name].model_dump(exclude=same):
+            raise ValueError(
+                f"{path}: structures.{name} differs from that of {content['extends']} in more than split and count. Add it there: "
+                "structures and their DFT are of the material that is extended."
+            )
+        if s.count > base.structures[name].count:
+            raise ValueError(
+                f"{path}: structures.{name}.count is {s.count}, but {content['extends']} has {base.structures[name].count}. "
+                "Raise it there."
+            )
+    if material.dft != base.dft or material.species != base.species:
+        raise ValueError(f"{path}: dft or species differ from those of {content['extends']}. Make it a material of its own.")
+    return material
+
+
+def _merged(parent, content):
+    """`content` over `parent`, key by key; None takes a key away."""
+    if not (isinstance(parent, dict) and isinstance(content, dict)):
+        return content
+    keys = [*parent, *(k for k in content if k not in parent)]
+    merged = {k: _merged(parent.get(k), content[k]) if k in content else parent[k] for k in keys}
+    return {k: v for k, v in merged.items() if v is not None}
 
 
 def load_model(path) -> Model:

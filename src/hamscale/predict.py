@@ -39,7 +39,7 @@ STREAMED = 1 << 22  # values written at a time
 class Prediction:
     """H and S of a structure, or of a rank's rows of it, before they are put together.
 
-    pieces() makes them, operators() in memory, write() into a file. offsite, onsite: coupled residuals, as `assemble` takes them.
+    pieces() makes them, operators() in memory, write() into a file. offsite: coupled residuals, as `assemble` takes them; onsite: coupled blocks.
     """
 
     graph: Graph
@@ -109,11 +109,8 @@ class Prediction:
         S = overlap_table(reference.basis).blocks(z_i, z_j, vectors)
         H, own = np.empty_like(S), is_onsite(pairs)
         if own.any():
-            coupled = np.zeros((own.sum(), coupling.size))
-            coupled[:, coupling.zero_order] = reference.onsite_mean[z_i]
-            if z_i in self.onsite:
-                coupled += self.onsite[z_i][atom_rows[pairs[own, 0]]]
-            H[own] = coupled @ coupling.transform.T
+            coupled = self.onsite[z_i][atom_rows[pairs[own, 0]]]
+            H[own] = coupling.blocks(coupled)
             n = reference.basis[z_i].n_orbitals
             for values in (H, S):
                 square = values[own].reshape(-1, n, n)
@@ -129,7 +126,7 @@ class Prediction:
             framed[straight] = self.offsite[z_i, z_j][rows[near][straight]]
             framed[~straight] = self.offsite[z_j, z_i][rows[near][~straight]][:, index_sign[0]] * index_sign[1]
             rest = coupling.rotate(framed, edge_rotations(vectors[near], max(coupling.slots)), inverse=True)
-            H[near] += rest @ coupling.transform.T
+            H[near] += coupling.blocks(rest)
         return H, S
 
 
@@ -182,7 +179,10 @@ def assemble(graph: Graph, reference: Reference, offsite: dict, onsite: dict) ->
     mine = np.zeros(len(graph.atoms), bool)
     mine[graph.owned] = True
     pairs = pairs[mine[pairs[:, 0]]]
-    return Prediction(graph, reference, pairs, offsite, onsite)
+    blocks = reference.crystal_field.of_graph(graph)
+    for z, rest in onsite.items():
+        blocks[z] += rest
+    return Prediction(graph, reference, pairs, offsite, blocks)
 
 
 def _check_known(atoms: Atoms, reference: Reference, where):

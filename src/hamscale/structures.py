@@ -1,15 +1,22 @@
-"""Structures of a material: built or read through ASE, strained, rattled, tiled; deterministic by seed."""
+"""Structures of a material: built or read through ASE, decorated, melted and quenched, strained, rattled, tiled; by seed."""
 
+import contextlib
 import hashlib
+import importlib
+import sys
 
 import ase.build
 import ase.io
 import numpy as np
 from ase import Atoms
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.neighborlist import neighbor_list
+from ase.optimize import FIRE
 from ase.spacegroup import crystal
+from ase.units import fs
 
-from .config import Material, StructureSet
+from .config import Material, MeltQuench, StructureSet
 from .files import atomic
 
 MINIMUM_DISTANCE_ANGSTROM = 0.5
@@ -21,16 +28,18 @@ def build_structures(material: Material) -> dict[str, Atoms]:
     return {identifier: build_structure(material, identifier) for identifier in material.identifiers()}
 
 
-def build_structure(material: Material, identifier: str) -> Atoms:
+def build_structure(material: Material, identifier: str, tile: Atoms | None = None) -> Atoms:
     """One structure of a material, SET-NNN, wrapped as CP2K wraps it.
 
     The same numbers whatever else is built, in any order, on any machine: each structure draws from its own generator, seeded by
-    its set's seed, its set's name and its number. Raises ValueError (set, what was found, what was expected).
+    its set's seed, its set's name and its number. (Dynamics of a melt grow the last bit of another machine's sums; there the
+    file is the record.) tile: the structure this one is a tile of, if it is at hand; else it is built.
+    Raises ValueError (set, what was found, what was expected).
     """
-    return _build(material, identifier, ())
+    return _build(material, identifier, (), tile)
 
 
-def _build(material: Material, identifier: str, tiles: tuple[str, ...]) -> Atoms:
+def _build(material: Material, identifier: str, tiles: tuple[str, ...], tile: Atoms | None = None) -> Atoms:
     if identifier not in material.identifiers():
         raise ValueError(f"no structure {identifier!r}. Structures: {', '.join(material.identifiers())}.")
     name, number = identifier.rsplit("-", 1)
@@ -38,7 +47,7 @@ def _build(material: Material, identifier: str, tiles: tuple[str, ...]) -> Atoms
     if identifier in tiles:
         raise ValueError(f"structures.{name}: tile.of {s.tile.of!r} leads back to itself.")
     if s.tile:
-        frames = [_build(material, s.tile.of, (*tiles, identifier))]
+        frames = [tile or _build(material, s.tile.of, (*tiles, identifier))]
     else:
         frames = _source(name, s)
     if s.file and len(frames) not in (1, s.count):
@@ -53,7 +62,11 @@ def _build(material: Material, identifier: str, tiles: tuple[str, ...]) -> Atoms
             f"structures.{name}: the cell has rank {atoms.cell.rank}, expected 3. Give box_angstrom for a molecule."
         )
     key = f"{s.seed} {name} {int(number)}".encode()
-    _distort(atoms, s, np.random.default_rng(np.frombuffer(hashlib.sha256(key).digest(), np.uint32)))
+    rng = np.random.default_rng(np.frombuffer(hashlib.sha256(key).digest(), np.uint32))
+    atoms = _decorate(name, atoms, s, rng)
+    if s.melt_quench:
+        atoms = melt_quench(f"structures.{name}", atoms, s.melt_quench, rng)
+    _distort(atoms, s, rng)
     atoms = wrap_as_cp2k(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
     atoms.positions = np.round(atoms.positions, POSITION_DECIMALS)
     _check(f"structures.{name} number {int(number)}", atoms, material)
@@ -72,6 +85,82 @@ def _source(name: str, s: StructureSet) -> list[Atoms]:
         raise
     except Exception as error:  # ASE raises whatever its readers and builders meet
         raise ValueError(f"structures.{name}: ASE could not make it: {type(error).__name__}: {error}") from None
+
+
+def _decorate(name: str, atoms: Atoms, s: StructureSet, rng: np.random.Generator) -> Atoms:
+    """Sites of one symbol taken by others at random, in exact shares; a vacancy takes the atom away."""
+    symbols = np.array(atoms.get_chemical_symbols(), dtype=object)
+    for symbol, shares in s.decorate.items():
+        sites, total = np.flatnonzero(np.array(atoms.get_chemical_symbols()) == symbol), sum(shares.values())
+        if not len(sites) or len(sites) % total:
+            raise ValueError(
+                f"structures.{name}.decorate: {len(sites)} sites of {symbol} cannot be shared as {shares}: expected a multiple of "
+                f"{total}. Repeat the cell."
+            )
+        taken = np.repeat(list(shares), np.array(list(shares.values())) * (len(sites) // total))
+        symbols[sites] = rng.permutation(taken)
+    gone = symbols == "vacancy"
+    return Atoms(list(symbols[~gone]), atoms.positions[~gone], cell=atoms.cell, pbc=atoms.pbc)
+
+
+def melt_quench(where: str, atoms: Atoms, settings: MeltQuench, rng: np.random.Generator) -> Atoms:
+    """An amorphous structure of the same atoms and cell (or density): random packing, melt, linear quench, relaxation.
+
+    Langevin dynamics (ASE) at constant volume on the forces of any ASE calculator. The packing draws positions at random and
+    keeps each that is farther than 0.7 of the mean distance from those before; the melt starts from there, so that nothing of
+    the crystal is left however short it is. Raises ValueError if the calculator cannot be loaded or atoms fly apart.
+    """
+    calculator = _calculator(where, settings)
+    atoms = Atoms(atoms.numbers, cell=atoms.cell, pbc=True)
+    if settings.density_g_cm3:
+        density = (
+            atoms.get_masses().sum() / atoms.get_volume() * 1.66053906660
+        )  # Dalton per cubic Angstrom in g/cm^3 (CODATA 2018)
+        atoms.set_cell(atoms.cell * (density / settings.density_g_cm3) ** (1 / 3))
+    atoms.positions = _random_packing(atoms, rng)
+    atoms.calc = calculator
+    # the packing's steepest contacts first: dynamics from there would throw atoms out
+    FIRE(atoms, logfile=None).run(fmax=5.0, steps=50)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=settings.melt_kelvin, rng=rng)
+    dynamics = Langevin(
+        atoms, settings.timestep_fs * fs, temperature_K=settings.melt_kelvin, friction=settings.friction_per_fs / fs, rng=rng
+    )
+    dynamics.run(settings.melt_steps)
+    for step in range(settings.quench_steps):
+        left = 1 - (step + 1) / settings.quench_steps
+        dynamics.set_temperature(temperature_K=settings.quench_kelvin + left * (settings.melt_kelvin - settings.quench_kelvin))
+        dynamics.run(1)
+    FIRE(atoms, logfile=None).run(fmax=0.05, steps=settings.relax_steps)
+    if not np.isfinite(atoms.positions).all():
+        raise ValueError(f"{where}: the melt flew apart. Shorten melt_quench.timestep_fs or lower melt_kelvin.")
+    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
+
+
+def _calculator(where: str, settings: MeltQuench):
+    module, _, name = settings.calculator.rpartition(".")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return getattr(importlib.import_module(module), name)(**settings.arguments)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{where}.melt_quench.calculator: {settings.calculator} cannot be had ({type(error).__name__}: {error}). Expected the "
+            "dotted path of an ASE calculator that is installed; CHGNet: pip install hamscale[md]."
+        ) from None
+
+
+def _random_packing(atoms: Atoms, rng: np.random.Generator) -> np.ndarray:
+    """Positions no two of which are closer than 0.7 (V/N)^(1/3), periodic images included; less where they do not fit."""
+    cell, distance = np.asarray(atoms.cell), 0.7 * (atoms.get_volume() / len(atoms)) ** (1 / 3)
+    shifts = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3) @ cell
+    placed = np.empty((0, 3))
+    for _ in range(len(atoms)):
+        for attempt in range(3000):
+            candidate = rng.random(3) @ cell
+            images = (placed[:, None] + shifts - candidate).reshape(-1, 3)
+            if not len(images) or (images**2).sum(1).min() > (distance * 0.999**attempt) ** 2:
+                break
+        placed = np.concatenate([placed, candidate[None]])
+    return placed
 
 
 def _distort(atoms: Atoms, s: StructureSet, rng: np.random.Generator):
@@ -99,6 +188,13 @@ def wrap_as_cp2k(atoms: Atoms) -> Atoms:
         fractions[:, axis] = f - np.trunc(f + np.copysign(0.5, f))
     atoms.positions = fractions @ np.asarray(atoms.cell)
     return atoms
+
+
+def kpoint_counts(atoms: Atoms, counts, length_angstrom: float | None) -> tuple[int, int, int]:
+    """Points of a grid along each cell vector: counts, or, with a length, round(length / |a|), at least one."""
+    if length_angstrom is None:
+        return tuple(counts)
+    return tuple(max(1, round(length_angstrom / length)) for length in atoms.cell.lengths())
 
 
 def _check(where: str, atoms: Atoms, material: Material):

@@ -12,6 +12,8 @@ try:
         run.material: load_material(f"config/materials/{run.material}.yaml")
         for run in RUNS
     }
+    for parent in [m.extends for m in MATERIALS.values() if m.extends]:
+        MATERIALS.setdefault(parent, load_material(f"config/materials/{parent}.yaml"))
     MODELS = {run.model: load_model(f"config/models/{run.model}.yaml") for run in RUNS}
 except ValueError as error:
     raise WorkflowError(str(error)) from None
@@ -45,26 +47,35 @@ def settings(*sections):
     return of_wildcards
 
 
-def source_sets(wildcards):
-    """The set of a structure, and of what it is a tile of, and so on. A loop is told by the rule that builds it."""
-    sets, name = [], wildcards.id.rsplit("-", 1)[0]
-    while name not in sets:
-        sets.append(name)
-        tile = MATERIALS[wildcards.material].structures[name].tile
-        name = tile.of.rsplit("-", 1)[0] if tile else name
-    return [(name, MATERIALS[wildcards.material].structures[name]) for name in sets]
+def owner(material):
+    """The material whose structures and DFT these are: another one where it extends that."""
+    return MATERIALS[material].extends or material
+
+
+def of_owner(pattern):
+    """A file of a structure that belongs to the material's owner."""
+    return lambda w: pattern.format(material=owner(w.material), id=w.id)
+
+
+def structure_set(wildcards):
+    return MATERIALS[wildcards.material].structures[wildcards.id.rsplit("-", 1)[0]]
 
 
 def recipe(wildcards):
     """How a structure is made, without how many there are of its set and what they are for."""
-    return {
-        name: s.model_dump(mode="json", exclude={"count", "split"})
-        for name, s in source_sets(wildcards)
-    }
+    return structure_set(wildcards).model_dump(mode="json", exclude={"count", "split"})
 
 
 def source_file(wildcards):
-    return [s.file.path for _, s in source_sets(wildcards) if s.file]
+    """What a structure is made from: a file, or the structure it is a tile of. A loop is told by Snakemake."""
+    s = structure_set(wildcards)
+    if s.tile:
+        return f"results/{wildcards.material}/structures/{s.tile.of}.extxyz"
+    return s.file.path if s.file else []
+
+
+def tile_option(wildcards, input):
+    return f"--tile {input[0]}" if structure_set(wildcards).tile else ""
 
 
 def output_folder(wildcards, output):
@@ -80,26 +91,31 @@ def model_settings(wildcards):
 
 
 def of_split(pattern, *splits):
-    """Files of all structures of some splits of a material."""
+    """Files of all structures of some splits of a material; `{owner}` in the pattern is who has their DFT."""
 
     def of_wildcards(wildcards):
         ids = MATERIALS[wildcards.material].identifiers(*splits)
-        return expand(pattern, id=ids, allow_missing=True)
+        return expand(pattern, id=ids, owner=owner(wildcards.material), allow_missing=True)
 
     return of_wildcards
 
 
+def dft_ids(material):
+    """Structures of a material that need DFT for what is to be run, in its own order."""
+    users = [MATERIALS[r.material] for r in RUNS if owner(r.material) == material]
+    needed = {i for m in users for i in m.identifiers("train", "validation", "test")}
+    return [i for i in MATERIALS[material].identifiers() if i in needed]
+
+
 def batch_ids(wildcards):
     """Structures of a batch of CP2K runs."""
-    ids = MATERIALS[wildcards.material].identifiers("train", "validation", "test")
     first = int(wildcards.batch) * CLUSTER.runs_per_job
-    return ids[first : first + CLUSTER.runs_per_job]
+    return dft_ids(wildcards.material)[first : first + CLUSTER.runs_per_job]
 
 
 def batch_of(wildcards):
     """The record of the batch a structure is in."""
-    ids = MATERIALS[wildcards.material].identifiers("train", "validation", "test")
-    batch = ids.index(wildcards.id) // CLUSTER.runs_per_job
+    batch = dft_ids(wildcards.material).index(wildcards.id) // CLUSTER.runs_per_job
     return f"results/{wildcards.material}/batches/{batch}.json"
 
 

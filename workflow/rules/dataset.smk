@@ -1,6 +1,6 @@
 rule reference:
     input:
-        of_split("results/{material}/operators/{id}.h5", "train"),
+        of_split("results/{owner}/operators/{id}.h5", "train"),
     output:
         "results/{material}/reference.h5",
     log:
@@ -19,7 +19,7 @@ rule reference:
 rule graph:
     input:
         reference="results/{material}/reference.h5",
-        operators="results/{material}/operators/{id}.h5",
+        operators=of_owner("results/{material}/operators/{id}.h5"),
     output:
         "results/{material}/graphs/{id}.h5",
     log:
@@ -35,7 +35,7 @@ rule graph:
 # For looking, and for training on a partition of one's own: snakemake results/hfo2/partitions/train-000-min-nn-8.h5
 rule partition:
     input:
-        structure="results/{material}/structures/{id}.extxyz",
+        structure=of_owner("results/{material}/structures/{id}.extxyz"),
         reference="results/{material}/reference.h5",
     output:
         "results/{material}/partitions/{id}-{method}-{parts}.h5",

@@ -1,7 +1,7 @@
 rule predict:
     input:
         weights="results/{material}/models/{model}/weights.safetensors",
-        structure="results/{material}/structures/{id}.extxyz",
+        structure=of_owner("results/{material}/structures/{id}.extxyz"),
     output:
         "results/{material}/predicted/{model}/{id}.h5",
     log:
@@ -23,7 +23,7 @@ rule predict:
 rule baseline:
     input:
         weights="results/{material}/models/{model}/weights.safetensors",
-        structure="results/{material}/structures/{id}.extxyz",
+        structure=of_owner("results/{material}/structures/{id}.extxyz"),
     output:
         "results/{material}/predicted/{model}/reference-only/{id}.h5",
     log:
@@ -40,7 +40,7 @@ rule baseline:
 
 rule analyse:
     input:
-        dft="results/{material}/operators/{id}.h5",
+        dft=of_owner("results/{material}/operators/{id}.h5"),
         predicted="results/{material}/predicted/{model}/{id}.h5",
         baseline="results/{material}/predicted/{model}/reference-only/{id}.h5",
     output:

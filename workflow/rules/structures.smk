@@ -11,10 +11,11 @@ rule structure:
     params:
         file="config/materials/{material}.yaml",
         recipe=recipe,
+        tile=tile_option,
     message:
         "build the structure {wildcards.material} {wildcards.id}"
     shell:
-        "hamscale structure {params.file} --id {wildcards.id} --out {output} > {log} 2>&1"
+        "hamscale structure {params.file} --id {wildcards.id} {params.tile} --out {output} > {log} 2>&1"
 
 
 rule input:

@@ -107,7 +107,7 @@ def _reduce(blocks: pd.DataFrame) -> dict:
 
 
 def error_summary(blocks: pd.DataFrame) -> dict[str, float]:
-    """mae_mev of all elements, mae_mev_onsite, mae_mev_offsite, rmse_mev, max_abs_error_mev, elements."""
+    """mae_mev of all elements, mae_mev_onsite, mae_mev_offsite, rmse_mev, max_abs_error_mev, elements, elements_onsite."""
     everything = _reduce(blocks)
     return {
         "mae_mev": everything["mae_mev"],
@@ -116,6 +116,7 @@ def error_summary(blocks: pd.DataFrame) -> dict[str, float]:
         "rmse_mev": everything["rmse_mev"],
         "max_abs_error_mev": everything["max_abs_error_mev"],
         "elements": everything["elements"],
+        "elements_onsite": int(blocks.loc[blocks["onsite"], "elements"].sum()),
     }
 
 

@@ -14,6 +14,7 @@ from scipy.linalg import LinAlgError, eigh
 
 from ..config import Analysis
 from ..operators import Operators
+from ..structures import kpoint_counts
 from ..units import hartree_to_ev, hartree_to_mev
 
 BROADENING_EV = 0.1
@@ -70,7 +71,8 @@ class Comparison:
 
 
 def compare_spectra(dft: Operators, predicted: Operators, baseline: Operators, analysis: Analysis) -> Comparison:
-    kpoints, weights = k_grid(analysis.kgrid, bool(dft.atoms.pbc.all()))
+    counts = kpoint_counts(dft.atoms, analysis.kgrid, analysis.kgrid_length_angstrom)
+    kpoints, weights = k_grid(counts, bool(dft.atoms.pbc.all()))
     occupied = dft.n_electrons // 2
     energies = [eigenvalues(o, kpoints) for o in (dft, predicted, baseline)]
     # a molecule's energies have a zero of their own, and nothing is shifted

@@ -18,14 +18,7 @@ def analysis_tables(
     cutoff = float(predicted.attributes["cutoff_angstrom"])
     blocks, blocks_baseline = (errors.block_errors(dft, o, cutoff) for o in (predicted, baseline))
     comparison = spectra.compare_spectra(dft, predicted, baseline, analysis)
-    summary = (
-        name
-        | {"atoms": len(dft.atoms), "orbitals": dft.n_orbitals, "cutoff_angstrom": cutoff}
-        | errors.error_summary(blocks)
-        | {f"baseline_{k}": v for k, v in errors.error_summary(blocks_baseline).items() if k.startswith("mae")}
-        | spectra.spectral_summary(comparison)
-        | {"dft_seconds": dft.attributes["wall_seconds"], "prediction_seconds": predicted.attributes["wall_seconds"]}
-    )
+    summary = name | summary_row(dft, predicted, blocks, blocks_baseline, comparison)
     by_distance = _beside(errors.error_by_distance(blocks), errors.error_by_distance(blocks_baseline), ["distance_angstrom"])
     by_pair = _beside(errors.error_by_pair(blocks), errors.error_by_pair(blocks_baseline), ["pair", "onsite"])
     return {
@@ -37,6 +30,17 @@ def analysis_tables(
         "dos": spectra.dos_table(comparison),
         "heatmap": heatmap_table(dft, predicted),
     }
+
+
+def summary_row(dft: Operators, predicted: Operators, blocks, blocks_baseline, comparison: spectra.Comparison) -> dict:
+    """Errors of a structure in one row: of H, with the two-centre reference alone beside them, and of its spectrum."""
+    return (
+        {"atoms": len(dft.atoms), "orbitals": dft.n_orbitals, "cutoff_angstrom": float(predicted.attributes["cutoff_angstrom"])}
+        | errors.error_summary(blocks)
+        | {f"baseline_{k}": v for k, v in errors.error_summary(blocks_baseline).items() if k.startswith("mae")}
+        | spectra.spectral_summary(comparison)
+        | {"dft_seconds": dft.attributes["wall_seconds"], "prediction_seconds": predicted.attributes["wall_seconds"]}
+    )
 
 
 def heatmap_table(dft: Operators, predicted: Operators) -> pd.DataFrame:

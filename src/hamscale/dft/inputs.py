@@ -10,7 +10,7 @@ from cp2k_input_tools.parser import CP2KInputParser
 
 from ..basis import Basis, find_data_file
 from ..config import Material
-from ..structures import wrap_as_cp2k
+from ..structures import kpoint_counts, wrap_as_cp2k
 
 PROJECT = "run"
 
@@ -98,7 +98,10 @@ def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
     }
     if periodic:
         section["+kpoints"] = {
-            "scheme": ("MONKHORST-PACK", *map(str, dft.kpoints)),  # a string with blanks would be quoted
+            "scheme": (
+                "MONKHORST-PACK",
+                *map(str, kpoint_counts(atoms, dft.kpoints, dft.kpoint_length_angstrom)),
+            ),  # a string with blanks would be quoted
             "symmetry": False,
             "full_grid": False,
         }

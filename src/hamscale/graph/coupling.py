@@ -10,8 +10,9 @@ from functools import cached_property
 
 import numpy as np
 
-from ..angular import clebsch_gordan, flip
+from ..angular import clebsch_gordan, flip, row_product
 from ..basis import Basis
+from ..operators import Operators, is_onsite
 
 
 @dataclass
@@ -68,6 +69,10 @@ class PairCoupling:
         index, sign = self._adjoint
         turn = np.concatenate([np.repeat(flip(L), len(s)) for L, s in self.slots.items()])
         return index, sign * turn
+
+    def blocks(self, coupled: np.ndarray) -> np.ndarray:
+        """Blocks (G, n_i * n_j) of coupled vectors (G, n), each the same to the last bit whatever stands beside it."""
+        return row_product(coupled, self.transform.T)
 
     def rotate(self, coupled: np.ndarray, rotations: list[np.ndarray], inverse: bool = False) -> np.ndarray:
         """D^L applied to every L of coupled vectors (G, n); rotations[L] is (G, 2L+1, 2L+1)."""
@@ -133,3 +138,19 @@ class Coupling(dict):
     def lmax(self) -> int:
         """Highest L that blocks of this basis couple to."""
         return 2 * self.basis.lmax
+
+
+def coupled_groups(operators: Operators, coupling: Coupling, gauge: float = 0.0):
+    """Coupled blocks of H - gauge S by pair of elements, some at a time.
+
+    Yields (z_i, z_j, block indices, onsite, coupled (G, n), vectors).
+    """
+    vectors = operators.vectors()
+    onsite = is_onsite(operators.pairs)
+    for z_i, z_j, blocks, index in operators.groups():
+        values = operators.hamiltonian[index] - gauge * operators.overlap[index]
+        for kind in (False, True):
+            keep = onsite[blocks] == kind
+            if keep.any():
+                part = blocks[keep]
+                yield z_i, z_j, part, kind, values[keep] @ coupling[z_i, z_j].transform, vectors[part]

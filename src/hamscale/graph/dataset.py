@@ -21,9 +21,10 @@ from ..operators import (
     write_basis,
     write_structure,
 )
-from .coupling import Coupling
+from .coupling import Coupling, coupled_groups
+from .crystal_field import onsite_blocks
 from .neighbours import edges_within
-from .reference import Reference, coupled_groups, outside_sums
+from .reference import Reference, outside_sums
 
 SCHEMA = "graph/1"
 
@@ -113,8 +114,9 @@ def training_graph(operators: Operators, reference: Reference) -> Graph:
     if difference := reference.basis.difference(operators.basis):
         raise ValueError(f"basis of these operators differs from that of the reference: {difference}.")
     graph = structure_graph(operators.atoms, reference.basis, reference.cutoff_angstrom)
-    gauge = reference.gauge(operators)
     coupling = Coupling(reference.basis)
+    of_atoms = onsite_blocks(operators, coupling, graph)
+    gauge = reference.crystal_field.gauge(of_atoms) if reference.periodic else 0.0
     rows = graph.rows(match_pairs(operators.pairs, graph.edges))
     atom_rows = graph.atom_rows()
     for z_i, z_j in graph.kinds:
@@ -126,7 +128,7 @@ def training_graph(operators: Operators, reference: Reference) -> Graph:
     for z_i, z_j, blocks, onsite, coupled, vectors in coupled_groups(operators, coupling, gauge):
         pair = coupling[z_i, z_j]
         if onsite:
-            coupled[:, pair.zero_order] -= reference.onsite_mean[z_i]
+            coupled -= reference.crystal_field.onsite(z_i, of_atoms.densities[z_i])
             graph.onsite[z_i][atom_rows[operators.pairs[blocks, 0]]] = coupled
         else:
             near = rows[blocks] >= 0

@@ -33,7 +33,7 @@ def two_centre_blocks(coupling: PairCoupling, radial: np.ndarray, vectors: np.nd
         harmonics = real_spherical_harmonics(L, vectors)  # D^L(Q)^T e_0 = Y_L(edge)
         coupled[:, part] = (harmonics[:, :, None] * radial[:, None, start : start + n]).reshape(len(radial), -1)
         start += n
-    return coupled @ coupling.transform.T
+    return coupling.blocks(coupled)
 
 
 def _molecule(element: ElementBasis, heights_bohr):

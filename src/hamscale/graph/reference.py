@@ -1,9 +1,9 @@
 """What the network need not learn: energy gauge, two-centre reference, scales. Fitted to training structures, then data.
 
-gauge      H and H + mu S are the same physics in a periodic cell. mu of a structure is the mean of its atoms' onsite
-           diagonals over their element's mean; mu S is taken from all blocks.
+gauge      H and H + mu S are the same physics in a periodic cell. mu of a structure brings its onsite blocks as near as can be
+           to their reference; mu S is taken from all blocks.
 reference  offsite: the least-squares mean of the M = 0 components in the edge frame by pair of elements and distance
-           (linear elements) - a Slater-Koster Hamiltonian; onsite: the mean of the L = 0 components by element.
+           (linear elements) - a Slater-Koster Hamiltonian; onsite: a linear crystal field (crystal_field.py).
 scale      root mean square of what is left, by pair of elements, slot and distance (interpolated in the logarithm).
 """
 
@@ -11,15 +11,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+from ase import Atoms
 
 from ..angular import real_spherical_harmonics
 from ..basis import Basis
 from ..files import create_h5, open_h5
-from ..operators import Operators, is_onsite, pair_vectors, read_basis, write_basis
-from .coupling import Coupling
+from ..operators import Operators, pair_vectors, read_basis, write_basis
+from .coupling import Coupling, coupled_groups
+from .crystal_field import CrystalField, OnsiteBlocks, fit_crystal_field, onsite_blocks
 from .neighbours import edges_within
 
-SCHEMA = "reference/1"
+SCHEMA = "reference/2"
 SPACING_ANGSTROM = 0.25
 SMALLEST_SCALE_HARTREE = 1e-7
 
@@ -28,8 +30,8 @@ SMALLEST_SCALE_HARTREE = 1e-7
 class Reference:
     """Fitted tables, one row per knot k at k * SPACING_ANGSTROM.
 
-    two_centre[z_i, z_j], scale[z_i, z_j]: (knots, slots), Hartree; onsite_mean[z], onsite_scale[z]: (slots,), Hartree.
-    diagonal[z]: mean onsite diagonal, Hartree: what the gauge is measured against.
+    two_centre[z_i, z_j], scale[z_i, z_j]: (knots, slots), Hartree; onsite_scale[z]: (slots,), Hartree. crystal_field: reference of
+    the onsite blocks, and what the gauge is measured against.
     reach_angstrom: the longest distance of a block in the data; from there the reference falls to zero within one knot.
     """
 
@@ -39,20 +41,23 @@ class Reference:
     reach_angstrom: float
     two_centre: dict = field(default_factory=dict)
     scale: dict = field(default_factory=dict)
-    onsite_mean: dict = field(default_factory=dict)
     onsite_scale: dict = field(default_factory=dict)
-    diagonal: dict = field(default_factory=dict)
     attributes: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self.coupling = Coupling(self.basis)
+        self.crystal_field = CrystalField(self.coupling)
+
+    def onsite_blocks(self, operators: Operators) -> OnsiteBlocks:
+        """Onsite blocks of a structure, with what the crystal field is a function of."""
+        edges = edges_within(operators.atoms, self.cutoff_angstrom)
+        return onsite_blocks(operators, self.coupling, _Neighbours(operators.atoms, edges, self.cutoff_angstrom))
 
     def gauge(self, operators: Operators) -> float:
         """mu (Hartree) of a structure, zero where the structure is not periodic: there energies have a zero of their own."""
         if not self.periodic:
             return 0.0
-        means = mean_diagonals(operators)
-        return float(np.mean(means - np.array([self.diagonal[int(z)] for z in operators.atoms.numbers])))
+        return self.crystal_field.gauge(self.onsite_blocks(operators))
 
     def offsite(self, z_i: int, z_j: int, distances: np.ndarray) -> np.ndarray:
         """Two-centre reference, M = 0 components in the edge frame, (G, slots), Hartree."""
@@ -70,6 +75,18 @@ class Reference:
             raise ValueError(f"no training structure held the pair of elements {z_i}, {z_j}; known pairs: {known}.")
 
 
+@dataclass
+class _Neighbours:
+    """What the crystal field needs of a graph."""
+
+    atoms: Atoms
+    edges: np.ndarray
+    cutoff_angstrom: float
+
+    def __post_init__(self):
+        self.vectors, self.owned = pair_vectors(self.atoms, self.edges), np.arange(len(self.atoms))
+
+
 def _hat(distances: np.ndarray, n_knots: int) -> tuple[np.ndarray, np.ndarray]:
     """Left knot and fraction towards the next one."""
     x = np.minimum(distances / SPACING_ANGSTROM, n_knots - 1.000001)
@@ -82,34 +99,6 @@ def _interpolate(table: np.ndarray, distances: np.ndarray) -> np.ndarray:
     return table[left] * (1 - fraction)[:, None] + table[left + 1] * fraction[:, None]
 
 
-def mean_diagonals(operators: Operators) -> np.ndarray:
-    """Mean of the diagonal of each atom's onsite block, (A,), Hartree."""
-    means = np.empty(len(operators.atoms))
-    onsite = is_onsite(operators.pairs)
-    for z, _, blocks, index in operators.groups():
-        keep = onsite[blocks]
-        if keep.any():
-            n = operators.basis[z].n_orbitals
-            means[operators.pairs[blocks[keep], 0]] = operators.hamiltonian[index[keep]][:, :: n + 1].mean(1)
-    return means
-
-
-def coupled_groups(operators: Operators, coupling: Coupling, gauge: float):
-    """Coupled blocks of H - gauge S by pair of elements, some at a time.
-
-    Yields (z_i, z_j, block indices, onsite, coupled (G, n), vectors).
-    """
-    vectors = operators.vectors()
-    onsite = is_onsite(operators.pairs)
-    for z_i, z_j, blocks, index in operators.groups():
-        values = operators.hamiltonian[index] - gauge * operators.overlap[index]
-        for kind in (False, True):
-            keep = onsite[blocks] == kind
-            if keep.any():
-                part = blocks[keep]
-                yield z_i, z_j, part, kind, values[keep] @ coupling[z_i, z_j].transform, vectors[part]
-
-
 def fit_reference(structures: Iterable[Operators], cutoff_angstrom, auto_threshold_hartree: float = 1e-4) -> Reference:
     """Fit gauge, reference and scales to the training structures (iterated over several times, one in memory at a time).
 
@@ -117,14 +106,16 @@ def fit_reference(structures: Iterable[Operators], cutoff_angstrom, auto_thresho
     Raises ValueError if bases differ or the cutoff is larger than H reaches in the data.
     """
     reference = _survey(structures, cutoff_angstrom, auto_threshold_hartree)
+    of_structures = [reference.onsite_blocks(operators) for operators in structures]
+    reference.crystal_field = fit_crystal_field(of_structures, reference.coupling, reference.periodic)
     _fit_two_centre(reference, structures)
     _fit_scale(reference, structures)
     return reference
 
 
 def _survey(structures, cutoff, threshold) -> Reference:
-    """Basis, reach, cutoff, and the joint least-squares fit of mu of each structure and mean diagonal of each element."""
-    basis, reach, above, means, numbers, periodic = None, 0.0, 0.0, [], [], []
+    """Basis, reach and cutoff."""
+    basis, reach, above, periodic = None, 0.0, 0.0, []
     for operators in structures:
         if basis and (difference := basis.difference(operators.basis)):
             raise ValueError(f"training structures were calculated in different bases: {difference}. Run them again with one.")
@@ -133,8 +124,6 @@ def _survey(structures, cutoff, threshold) -> Reference:
         reach = max(reach, distances.max())
         if cutoff == "auto":
             above = max(above, distances[_block_maximum(operators) > threshold].max(initial=0.0) + 1e-6)
-        means.append(mean_diagonals(operators))
-        numbers.append(operators.atoms.numbers)
         periodic.append(bool(operators.atoms.pbc.all()))
     if basis is None:
         raise ValueError("no training structure was given; expected at least one file of schema operators/1.")
@@ -142,17 +131,7 @@ def _survey(structures, cutoff, threshold) -> Reference:
         raise ValueError(
             "training structures are periodic and not periodic; expected one kind: their energies have different zeros."
         )
-    reference = Reference(basis, periodic[0], float(above if cutoff == "auto" else cutoff), float(reach))
-    elements = sorted(basis)
-    which = np.repeat(np.arange(len(means)), [len(m) for m in means])
-    design = np.zeros((len(which), len(means) + len(elements)))
-    if reference.periodic:
-        design[np.arange(len(which)), which] = 1
-    design[np.arange(len(which)), len(means) + np.searchsorted(elements, np.concatenate(numbers))] = 1
-    solution = np.linalg.lstsq(design, np.concatenate(means), rcond=None)[0]
-    shift = solution[: len(means)].mean()  # only sums are determined: gauges average to zero
-    reference.diagonal = {z: float(solution[len(means) + k] + shift) for k, z in enumerate(elements)}
-    return reference
+    return Reference(basis, periodic[0], float(above if cutoff == "auto" else cutoff), float(reach))
 
 
 def outside_sums(operators: Operators, cutoff_angstrom: float) -> tuple[float, float]:
@@ -168,7 +147,7 @@ def _block_maximum(operators: Operators) -> np.ndarray:
 
 def _fit_two_centre(reference: Reference, structures):
     n_knots = int(reference.reach_angstrom / SPACING_ANGSTROM) + 2
-    normal, right, onsite_sum, onsite_count = {}, {}, {}, {}
+    normal, right = {}, {}
     outside = total = 0.0
     for operators in structures:
         _check_reach(reference, operators)
@@ -178,8 +157,6 @@ def _fit_two_centre(reference: Reference, structures):
             coupling = reference.coupling[z_i, z_j]
             key = (z_i, z_j)
             if onsite:
-                onsite_sum[z_i] = onsite_sum.get(z_i, 0) + coupled[:, coupling.zero_order].sum(0)
-                onsite_count[z_i] = onsite_count.get(z_i, 0) + len(coupled)
                 continue
             axial = axial_components(coupling, coupled, vectors)
             left, f = _hat(np.linalg.norm(vectors, axis=1), n_knots)
@@ -195,9 +172,6 @@ def _fit_two_centre(reference: Reference, structures):
         table = np.linalg.solve(N + 1e-3 * bend.T @ bend + 1e-6 * np.eye(n_knots), right[key])
         table[-1] = 0  # the first knot beyond the data: no step there, on which the last bit of a distance would decide
         reference.two_centre[key] = table
-    for z, s in onsite_sum.items():
-        degree = reference.coupling[z, z].slot_degree
-        reference.onsite_mean[z] = np.where(degree == 0, s / onsite_count[z], 0.0)
     reference.attributes["outside_fraction"] = float(outside / total)
 
 
@@ -225,12 +199,13 @@ def _fit_scale(reference: Reference, structures):
     n_knots = int(reference.reach_angstrom / SPACING_ANGSTROM) + 2
     power, count, onsite_power, onsite_count = {}, {}, {}, {}
     for operators in structures:
-        for z_i, z_j, _, onsite, coupled, vectors in coupled_groups(operators, reference.coupling, reference.gauge(operators)):
+        of_atoms = reference.onsite_blocks(operators)
+        gauge = reference.crystal_field.gauge(of_atoms) if reference.periodic else 0.0
+        for z_i, z_j, _, onsite, coupled, vectors in coupled_groups(operators, reference.coupling, gauge):
             coupling = reference.coupling[z_i, z_j]
             components = 2 * coupling.slot_degree + 1
             if onsite:
-                rest = coupled.copy()
-                rest[:, coupling.zero_order] -= reference.onsite_mean[z_i]
+                rest = coupled - reference.crystal_field.onsite(z_i, of_atoms.densities[z_i])
                 onsite_power[z_i] = onsite_power.get(z_i, 0) + _slot_power(coupling, rest).sum(0) / components
                 onsite_count[z_i] = onsite_count.get(z_i, 0) + len(coupled)
                 continue
@@ -270,10 +245,10 @@ def write_reference(path, reference: Reference):
         for (z_i, z_j), table in reference.two_centre.items():
             group = file.create_group(f"offsite/{z_i}-{z_j}")
             group["two_centre"], group["scale"] = table, reference.scale[z_i, z_j]
-        for z, mean in reference.onsite_mean.items():
+        for z, mean in reference.crystal_field.mean.items():
             group = file.create_group(f"onsite/{z}")
             group["mean"], group["scale"] = mean, reference.onsite_scale[z]
-            group.attrs["diagonal_hartree"] = reference.diagonal[z]
+            group["crystal_field"] = reference.crystal_field.tables[z]
 
 
 def read_reference(path) -> Reference:
@@ -287,6 +262,6 @@ def read_reference(path) -> Reference:
             reference.two_centre[key], reference.scale[key] = group["two_centre"][:], group["scale"][:]
         for name, group in file["onsite"].items():
             z = int(name)
-            reference.onsite_mean[z], reference.onsite_scale[z] = group["mean"][:], group["scale"][:]
-            reference.diagonal[z] = float(group.attrs["diagonal_hartree"])
+            reference.crystal_field.mean[z], reference.onsite_scale[z] = group["mean"][:], group["scale"][:]
+            reference.crystal_field.tables[z] = group["crystal_field"][:]
     return reference

@@ -32,10 +32,10 @@ class Convolved:
 class _EdgeModule(nn.Module):
     """What updates share: a radial network of the distance and the two elements."""
 
-    def __init__(self, lmax: int, species: int, cutoff: float, n: int, outputs: int):
+    def __init__(self, lmax: int, species: int, cutoff: float, c: dict, outputs: int):
         super().__init__()
         self.lmax, self.cutoff, self.layout = lmax, cutoff, layout(lmax)
-        self.radial = RadialNetwork(n, n, species, outputs)
+        self.radial = RadialNetwork(c["gaussians"], c["radial"], species, outputs)
 
     def weights(self) -> dict[str, Tensor]:
         r = self.radial
@@ -76,7 +76,7 @@ class EdgeEmbedding(_EdgeModule):
     """The first edge features: scalars, of the distance and the two elements alone. By chunk (E, C)."""
 
     def __init__(self, lmax: int, species: int, cutoff: float, c: dict):
-        super().__init__(lmax, species, cutoff, c["radial"], c["channels"])
+        super().__init__(lmax, species, cutoff, c, c["channels"])
         self.channels = c["channels"]
 
     def outputs(self, graph, x):
@@ -99,7 +99,7 @@ class _MessageModule(_EdgeModule):
     ):
         C = c["channels"]
         widths = {part: (lmax + 1) * C for part in parts} | {part: C for part in invariants}
-        super().__init__(lmax, species, cutoff, c["radial"], sum(widths.values()))
+        super().__init__(lmax, species, cutoff, c, sum(widths.values()))
         self.widths, self.channels, self.hidden, self.scalars = widths, C, c["hidden"], scalars
         self.rows = lmax + 1 if axial else (lmax + 1) ** 2
         as_channels = [{part: C for part in some} for some in (parts, invariants)]

@@ -1,0 +1,43 @@
+"""Errors of a trained network over all structures of a split: what the README quotes."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .analysis import errors, spectra
+from .analysis.tables import summary_row
+from .config import Material
+from .operators import read_operators
+from .predict import predict
+
+
+def evaluate(model_directory, material: Material, operators_paths: list[Path]) -> pd.DataFrame:
+    """A row per structure: identifier, set, and what `summary_row` gives of it against its DFT operators."""
+    rows = []
+    for path in operators_paths:
+        dft = read_operators(path)
+        predicted, baseline = (predict(model_directory, dft.atoms, reference_only=only).operators() for only in (False, True))
+        blocks = [errors.block_errors(dft, o, float(predicted.attributes["cutoff_angstrom"])) for o in (predicted, baseline)]
+        comparison = spectra.compare_spectra(dft, predicted, baseline, material.analysis)
+        name = {"structure": path.stem, "set": path.stem.rsplit("-", 1)[0]}
+        rows.append(name | summary_row(dft, predicted, *blocks, comparison))
+    return pd.DataFrame(rows)
+
+
+def summarise(rows: pd.DataFrame) -> dict:
+    """Over some structures: errors of H are means over all their elements, those of spectra means over structures."""
+    elements = rows["elements"].to_numpy()
+    onsite = rows["elements_onsite"].to_numpy()
+    mean = lambda name, weights: float(np.average(rows[name], weights=weights))  # noqa: E731
+    return {
+        "mae_mev": mean("mae_mev", elements),
+        "mae_mev_onsite": mean("mae_mev_onsite", onsite),
+        "mae_mev_offsite": mean("mae_mev_offsite", elements - onsite),
+        "baseline_mae_mev": mean("baseline_mae_mev", elements),
+        "eigenvalue_mae_mev_occupied": float(rows["eigenvalue_mae_mev_occupied"].mean()),
+        "gap_error_mev": float(rows["gap_error_mev"].abs().mean()),
+        "structures": len(rows),
+        "atoms": int(rows["atoms"].sum()),
+        "elements": int(elements.sum()),
+    }
