@@ -65,3 +65,33 @@ def test_every_field_that_is_a_quantity_says_what_it_is():
     undescribed = [(m, n) for m, n, f in fields(Material) if f.annotation in (float, int) and not f.description]
     assert undescribed == []
     assert Model().network.lmax == "auto"
+
+
+def _extended(tmp_path, **extension):
+    parent = GOOD | {"structures": {"train": {"split": "train", "builder": {"name": "bulk"}, "count": 4}}}
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump(parent))
+    (tmp_path / "part.yaml").write_text(yaml.safe_dump({"extends": "all"} | extension))
+    return load_material(tmp_path / "part.yaml")
+
+
+def test_an_extension_changes_splits_counts_and_graph_alone(tmp_path):
+    material = _extended(tmp_path, structures={"train": {"count": 2, "split": "test"}}, graph={"cutoff_angstrom": 5.0})
+    assert material.identifiers("test") == ["train-000", "train-001"]
+    assert material.graph.cutoff_angstrom == 5.0
+    assert material.species == load_material(tmp_path / "all.yaml").species
+
+
+@pytest.mark.parametrize(
+    ("extension", "message"),
+    [
+        ({"structures": {"train": {"rattle_angstrom": 0.2}}}, "structures.train differs from that of all"),
+        ({"structures": {"more": {"split": "test", "builder": {"name": "bulk"}}}}, "structures.more differs"),
+        ({"structures": {"train": {"count": 5}}}, "count is 5, but all has 4"),
+        ({"dft": {"cutoff_ry": 300}}, "dft or species differ"),
+        ({"extends": "nobody"}, "nobody.yaml: no such file.*all, part"),
+        ({"extends": "part"}, "part.yaml: extends part, which extends another itself"),
+    ],
+)
+def test_an_extension_that_would_need_dft_of_its_own_is_refused(tmp_path, extension, message):
+    with pytest.raises(ValueError, match=message):
+        _extended(tmp_path, **extension)

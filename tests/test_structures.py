@@ -4,11 +4,18 @@ import pytest
 from ase import Atoms
 
 from hamscale.config import Material, load_material, validate
-from hamscale.structures import build_structures, read_structure_file, wrap_as_cp2k, write_structure_file
+from hamscale.structures import (
+    build_structure,
+    build_structures,
+    kpoint_counts,
+    read_structure_file,
+    wrap_as_cp2k,
+    write_structure_file,
+)
 
 
 def test_the_same_seed_gives_the_same_structures_and_others_differ():
-    material = load_material("config/materials/hfo2.yaml")
+    material = load_material("config/materials/hfo2_demo.yaml")
     first, again = build_structures(material), build_structures(material)
     assert list(first) == material.identifiers()
     for identifier in first:
@@ -45,7 +52,7 @@ def test_no_atom_is_left_on_the_boundary_where_rounding_decides():
 
 
 def test_a_file_reads_back_to_the_same_positions(tmp_path):
-    atoms = build_structures(load_material("config/materials/hfo2.yaml"))["train-003"]
+    atoms = build_structures(load_material("config/materials/hfo2_demo.yaml"))["train-003"]
     write_structure_file(tmp_path / "a.extxyz", atoms)
     back = read_structure_file(tmp_path / "a.extxyz")
     np.testing.assert_allclose(back.positions, atoms.positions, atol=1e-15)
@@ -81,3 +88,67 @@ def test_atoms_closer_than_half_an_angstrom_are_refused(tmp_path):
     ase.io.write(tmp_path / "a.extxyz", Atoms("H2", [(0, 0, 0.1), (0, 0, 5.8)], cell=[6] * 3, pbc=True))
     with pytest.raises(ValueError, match="structures.a number 0: atoms 0 and 1 are 0.300 A apart, expected at least 0.5"):
         build_structures(_material(file={"path": str(tmp_path / "a.extxyz")}))
+
+
+def _rocksalt(**more) -> Material:
+    species = {symbol: {"basis": "SZV"} for symbol in ("Ge", "Sb", "Te")}
+    builder = {"name": "bulk", "arguments": {"name": "GeTe", "crystalstructure": "rocksalt", "a": 6.0, "cubic": True}}
+    return validate("m", {"species": species, "structures": {"a": {"split": "train", "builder": builder} | more}}, Material)
+
+
+def test_decorated_sites_have_exact_shares_and_every_structure_its_own():
+    material = _rocksalt(repeat=[2, 1, 1], decorate={"Ge": {"Ge": 1, "Sb": 2, "vacancy": 1}}, count=2)
+    first, second = build_structures(material).values()
+    assert first.get_chemical_formula() == second.get_chemical_formula() == "Ge2Sb4Te8"
+    assert len(first) == 14
+    sites = [{tuple(p) for p in a.positions[a.numbers == 51].round(3)} for a in (first, second)]
+    assert sites[0] != sites[1]
+
+
+def test_sites_that_cannot_be_shared_are_refused():
+    with pytest.raises(ValueError, match="structures.a.decorate: 4 sites of Ge cannot be shared.*multiple of 3"):
+        build_structures(_rocksalt(decorate={"Ge": {"Ge": 1, "Sb": 2}}))
+
+
+MELT = {"calculator": "ase.calculators.emt.EMT", "melt_kelvin": 2000, "melt_steps": 10, "quench_steps": 10, "relax_steps": 5}
+
+
+def _copper(**more) -> Material:
+    melt = {"density_g_cm3": 8.0} | MELT | more
+    builder = {"name": "bulk", "arguments": {"name": "Cu", "cubic": True}}
+    structure = {"split": "test", "builder": builder, "repeat": [2, 2, 2], "melt_quench": melt, "count": 2}
+    return validate("m", {"species": {"Cu": {"basis": "SZV"}}, "structures": {"a": structure}}, Material)
+
+
+def test_a_quenched_melt_has_its_density_no_crystal_and_the_same_atoms_each_time():
+    material = _copper()
+    first, second = build_structures(material).values()
+    assert first.get_masses().sum() / first.get_volume() * 1.66053906660 == pytest.approx(8.0, rel=1e-6)
+    assert len(first) == 32
+    distances = first.get_all_distances(mic=True)
+    assert distances[np.triu_indices(32, 1)].min() > 1.8
+    assert np.abs(first.positions - second.positions).max() > 0.5
+    assert np.array_equal(build_structure(material, "a-000").positions, first.positions)
+
+
+def test_a_calculator_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="structures.a.melt_quench.calculator: nowhere.Engine cannot be had"):
+        build_structures(_copper(calculator="nowhere.Engine"))
+
+
+def test_a_tile_is_made_of_the_structure_at_hand():
+    atoms = build_structures(load_material("config/materials/silicon.yaml"))["test-000"]
+    moved = atoms.copy()
+    moved.positions += [0.01, 0, 0]
+    material = load_material("config/materials/silicon.yaml").model_dump(exclude_none=True)
+    material["structures"]["t"] = {"split": "predict", "tile": {"of": "test-000"}, "repeat": [2, 1, 1]}
+    tiled = build_structure(validate("m", material, Material), "t-000", moved)
+    expected = wrap_as_cp2k(moved.repeat((2, 1, 1)))
+    np.testing.assert_allclose(tiled.positions, expected.positions, atol=1e-8)
+
+
+def test_a_grid_by_length_is_the_same_density_in_every_cell():
+    small = Atoms("H", cell=[5.1, 5.0, 10.4], pbc=True)
+    assert kpoint_counts(small, (3, 3, 3), None) == (3, 3, 3)
+    assert kpoint_counts(small, (1, 1, 1), 10.0) == (2, 2, 1)
+    assert kpoint_counts(small.repeat((2, 2, 2)), (1, 1, 1), 10.0) == (1, 1, 1)

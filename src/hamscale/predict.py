@@ -26,7 +26,7 @@ from .operators import (
     write_pieces,
 )
 from .parallel.env import World
-from .parallel.exchange import NoExchange
+from .stream import forward_in_parts
 from .structures import wrap_as_cp2k
 from .train.checkpoint import load_model
 from .train.ranks import rank_part
@@ -148,22 +148,21 @@ def predict(
     model, reference = load_model(model_directory)
     _check_known(atoms, reference, model_directory)
     graph = structure_graph(wrap_as_cp2k(atoms), reference.basis, reference.cutoff_angstrom)
-    halo, swap = None, NoExchange()
+    halo = swap = None
     if world.size > 1:
         graph, halo, swap = rank_part(graph, reference, world, world.size, exchange=exchange)
     offsite, onsite = {}, {}
     if not reference_only:
         model = model.to(world.device, dtype)
-        with torch.inference_mode():
-            inputs = graph_inputs(graph, reference, model.lmax, dtype, halo=halo).to(world.device)
-            offsite, onsite = model(inputs, swap)
-    elements = sorted(reference.basis)
-    prediction = assemble(
-        graph,
-        reference,
-        {(elements[i], elements[j]): v.cpu().numpy() for (i, j), v in offsite.items()},
-        {elements[s]: v.cpu().numpy() for s, v in onsite.items()},
-    )
+        if world.size == 1:
+            offsite, onsite = forward_in_parts(model, graph, reference, dtype)
+        else:
+            with torch.inference_mode():
+                inputs = graph_inputs(graph, reference, model.lmax, dtype, halo=halo).to(world.device)
+                elements, of_rank = sorted(reference.basis), model(inputs, swap)
+            offsite = {(elements[i], elements[j]): v.cpu().numpy() for (i, j), v in of_rank[0].items()}
+            onsite = {elements[s]: v.cpu().numpy() for s, v in of_rank[1].items()}
+    prediction = assemble(graph, reference, offsite, onsite)
     prediction.attributes = {
         "source": "reference" if reference_only else "predicted",
         "model": Path(model_directory).name,

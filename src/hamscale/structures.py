@@ -10,7 +10,7 @@ import ase.io
 import numpy as np
 from ase import Atoms
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.velocitydistribution import thermalize_momenta
 from ase.neighborlist import neighbor_list
 from ase.optimize import FIRE
 from ase.spacegroup import crystal
@@ -121,9 +121,14 @@ def melt_quench(where: str, atoms: Atoms, settings: MeltQuench, rng: np.random.G
     atoms.calc = calculator
     # the packing's steepest contacts first: dynamics from there would throw atoms out
     FIRE(atoms, logfile=None).run(fmax=5.0, steps=50)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=settings.melt_kelvin, rng=rng)
+    thermalize_momenta(atoms, settings.melt_kelvin, rng=rng)
     dynamics = Langevin(
-        atoms, settings.timestep_fs * fs, temperature_K=settings.melt_kelvin, friction=settings.friction_per_fs / fs, rng=rng
+        atoms,
+        settings.timestep_fs * fs,
+        temperature_K=settings.melt_kelvin,
+        friction=settings.friction_per_fs / fs,
+        fixcm=False,
+        rng=rng,
     )
     dynamics.run(settings.melt_steps)
     for step in range(settings.quench_steps):

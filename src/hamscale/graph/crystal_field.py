@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.linalg import eigh
 
 from ..angular import real_spherical_harmonics
 from ..operators import Operators
@@ -21,7 +22,8 @@ from .coupling import Coupling, coupled_groups
 
 SPACING_ANGSTROM = 0.25
 ATOMS_AT_ONCE = 2000
-BEND_PENALTY, SIZE_PENALTY = 1e-2, 1e-4  # relative to the mean square of a feature
+SIZE_PENALTY = 1e-3  # of tables, beside that of their second differences
+INFLATION = 2.0
 
 
 def densities(graph, elements: list[int], lmax: int, atoms: slice = slice(None)) -> np.ndarray:
@@ -54,23 +56,30 @@ def densities(graph, elements: list[int], lmax: int, atoms: slice = slice(None))
 @dataclass
 class OnsiteBlocks:
     """Onsite blocks of one structure, coupled: blocks z -> (A_z, n) of H, overlap z -> (n,) of S (the same for all atoms of an element),
-    densities z -> (A_z, (lmax+1)^2, features). Hartree."""
+    densities z -> (A_z, (lmax+1)^2, features). Atoms of an element ascend; rows (A,): where each atom stands. Hartree."""
 
     blocks: dict
     overlap: dict
     densities: dict
+    rows: np.ndarray
 
 
 def onsite_blocks(operators: Operators, coupling: Coupling, graph) -> OnsiteBlocks:
     """What the fit takes of a structure; graph: its edges within the cutoff."""
-    blocks, overlap, features = {}, {}, {}
-    all_densities = densities(graph, sorted(coupling.basis), coupling.lmax)
-    for values, store in ((operators.hamiltonian, blocks), (operators.overlap, overlap)):
-        for z, _, index, onsite, coupled, _ in coupled_groups(replace(operators, hamiltonian=values), coupling):
-            if onsite:
-                store[z] = coupled
-                features[z] = all_densities[operators.pairs[index, 0]]
-    return OnsiteBlocks(blocks, {z: s[0] for z, s in overlap.items()}, features)
+    numbers = operators.atoms.numbers
+    features = densities(graph, sorted(coupling.basis), coupling.lmax)
+    result = OnsiteBlocks({}, {}, {}, np.empty(len(numbers), np.int64))
+    for z in np.unique(numbers).tolist():
+        atoms = np.flatnonzero(numbers == z)
+        result.rows[atoms] = np.arange(len(atoms))
+        result.densities[z], result.blocks[z] = features[atoms], np.zeros((len(atoms), coupling[z, z].size))
+    for z, _, index, onsite, coupled, _ in coupled_groups(operators, coupling):
+        if onsite:
+            result.blocks[z][result.rows[operators.pairs[index, 0]]] = coupled
+    for z, _, _, onsite, coupled, _ in coupled_groups(replace(operators, hamiltonian=operators.overlap), coupling):
+        if onsite:
+            result.overlap[z] = coupled[0]
+    return result
 
 
 @dataclass
@@ -123,11 +132,11 @@ def fit_crystal_field(structures: list[OnsiteBlocks], coupling: Coupling, period
         features = np.concatenate([s.densities[z] for _, s in of])
         tables, mean = [], np.zeros(coupling[z, z].n_slots)
         for L, part in coupling[z, z].slices.items():
-            X, X0, solve = _least_squares(features, L)
-            Y = blocks[:, part].reshape(len(X), -1)
-            table = solve(X.T @ Y)
+            fit = _Fit(features, L)
+            Y = blocks[:, part].reshape(len(fit.X), -1)
+            table = fit.table(Y - Y.mean(0) if L == 0 else Y)
             if L == 0:
-                mean[: Y.shape[1]] = Y.mean(0) - X0 @ table
+                mean[: Y.shape[1]] = Y.mean(0) - fit.mean @ table
             tables.append(table)
         result.mean[z], result.tables[z] = mean, np.concatenate(tables, 1)
     return result
@@ -140,31 +149,52 @@ def _gauges(structures: list[OnsiteBlocks], coupling: Coupling) -> np.ndarray:
     """
     n = len(structures)
     normal, right = np.zeros((n, n)), np.zeros(n)
-    for z in {z for s in structures for z in s.blocks}:
+    for z in sorted({z for s in structures for z in s.blocks}):
         of = [k for k, s in enumerate(structures) if z in s.blocks]
-        features = np.concatenate([structures[k].densities[z] for k in of])
-        part = coupling[z, z].slices[0]
-        Y = np.concatenate([structures[k].blocks[z][:, part] for k in of])
+        fit, part = _Fit(np.concatenate([structures[k].densities[z] for k in of]), 0), coupling[z, z].slices[0]
         S = structures[of[0]].overlap[z][part]
-        of_structure = np.zeros((len(Y), n))
-        of_structure[np.arange(len(Y)), np.repeat(of, [len(structures[k].blocks[z]) for k in of])] = 1
-        X, _, solve = _least_squares(features, 0)
-        rest = lambda y, X=X, solve=solve: (y - y.mean(0)) - X @ solve(X.T @ y)  # noqa: E731
+        y = np.concatenate([structures[k].blocks[z][:, part] for k in of]) @ S[:, None]
+        of_structure = np.zeros((len(y), n))
+        of_structure[np.arange(len(y)), np.repeat(of, [len(structures[k].blocks[z]) for k in of])] = 1
+        # what is alike in all atoms of a structure is the gauge's, so the penalty is chosen on what is not
+        mean = of_structure.T @ y / np.maximum(of_structure.sum(0), 1)[:, None]
+        penalty = fit.penalty(y - of_structure @ mean)
+        rest = lambda v, fit=fit, penalty=penalty: (v - v.mean(0)) - fit.X @ fit.table(v - v.mean(0), penalty)  # noqa: E731
         normal += (S @ S) * of_structure.T @ rest(of_structure)
-        right += of_structure.T @ rest(Y @ S)
+        right += (of_structure.T @ rest(y))[:, 0]
     return np.linalg.lstsq(normal, right, rcond=1e-10)[
         0
     ]  # of all solutions, which differ by a common shift, the one of mean zero
 
 
-def _least_squares(features: np.ndarray, L: int):
-    """Centred design matrix (rows, features) of one L, what was taken from it, and what solves its penalised normal equations."""
-    n = features.shape[2]
-    X = features[:, L * L : (L + 1) ** 2].reshape(-1, n)
-    X0 = X.mean(0) if L == 0 else np.zeros(n)
-    X = X - X0
-    bend = np.diff(np.eye(n), n=2, axis=0)
-    N = X.T @ X
-    power = np.trace(N) / n or 1.0  # an atom without neighbours
-    inverse = np.linalg.inv(N + power * (BEND_PENALTY * bend.T @ bend + SIZE_PENALTY * np.eye(n)))
-    return X, X0, lambda right: inverse @ right
+class _Fit:
+    """Penalised least squares of one L: min |Y - X T|^2 + a tr(T^T P T), P of second differences and of size, X centred for L = 0.
+
+    a minimises |Y - X T|^2 / (rows - INFLATION * effective parameters)^2, generalised cross-validation (G. H. Golub, M. Heath,
+    G. Wahba, Technometrics 21, 215 (1979)), inflated because atoms of one structure are no independent samples. With
+    N V = P V d and V^T P V = 1 every a costs a few sums.
+    """
+
+    def __init__(self, features: np.ndarray, L: int):
+        n = features.shape[2]
+        X = features[:, L * L : (L + 1) ** 2].reshape(-1, n)
+        self.mean = X.mean(0) if L == 0 else np.zeros(n)
+        self.X = X - self.mean
+        bend = np.diff(np.eye(n), n=2, axis=0)
+        self.d, self.V = eigh(self.X.T @ self.X, bend.T @ bend + SIZE_PENALTY * np.eye(n))
+        self.d = np.maximum(self.d, 0)
+
+    def penalty(self, Y: np.ndarray) -> float:
+        c, total = self.V.T @ (self.X.T @ Y), (Y**2).sum()
+        penalties = max(self.d.max(), 1e-12) * np.logspace(-8, 1, 19)
+        scores = []
+        for a in penalties:
+            rest = total - (c**2 * ((self.d + 2 * a) / (self.d + a) ** 2)[:, None]).sum()
+            free = len(Y) - INFLATION * (self.d / (self.d + a)).sum()
+            scores.append(max(rest, 0) / free**2 if free > 0 else np.inf)
+        return float(penalties[np.argmin(scores)])
+
+    def table(self, Y: np.ndarray, penalty: float | None = None) -> np.ndarray:
+        """(features, columns of Y)."""
+        penalty = self.penalty(Y) if penalty is None else penalty
+        return self.V @ ((self.V.T @ (self.X.T @ Y)) / (self.d + penalty)[:, None])

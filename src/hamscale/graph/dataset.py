@@ -128,8 +128,8 @@ def training_graph(operators: Operators, reference: Reference) -> Graph:
     for z_i, z_j, blocks, onsite, coupled, vectors in coupled_groups(operators, coupling, gauge):
         pair = coupling[z_i, z_j]
         if onsite:
-            coupled -= reference.crystal_field.onsite(z_i, of_atoms.densities[z_i])
-            graph.onsite[z_i][atom_rows[operators.pairs[blocks, 0]]] = coupled
+            row = atom_rows[operators.pairs[blocks, 0]]
+            graph.onsite[z_i][row] = coupled - reference.crystal_field.onsite(z_i, of_atoms.densities[z_i][row])
         else:
             near = rows[blocks] >= 0
             rotations = edge_rotations(vectors[near], max(pair.slots))

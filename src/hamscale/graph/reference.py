@@ -201,11 +201,12 @@ def _fit_scale(reference: Reference, structures):
     for operators in structures:
         of_atoms = reference.onsite_blocks(operators)
         gauge = reference.crystal_field.gauge(of_atoms) if reference.periodic else 0.0
-        for z_i, z_j, _, onsite, coupled, vectors in coupled_groups(operators, reference.coupling, gauge):
+        for z_i, z_j, blocks, onsite, coupled, vectors in coupled_groups(operators, reference.coupling, gauge):
             coupling = reference.coupling[z_i, z_j]
             components = 2 * coupling.slot_degree + 1
             if onsite:
-                rest = coupled - reference.crystal_field.onsite(z_i, of_atoms.densities[z_i])
+                of_these = of_atoms.densities[z_i][of_atoms.rows[operators.pairs[blocks, 0]]]
+                rest = coupled - reference.crystal_field.onsite(z_i, of_these)
                 onsite_power[z_i] = onsite_power.get(z_i, 0) + _slot_power(coupling, rest).sum(0) / components
                 onsite_count[z_i] = onsite_count.get(z_i, 0) + len(coupled)
                 continue

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .chunks import Chunk, apply
 from .layers import DegreeLinear, FeedForward, Norm
+from .readout import SMALL_READOUT
 from .updates import EdgeEmbedding, EdgeUpdate, Messages
 
 
@@ -150,7 +151,7 @@ class HamiltonianNetwork(nn.Module):
         self.read_norm = Norm(lmax, C)
         self.onsite_readout = nn.ParameterDict(
             {
-                f"{s}-{L}": nn.Parameter(torch.randn(C, n) / C**0.5)
+                f"{s}-{L}": nn.Parameter(SMALL_READOUT * torch.randn(C, n) / C**0.5)
                 for s in range(species)
                 for L, n in slots[s, s].items()
                 if lmax >= L
@@ -169,9 +170,8 @@ class HamiltonianNetwork(nn.Module):
         Hermitian by construction: a block is the mean of its own read-out and of the adjoint of its partner's, (j, i, -R).
         exchange: appends what other ranks own, of atoms and of edges (parallel/exchange.py). recompute: less memory, a little more time.
         """
-        scalars = self.atom_embedding[inputs.species]
-        x = torch.cat([scalars[:, None], scalars.new_zeros(len(scalars), (self.lmax + 1) ** 2 - 1, scalars.shape[1])], 1)
-        edges = apply(self.edge_embedding, inputs, scalars, [])
+        x = self.embed(inputs.species)
+        edges = apply(self.edge_embedding, inputs, x[:, 0], [])
         for node_update, edge_update, norm in zip(self.node_updates, self.edge_updates, self.edge_update_norms):
             x = exchange(node_update(x, edges, inputs, not recompute))
             edges = apply(edge_update, inputs, norm(x), edges, not recompute, last_use=True)
@@ -182,6 +182,21 @@ class HamiltonianNetwork(nn.Module):
             for (s_i, s_j), p in inputs.pairs.items()
         }
         return offsite, self.read_onsite(inputs, self.read_norm(x))
+
+    def embed(self, species: Tensor) -> Tensor:
+        """First features of atoms, (A, K, C): scalars of their elements."""
+        scalars = self.atom_embedding[species]
+        return torch.cat([scalars[:, None], scalars.new_zeros(len(scalars), (self.lmax + 1) ** 2 - 1, scalars.shape[1])], 1)
+
+    def edge_features(self, inputs: Inputs, x: list[Tensor], layer: int) -> list[Tensor]:
+        """Features of edges before node update `layer`, made anew from those of the atoms after each layer before, x[0..layer].
+
+        For layer = number of layers: the read-out, (G, n) for each of inputs.pairs, not yet averaged with the reversed edges'.
+        """
+        edges = apply(self.edge_embedding, inputs, x[0][:, 0], [])
+        for update, norm, features in zip(self.edge_updates, self.edge_update_norms, x[1 : layer + 1]):
+            edges = apply(update, inputs, norm(features), edges, False, last_use=True)
+        return edges
 
     def read_onsite(self, inputs: Inputs, x: Tensor) -> dict[int, Tensor]:
         onsite = {}

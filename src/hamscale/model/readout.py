@@ -11,6 +11,8 @@ from .chunks import Buffers, Chunk
 from .layers import Norm
 from .rotations import layout
 
+SMALL_READOUT = 0.05  # of the scale: training starts near the reference, not as far from it as the reference is from DFT
+
 
 class EdgeReadout(nn.Module):
     """Norm, then one matrix per pair of elements and degree L: coupled components (G, n) of all edges of a pair, times their scale.
@@ -25,7 +27,7 @@ class EdgeReadout(nn.Module):
         self.norm = Norm(lmax, channels)
         self.matrices = nn.ParameterDict(
             {
-                f"{s_i}-{s_j}-{L}": nn.Parameter(torch.randn(channels, n) / channels**0.5)
+                f"{s_i}-{s_j}-{L}": nn.Parameter(SMALL_READOUT * torch.randn(channels, n) / channels**0.5)
                 for (s_i, s_j), degrees in slots.items()
                 for L, n in degrees.items()
                 if lmax >= L

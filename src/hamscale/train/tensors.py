@@ -54,15 +54,24 @@ def build_network(network: Network, reference: Reference) -> HamiltonianNetwork:
 
 
 def graph_inputs(
-    graph: Graph, reference: Reference, lmax: int, dtype: torch.dtype, chunk: int = 768, halo: Halo | None = None
+    graph: Graph,
+    reference: Reference,
+    lmax: int,
+    dtype: torch.dtype,
+    chunk: int = 768,
+    halo: Halo | None = None,
+    ghosts: np.ndarray | None = None,
 ) -> Inputs:
     """Tensors of a graph, or, with a halo, of that rank's part of one.
 
-    chunk: edges that are processed together, rounded to whole destinations.
+    chunk: edges that are processed together, rounded to whole destinations. ghosts: sources of a part that it does not own, where
+    no block meets its adjoint (stream.py).
     """
     elements = sorted(reference.basis)
     coupling = Coupling(reference.basis)
-    known = graph.owned if halo is None else np.concatenate([halo.owned, halo.ghosts])
+    if halo is not None:
+        ghosts = halo.ghosts
+    known = graph.owned if ghosts is None else np.concatenate([graph.owned, ghosts])
     row = np.full(len(graph.atoms), -1)
     row[known] = np.arange(len(known))
     source, destination = row[graph.edges[:, 1]], row[graph.edges[:, 0]]
@@ -83,7 +92,10 @@ def graph_inputs(
         spans,
         n_species=len(elements),
     )
-    reverse = _reverse_rows(graph, _cut_edges(graph, halo) if halo is not None else None)
+    if halo is None and ghosts is not None:
+        reverse = np.full(len(graph.edges), -1)
+    else:
+        reverse = _reverse_rows(graph, _cut_edges(graph, halo) if halo is not None else None)
     for z_i, z_j in graph.kinds:
         edges = graph.edges_of(z_i, z_j)
         pair = coupling[z_i, z_j]

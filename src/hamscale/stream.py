@@ -1,0 +1,88 @@
+"""The network's forward pass in bounded memory: some atoms and the edges into them at a time, layer after layer.
+
+Between layers only the features of atoms are kept, (A, K, C) each; those of the edges, hundreds of times as many, follow from them
+edge by edge and are made anew for every layer. Beside that there is the read-out of all edges and what describes one part.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from .graph.coupling import Coupling
+from .graph.dataset import Graph
+from .graph.reference import Reference
+from .model.network import HamiltonianNetwork
+from .operators import match_pairs, reversed_pairs
+from .train.tensors import graph_inputs
+
+EDGES_AT_ONCE = 1 << 17
+
+
+@torch.inference_mode()
+def forward_in_parts(
+    model: HamiltonianNetwork, graph: Graph, reference: Reference, dtype=torch.float32, edges_at_once: int = EDGES_AT_ONCE
+) -> tuple[dict, dict]:
+    """What the network gives of a whole graph, numpy: offsite (z_i, z_j) -> (G, n), onsite z -> (A_z, n), Hartree.
+
+    Equal to one pass to rounding, for any number of edges at once.
+    """
+    elements, device = sorted(reference.basis), next(model.parameters()).device
+    species = torch.from_numpy(np.searchsorted(elements, graph.atoms.numbers)).to(device)
+    x = [model.embed(species)]
+    for layer, update in enumerate(model.node_updates):
+        features = torch.empty_like(x[0])
+        for part, known in _parts(graph, edges_at_once):
+            inputs, local = _inputs(part, known, model, reference, dtype, x)
+            edges = model.edge_features(inputs, local, layer)
+            features[known[: inputs.atoms]] = update(local[layer], edges, inputs, False)
+        x.append(features)
+    offsite = {
+        (a, b): np.empty((len(graph.edges_of(a, b)), Coupling(reference.basis)[a, b].size), np.float32) for a, b in graph.kinds
+    }
+    onsite, done = {}, dict.fromkeys(offsite, 0)
+    for part, known in _parts(graph, edges_at_once):
+        inputs, local = _inputs(part, known, model, reference, dtype, x)
+        for (a, b), values in zip(inputs.pairs, model.edge_features(inputs, local, len(x) - 1)):
+            key = elements[a], elements[b]
+            offsite[key][done[key] : done[key] + len(values)] = values.cpu().numpy()
+            done[key] += len(values)
+        for s, values in model.read_onsite(inputs, model.read_norm(local[-1][: inputs.atoms])).items():
+            onsite.setdefault(elements[s], []).append(values.cpu().numpy())
+    _make_hermitian(graph, Coupling(reference.basis), offsite)
+    return offsite, {z: np.concatenate(values) for z, values in onsite.items()}
+
+
+def _parts(graph: Graph, edges_at_once: int):
+    """(part, atoms it knows: its own, then the sources it does not own), in the order of the atoms."""
+    ends = np.searchsorted(graph.edges[:, 0], np.arange(len(graph.atoms) + 1))
+    atom = 0
+    while atom < len(graph.atoms):
+        last = max(atom + 1, int(np.searchsorted(ends, ends[atom] + edges_at_once, side="right")) - 1)
+        edges, owned = graph.edges[ends[atom] : ends[last]], np.arange(atom, last)
+        sources = np.unique(edges[:, 1])
+        ghosts = sources[(sources < atom) | (sources >= last)]
+        yield replace(graph, edges=edges, owned=owned, offsite={}, onsite={}), np.concatenate([owned, ghosts])
+        atom = last
+
+
+def _inputs(part: Graph, known: np.ndarray, model, reference: Reference, dtype, x: list):
+    device = x[0].device
+    inputs = graph_inputs(part, reference, model.lmax, dtype, ghosts=known[len(part.owned) :]).to(device)
+    atoms = torch.from_numpy(known).to(device)
+    return inputs, [features[atoms] for features in x]
+
+
+def _make_hermitian(graph: Graph, coupling: Coupling, offsite: dict):
+    """Each block becomes the mean of itself and of the adjoint of (j, i, -R), in place, some pairs at a time."""
+    rows, partner = graph.rows(np.arange(len(graph.edges))), match_pairs(reversed_pairs(graph.edges), graph.edges)
+    for first in range(0, len(graph.edges), EDGES_AT_ONCE):
+        some = np.arange(first, min(first + EDGES_AT_ONCE, len(graph.edges)))
+        some = some[some < partner[some]]
+        numbers = graph.atoms.numbers[graph.edges[some, :2]]
+        for a, b in graph.kinds:
+            of_pair = (numbers == (a, b)).all(1)
+            own, other = rows[some[of_pair]], rows[partner[some[of_pair]]]
+            (to_own, sign), (to_other, other_sign) = coupling[a, b].edge_adjoint, coupling[b, a].edge_adjoint
+            mean = 0.5 * (offsite[a, b][own] + offsite[b, a][other][:, to_own] * sign)
+            offsite[a, b][own], offsite[b, a][other] = mean, mean[:, to_other] * other_sign
