@@ -228,6 +228,9 @@ class Training(Section):
     warmup: int = Field(20, ge=0, description="steps of linear warm-up")
     patience: PositiveInt = Field(10, description="plateau: validations without improvement before the rate drops")
     factor: PositiveFloat = Field(0.5, lt=1, description="plateau: what the rate is multiplied by")
+    weight_decay: NonNegativeFloat = Field(
+        0.0, description="shrinks weights by rate x this each step, apart from the gradient (AdamW): against learning by heart"
+    )
     gradient_clip: PositiveFloat = Field(1.0, description="largest norm of the gradient")
     l2_scale_mev: PositiveFloat = Field(10.0, description="loss = mean |d| + mean d^2 / this (meV)")
     onsite_weight: PositiveFloat = Field(0.1, description="weight of the onsite blocks' loss beside that of the offsite ones")

@@ -6,6 +6,7 @@ First the pipeline; then, on a copy of its folder, a training that a fault meets
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,7 @@ NETWORK = {"layers": 1, "channels": 4, "hidden": 4, "values": 4, "feed_forward":
 MODELS = {
     "tiny": {"steps": 6, "validate_every": 3},
     "cancelled": {"steps": 400, "validate_every": 20, "schedule": "constant"},
+    "endless": {"steps": 10**6, "validate_every": 20, "schedule": "constant"},
 }
 # two ranks on one node
 TRAIN = ["mpi=srun", "nodes=1", "tasks_per_node=2", "cpus_per_task=1", "launch=srun --nodes=1 --ntasks-per-node=2"]
@@ -137,6 +139,32 @@ class Training:
     def start(self):
         return start(self.folder, *self.resources, "--rerun-triggers", "mtime", "--", self.target)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        """What still runs of this folder is ended, and the nodes are whole again."""
+        self.process.kill()
+        for _ in range(300):
+            for job in self.jobs():
+                subprocess.run(["scancel", "--signal=KILL", "--full", job], capture_output=True)
+                subprocess.run(["scancel", job], capture_output=True)
+            for line in subprocess.run(
+                ["sinfo", "-h", "-N", "-p", "normal", "-o", "%N %t"], capture_output=True, text=True
+            ).stdout.splitlines():
+                node, state = line.split()
+                if state.rstrip("*~#!%$@^-") not in ("idle", "alloc", "mix", "comp"):  # refused where it came back by itself
+                    subprocess.run(["scontrol", "update", f"NodeName={node}", "State=RESUME"], capture_output=True)
+            if not self.jobs() and nodes_that_are("idle") == 2:
+                return
+            time.sleep(0.2)
+        raise AssertionError(subprocess.run(["sinfo", "-N"], capture_output=True, text=True).stdout)
+
+    def step(self, words: str) -> int:
+        """The number after some words of the log, once they stand there."""
+        self.wait_for(lambda: re.search(rf"{words} (\d+)", self.text()))
+        return int(re.search(rf"{words} (\d+)", self.text())[1])
+
     def text(self) -> str:
         return self.log.read_text() if self.log.is_file() else ""
 
@@ -164,13 +192,66 @@ ACTIVE = ("RUNNING", "PENDING", "COMPLETING", "CONFIGURING")
 
 
 def test_a_cancelled_job_is_submitted_again_and_finishes(pipeline, tmp_path):
-    t = Training(pipeline[0], tmp_path / "cancelled", "cancelled", 10)
-    first = t.running()
-    subprocess.run(["scancel", first], check=True)
-    assert t.process.wait(200) == 0, (t.folder / "snakemake.log").read_text()[-3000:]
-    assert "resumed at step" in t.text()
-    assert (t.folder / t.target).is_file()
-    assert not t.jobs()
+    with Training(pipeline[0], tmp_path / "cancelled", "cancelled", 10) as t:
+        first = t.running()
+        subprocess.run(["scancel", first], check=True)
+        assert t.process.wait(300) == 0, (t.folder / "snakemake.log").read_text()[-3000:]
+        assert "resumed at step" in t.text()
+        assert (t.folder / t.target).is_file()
+        assert not t.jobs()
+
+
+def nodes_that_are(state: str) -> int:
+    return (
+        subprocess.run(["sinfo", "-h", "-N", "-p", "normal", "-o", "%t"], capture_output=True, text=True)
+        .stdout.split()
+        .count(state)
+    )
+
+
+def test_walltime_the_signal_is_obeyed_and_training_goes_on_at_the_step_it_left(pipeline, tmp_path):
+    """Slurm's own signal, 100 s before the end of 2 minutes; on Alps it is 3 minutes before the end of 12 hours."""
+    with Training(pipeline[0], tmp_path / "walltime", "endless", 2, "slurm_extra=--signal=USR1@100") as t:
+        first = t.running()
+        stopped = t.step("stopped by a signal after step")
+        t.wait_for(lambda: "resumed at step" in t.text())
+        assert t.step("resumed at step") == stopped
+        assert t.jobs("RUNNING") != [first]
+        assert "exit code 85" in (t.folder / "snakemake.log").read_text() or "exit status 85" in read_slurm_logs(t.folder)
+
+
+def read_slurm_logs(folder: Path) -> str:
+    return "".join(p.read_text() for p in (folder / "logs" / "slurm").rglob("*.log"))
+
+
+def test_a_node_that_goes_down_gives_its_job_back_and_training_goes_on(pipeline, tmp_path):
+    with Training(pipeline[0], tmp_path / "down", "endless", 30) as t:
+        job = t.running()
+        node = subprocess.run(["squeue", "-h", "-j", job, "-o", "%N"], capture_output=True, text=True).stdout.strip()
+        before = t.text()
+        subprocess.run(["scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test"], check=True)
+        t.wait_for(lambda: t.jobs("PENDING") == [job])
+        # a requeued job waits two minutes: that is Slurm's own prudence, and not what is tested
+        subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
+        t.wait_for(lambda: t.text() != before and "resumed at step" in t.text())
+        assert t.jobs("RUNNING") == [job]  # the same job: Snakemake kept waiting for it
+        assert t.process.poll() is None
+
+
+def test_a_killed_snakemake_starts_again_by_the_line_of_the_docs_and_nothing_runs_twice(pipeline, tmp_path):
+    (way_out,) = re.findall(r"^squeue --me .*--unlock$", (ROOT / "docs" / "alps.md").read_text(), re.M)
+    with Training(pipeline[0], tmp_path / "killed", "endless", 30) as t:
+        first = t.running()
+        os.kill(t.process.pid, signal.SIGKILL)
+        t.process.wait()
+        assert t.jobs("RUNNING") == [first]  # it goes on without Snakemake
+        env = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+        done = subprocess.run(["bash", "-c", way_out], cwd=t.folder, capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        t.process = t.start()
+        t.wait_for(lambda: t.jobs("RUNNING") not in ([], [first]))
+        t.wait_for(lambda: "resumed at step" in t.text())
+        assert len(t.jobs()) == 1
 
 
 def test_a_full_disk_leaves_no_half_file(pipeline, tmp_path):

@@ -77,7 +77,7 @@ def train(
     group, groups = world.rank // ranks, world.size // ranks
     validation = validation[group::groups]
     baseline = _evaluate(None, validation, world)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=settings.factor, patience=settings.patience)
     fingerprint = _fingerprint(model_config, reference_path, train_paths, validation_paths)
     best, recent = {}, Errors()
