@@ -2,12 +2,15 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from conftest import TOY, copy_workflow
 from hamscale.operators import read_operators
@@ -106,6 +109,50 @@ def test_every_rule_of_the_shipped_configurations_is_planned(config, tmp_path):
 def test_lint_is_clean():
     result = snakemake(ROOT, "--lint")
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("profile", [("alps",), ("workflow/profiles/slurm", "--sdm", "env-modules")], ids=lambda p: p[0])
+def test_the_profiles_plan_every_rule_without_slurm(profile, tmp_path):
+    """env-modules, which no rule names: Snakemake asks for conda even where it only plans."""
+    for name in ("Snakefile", "workflow", "config", "envs", "alps"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    programs = tmp_path / "bin"  # of the system none but these, whatever else is installed
+    programs.mkdir()
+    for name in ("sh", "bash", "which"):
+        (programs / name).symlink_to(shutil.which(name))
+
+    def say(*arguments):
+        env = os.environ | {"PATH": f"{BIN}:{programs}"}
+        return subprocess.run([BIN / "snakemake", *arguments], cwd=tmp_path, capture_output=True, text=True, env=env)
+
+    planned = say("--profile", *profile, "-n")
+    assert planned.returncode == 0, planned.stderr
+    rules = set(say("--profile", *profile, "--list-rules").stdout.split())
+    assert {"dft_batch", "train", "predict"} < rules
+    table = set(re.findall(r"^(\w+) +\d+$", planned.stdout, re.M))
+    assert rules - table == {"partition"}  # for looking: made on request alone
+
+
+def test_another_cluster_needs_little():
+    alps, plain = (yaml.safe_load((ROOT / p / "config.yaml").read_text()) for p in ("alps", "workflow/profiles/slurm"))
+    assert set(plain) - set(alps) == {"software-deployment-method"}
+    assert {r for r in plain["set-resources"]} <= set(alps["set-resources"])
+
+
+@pytest.mark.parametrize("graph", ["--dag", "--rulegraph"])
+def test_the_graphs_render(graph):
+    if not shutil.which("dot"):
+        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "graphviz"]
+        with suppress(OSError):
+            subprocess.run(command, capture_output=True)
+    if not shutil.which("dot"):
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("Graphviz's dot is not there and cannot be installed")
+    text = snakemake(ROOT, graph, "--forceall", "--configfile", "config/demo.yaml")
+    assert text.returncode == 0, text.stderr
+    drawn = subprocess.run(["dot", "-Tsvg"], input=text.stdout, capture_output=True, text=True)
+    assert drawn.returncode == 0, drawn.stderr
+    for rule in ("structure", "dft", "train", "predict", "analyse", "figures", "summary"):
+        assert re.search(rf">{rule}\b", drawn.stdout), rule
 
 
 def test_wrong_settings_are_told_in_lines_without_a_traceback(project):
