@@ -24,7 +24,7 @@ from ase.data import chemical_symbols
 
 from ..basis import Basis, ElementBasis, shells_only
 from ..files import atomic_folder
-from ..operators import Operators, match_pairs
+from ..operators import Operators, check_finite, match_pairs
 from ..structures import wrap_as_cp2k
 from ..units import ev_to_hartree, hartree_to_ev
 from .stream import Stored
@@ -119,8 +119,9 @@ def read(folder) -> Operators:
         pairs = _wrap(atoms, pairs)
         operators = Operators(atoms, basis, pairs, ev_to_hartree(hamiltonian), overlap, attributes).sorted()
         for name in ("hamiltonian", "overlap"):
+            check_finite(name, getattr(operators, name))
             error = operators.make_hermitian(getattr(operators, name))
-            if not error <= HERMITICITY_TOLERANCE:  # NaN is not, either
+            if error > HERMITICITY_TOLERANCE:
                 raise ValueError(
                     f"{name} differs from its adjoint by {error:.1e} (Hartree, 1), expected at most {HERMITICITY_TOLERANCE:.0e}."
                 )

@@ -80,10 +80,11 @@ def _create_cells(file: h5py.File, grid, stored: Stored, device: "Device | None"
 
 
 def _append(group: h5py.Group, row, column, value):
-    start = group["data"].shape[0]
     for name, values in (("data", value), ("row", row), ("col", column)):
-        group[name].resize((start + len(value),))
-        group[name][start:] = values
+        dataset = group[name]
+        start = dataset.shape[0]
+        dataset.resize((start + len(values),))
+        dataset[start:] = values
 
 
 def _elements(stored: Stored, rows: Rows, device: "Device | None") -> Iterator[tuple]:

@@ -19,10 +19,11 @@ SUFFIXES = {"tbtrans": ".nc", "tshs": ".TSHS"}
 
 def _sisl():
     try:
+        import netCDF4  # noqa: F401  (what sisl writes .nc with)
         import sisl
-    except ImportError:
+    except ImportError as error:
         raise ValueError(
-            "sisl is not installed, expected it for the targets sisl, tbtrans and tshs. pip install 'hamscale[export]'."
+            f"{error.name} is not installed, expected it for the targets sisl, tbtrans and tshs. pip install 'hamscale[export]'."
         ) from None
     return sisl
 
