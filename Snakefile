@@ -35,4 +35,8 @@ localrules:
 rule all:
     input:
         "results/summary.csv",
-        [target for run in RUNS for target in predictions(run) + figures(run)],
+        [
+            target
+            for run in RUNS
+            for target in predictions(run) + figures(run) + exports(run)
+        ],

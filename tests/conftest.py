@@ -11,15 +11,16 @@ import pytest
 import yaml
 from ase import Atoms
 from ase.spacegroup import crystal
+from scipy.linalg import eigh
 from scipy.spatial.transform import Rotation
 
 from hamscale.basis import Basis, material_basis, read_element_basis
 from hamscale.config import Material
 from hamscale.dft.inputs import cp2k_input
-from hamscale.dft.outputs import RECORD
+from hamscale.dft.outputs import RECORD, parse_output, read_run
 from hamscale.dft.run import run_cp2k
 from hamscale.graph.overlap import overlap_table
-from hamscale.operators import Operators, group_by_species, is_onsite, pair_vectors
+from hamscale.operators import Operators, group_by_species, is_onsite, pair_vectors, write_operators
 from hamscale.structures import wrap_as_cp2k
 
 DATA = Path(__file__).parent / "data"
@@ -121,6 +122,50 @@ def recorded(tmp_path_factory) -> dict[str, Path]:
                 records["row"], records["column"], records["value"] = row + 1, column + 1, full[f"{name}_v"][part]
                 records.tofile(root / "si8" / f"si8-{name}_SPIN_1_R_{number[tuple(cell.tolist())]}-1_0.csr")
     return {name: root / name for name in ("h2o_bin", "h2o_txt", "si8", "si8_cut")}
+
+
+def of_log(directory: Path, basis: Basis) -> Operators:
+    """A recorded run of the silicon cube, with the atoms its own log prints."""
+    output = parse_output(directory / "run.out")
+    return read_run(directory, Atoms(output.elements, output.positions, cell=[5.431] * 3, pbc=True), basis)
+
+
+@pytest.fixture(scope="session")
+def si8(recorded) -> Operators:
+    """Eight atoms, all elements as CP2K wrote them, and the atoms where it counts its images from."""
+    operators = of_log(recorded["si8"], basis_of(Si=SZV))
+    fractions = operators.atoms.positions / 5.431
+    operators.atoms.positions -= 5.431 * np.trunc(fractions + 0.5)  # all are positive
+    return operators
+
+
+@pytest.fixture(params=["dft", "si8"])
+def solid(request) -> Operators:
+    """A model with s, p and d shells, then H and S of DFT."""
+    return request.getfixturevalue(request.param)
+
+
+def written(folder: Path, operators: Operators) -> Path:
+    """The file of some operators."""
+    write_operators(folder / "operators.h5", operators)
+    return folder / "operators.h5"
+
+
+KPOINTS = [(0.0, 0.0, 0.0), (0.5, 0.0, 0.5), (0.13, -0.27, 0.41)]
+
+
+def bands_hartree(operators: Operators) -> np.ndarray:
+    """Eigenvalues at KPOINTS, (K, n)."""
+    return np.array([eigh(*operators.at_k(k), eigvals_only=True) for k in KPOINTS])
+
+
+def bands_of_cells(H: dict, S: dict) -> np.ndarray:
+    """Eigenvalues at KPOINTS of dense matrices by cell, H(k) = sum_R exp(2 pi i k.R) H(R)."""
+    result = []
+    for k in KPOINTS:
+        Hk, Sk = (sum(np.exp(2j * np.pi * np.dot(k, R)) * M for R, M in matrices.items()) for matrices in (H, S))
+        result.append(eigh(Hk, Sk, eigvals_only=True))
+    return np.array(result)
 
 
 def material(species: dict[str, str], **dft) -> Material:

@@ -26,7 +26,7 @@ def main(arguments=None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(function, *positional, **options):
-        p = verbs.add_parser(function.__name__, help=function.__doc__.splitlines()[0], description=function.__doc__)
+        p = verbs.add_parser(function.__name__.rstrip("_"), help=function.__doc__.splitlines()[0], description=function.__doc__)
         for name in positional:
             p.add_argument(name.rstrip("+"), nargs="+" if name.endswith("+") else None, type=Path)
         for name, keywords in options.items():
@@ -86,6 +86,20 @@ def main(arguments=None) -> int:
     )
     reference_only = {"action": "store_true", "help": "the two-centre reference without the network: the baseline"}
     verb(predict, "model", "structure", out=out, reference_only=reference_only, exchange=exchange)
+    verb(
+        export,
+        "operators",
+        to={
+            "required": True,
+            "metavar": "FORMAT",
+            "help": "quatrex, sisl, tbtrans, tshs, deeph, cp2k, cp2k-text, matrixmarket",
+        },
+        out=out,
+        transport={"metavar": "AXIS", "help": "quatrex: an open device along a, b or c, in blocks; default: the cell as it is"},
+        repeat={"type": int, "metavar": "N", "help": "quatrex: copies of the structure along the axis; default 1"},
+        blocks={"type": int, "metavar": "N", "help": "quatrex: blocks along the axis; default: the most without a loss"},
+    )
+    verb(import_, "source", out=out)
     one = {"type": Path, "required": True, "metavar": "FILE"}
     verb(analyse, "material", dft=one, predicted=one, baseline=one, out=out)
     verb(
@@ -312,6 +326,22 @@ def predict(model: Path, structure: Path, out: Path, reference_only: bool, excha
 
     with ranks() as world:
         run(model, read_structure_file(structure), reference_only, world=world, exchange=exchange).write(out, world)
+
+
+def export(operators: Path, to: str, out: Path, **options):
+    """Write H and S for another code: quatrex, sisl, TBtrans, Siesta, DeepH, CP2K's own CSR, MatrixMarket (docs/files.md)."""
+    from .export import export as run
+
+    for line in run(operators, to, out, **{name: value for name, value in options.items() if value is not None}):
+        print(f"{out}: {line}")
+
+
+def import_(source: Path, out: Path):
+    """Turn a DeepH data set into operators: one structure into the file OUT, a folder of many into OUT/NAME.h5."""
+    from .export import import_deeph
+
+    for path in import_deeph(source, out):
+        print(path)
 
 
 @contextmanager

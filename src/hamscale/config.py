@@ -271,11 +271,15 @@ class Cluster(Section):
     )
 
 
+Export = Literal["quatrex", "tbtrans", "tshs", "deeph", "cp2k", "cp2k-text", "matrixmarket"]
+
+
 class Config(Section):
     """config/config.yaml"""
 
     runs: Annotated[list[Run], Field(min_length=1, description="which material is learnt by which model")]
     cluster: Cluster = Cluster()
+    export: list[Export] = Field([], description="formats that every prediction of a test or predict set is exported to")
 
 
 # ---------------------------------------------------------------------------------------------------------------- reading

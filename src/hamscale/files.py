@@ -1,6 +1,7 @@
 """Writing files so that a crash or a full disk never leaves half of one, and reading HDF5 files that say what they are."""
 
 import os
+import shutil
 import subprocess
 import tempfile
 from contextlib import contextmanager
@@ -28,6 +29,28 @@ def atomic(path):
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path):
+    """Yield a temporary folder beside `path`; on success its files are flushed to disk and it is renamed, else it is removed.
+
+    Raises ValueError where `path` is there and is not an empty folder: what it holds may be anything.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path}: exists, expected a new or an empty folder. Remove it or give another name.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        temporary.chmod(0o755)  # mkdtemp made it private
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path, text: str):

@@ -6,11 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import sisl
 
 from conftest import TOY, copy_workflow
+from hamscale.analysis.spectra import eigenvalues
 from hamscale.operators import read_operators
+from hamscale.units import HARTREE_IN_EV
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -31,6 +35,8 @@ def project(tmp_path):
 
 
 def test_from_config_to_predicted_hamiltonian_and_report(project):
+    config = project / "config" / "config.yaml"
+    config.write_text(config.read_text() + "export: [quatrex, tbtrans]\n")
     result = snakemake(project, "--show-failed-logs")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     summary = pd.read_csv(project / "results" / "summary.csv")
@@ -41,6 +47,11 @@ def test_from_config_to_predicted_hamiltonian_and_report(project):
     assert max(tiled.hermiticity_error().values()) == 0
     log = (project / "logs" / "toy" / "operators" / "train-000.log").read_text()
     assert "against those CP2K printed: max" in log
+
+    exported = project / "results" / "toy" / "export" / "tiny" / "tiled-000"
+    assert (exported / "quatrex" / "hamiltonian.h5").is_file()
+    back = sisl.get_sile(exported / "hamiltonian.nc").read_hamiltonian()
+    assert np.abs(back.eigh() - eigenvalues(tiled, (0, 0, 0))[0] * HARTREE_IN_EV).max() < 1e-8
 
     again = snakemake(project)
     assert "Nothing to be done" in again.stdout + again.stderr

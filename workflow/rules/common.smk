@@ -28,6 +28,9 @@ FIGURES = (
     "training",
 )
 
+# sisl tells its formats by the suffix
+SISL_FILES = {"tbtrans": "hamiltonian.nc", "tshs": "hamiltonian.TSHS"}
+
 
 wildcard_constraints:
     material="[A-Za-z0-9_]+",
@@ -125,6 +128,16 @@ def predictions(run):
         material=run.material,
         model=run.model,
         id=MATERIALS[run.material].identifiers("test", "predict"),
+    )
+
+
+def exports(run):
+    return expand(
+        "results/{material}/export/{model}/{id}/{target}",
+        material=run.material,
+        model=run.model,
+        id=MATERIALS[run.material].identifiers("test", "predict"),
+        target=[SISL_FILES.get(target, target) for target in CONFIG.export],
     )
 
 

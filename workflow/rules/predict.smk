@@ -20,6 +20,40 @@ rule predict:
         " hamscale predict {params.model} {input.structure} --out {output} > {log} 2>&1"
 
 
+rule export:
+    input:
+        "results/{material}/predicted/{model}/{id}.h5",
+    output:
+        directory("results/{material}/export/{model}/{id}/{target}"),
+    log:
+        "logs/{material}/export/{model}/{id}/{target}.log",
+    wildcard_constraints:
+        target="quatrex|deeph|cp2k|cp2k-text|matrixmarket",
+    conda:
+        "../../envs/hamscale.yaml"
+    message:
+        "export to {wildcards.target}: {wildcards.material} {wildcards.id}"
+    shell:
+        "hamscale export {input} --to {wildcards.target} --out {output} > {log} 2>&1"
+
+
+rule export_sisl:
+    input:
+        "results/{material}/predicted/{model}/{id}.h5",
+    output:
+        "results/{material}/export/{model}/{id}/hamiltonian.{suffix}",
+    log:
+        "logs/{material}/export/{model}/{id}/{suffix}.log",
+    wildcard_constraints:
+        suffix="nc|TSHS",
+    conda:
+        "../../envs/hamscale.yaml"
+    message:
+        "export to {wildcards.suffix}: {wildcards.material} {wildcards.id}"
+    shell:
+        "hamscale export {input} --to sisl --out {output} > {log} 2>&1"
+
+
 rule baseline:
     input:
         weights="results/{material}/models/{model}/weights.safetensors",
