@@ -15,7 +15,7 @@ import pandas as pd
 
 from . import config
 from .config import load_config
-from .files import write_text
+from .files import facts, write_table, write_text
 
 STOPPED = 85
 EIGENVALUE_TOLERANCE_HARTREE = 5e-8  # of parsed H(k), S(k) against what CP2K printed; runs here give 1e-10 or less
@@ -82,7 +82,22 @@ def main(arguments=None) -> int:
     verb(predict, "model", "structure", out=out, reference_only=reference_only, exchange=exchange)
     one = {"type": Path, "required": True, "metavar": "FILE"}
     verb(analyse, "material", dft=one, predicted=one, baseline=one, out=out)
+    verb(view, "predicted", parts={"type": int, "default": 8, "help": "ranks its atoms are shared by"}, out=out)
     verb(figures, "analysis", "train_csv", out=out)
+    verb(
+        figure_8,
+        label={"nargs": "+", "required": True, "help": "of the structures, then of the one shown"},
+        analysis={"type": Path, "nargs": "+", "required": True, "metavar": "DIR", "help": "what `analyse` wrote of each"},
+        view={"type": Path, "required": True, "metavar": "DIR", "help": "what `view` wrote of the one shown"},
+        out=out,
+    )
+    verb(
+        draw,
+        figure={"choices": ["fig3", "fig5", "fig6", "fig7", "fig8"], "nargs": "*", "help": "default: all"},
+        raw={"type": Path, "default": Path("resources/raw"), "help": "folder of tables; default resources/raw"},
+        out=out,
+    )
+    verb(index, results={"type": Path, "default": Path("results"), "help": "folder of results"}, out=out)
     verb(summary, "summaries+", out=out)
     verb(table, "summary")
     options = vars(parser.parse_args(arguments))
@@ -313,7 +328,7 @@ def ranks():
 
 
 def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, out: Path):
-    """Compare predicted with DFT operators: OUT/{summary, by_pair, by_distance, decay, bands, dos, heatmap}.csv."""
+    """Compare predicted with DFT operators: OUT/{summary, by_pair, by_distance, blocks, decay, bands, dos, heatmap}.csv."""
     from .analysis.tables import analysis_tables
     from .operators import read_operators
 
@@ -322,6 +337,48 @@ def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, out: Pat
     name = {"material": material.stem, "model": predicted.parent.name, "structure": predicted.stem}
     for table_name, content in analysis_tables(*files, settings.analysis, name).items():
         write_text(out / f"{table_name}.csv", content.to_csv(index=False))
+
+
+def view(predicted: Path, parts: int, out: Path):
+    """Tables of a structure and its predicted H that need no DFT: OUT/{atoms, parts, image}.csv."""
+    from .analysis.views import view_tables
+    from .operators import read_operators
+
+    operators = read_operators(predicted)
+    facts = {
+        "cell_angstrom": operators.atoms.cell.round(6).tolist(),
+        "orbitals": operators.n_orbitals,
+        "model": operators.attributes["model"],
+    }
+    for name, content in view_tables(operators, parts).items():
+        write_table(out / f"{name}.csv", content, **facts)
+
+
+def figure_8(label: list[str], analysis: list[Path], view: Path, out: Path):
+    """The tables of figure 8, OUT/fig8_*.csv, from those of `analyse` and `view`."""
+    from .analysis.views import figure_8_tables
+
+    if len(label) != len(analysis) + 1:
+        raise ValueError(f"{len(label)} labels for {len(analysis)} structures and one view: expected one each.")
+    about = facts(view / "atoms.csv") | {"label": label[-1]}
+    about = {name: about[name] for name in ("label", "cell_angstrom", "orbitals", "model")}
+    for name, content in figure_8_tables(dict(zip(label, analysis)), view).items():
+        write_table(out / f"fig8_{name}.csv", content, **about)
+
+
+def draw(figure: list[str], raw: Path, out: Path):
+    """Draw figures of the paper from raw tables: OUT/figN.pdf and .png."""
+    from .figures import PAPER, draw_paper
+
+    for name in figure or PAPER:
+        draw_paper(name, raw, out)
+
+
+def index(results: Path, out: Path):
+    """One page of all materials, without a server or another file: structures, partitions, H, errors, bands, DOS."""
+    from .page import index_page
+
+    write_text(out, index_page(results))
 
 
 def figures(analysis: Path, train_csv: Path, out: Path):

@@ -51,6 +51,13 @@ def read_table(path) -> pd.DataFrame:
         return pd.read_csv(path, skiprows=int(file.readline().startswith("#")))
 
 
+def facts(path) -> dict:
+    """What the first line of a table says; empty without one."""
+    with open(path) as file:
+        line = file.readline()
+    return json.loads(line[1:]) if line.startswith("#") else {}
+
+
 @contextmanager
 def create_h5(path, schema: str, **attributes):
     """Open a new HDF5 file for writing, atomically; attributes `schema`, provenance and those given are set."""

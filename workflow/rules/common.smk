@@ -26,6 +26,8 @@ FIGURES = (
     "training",
 )
 
+FIGURE_8_TABLES = ("summary", "decay", "blocks", "bands", "dos", "atoms", "image")
+
 
 wildcard_constraints:
     material="[A-Za-z0-9_]+",
@@ -128,4 +130,21 @@ def summaries(wildcards):
         f"results/{run.material}/analysis/{run.model}/{id}/summary.csv"
         for run in RUNS
         for id in MATERIALS[run.material].identifiers("test")
+    ]
+
+
+def views(wildcards):
+    return [
+        f"results/{run.material}/analysis/{run.model}/{id}/atoms.csv"
+        for run in RUNS
+        for id in MATERIALS[run.material].identifiers("test", "predict")
+    ]
+
+
+def figure_8_files(structures, table):
+    """A table of each of the structures that figure 8 shows."""
+    of = CONFIG.figure_8
+    return [
+        f"results/{of.material}/analysis/{of.model}/{id}/{table}.csv"
+        for id in structures.values()
     ]

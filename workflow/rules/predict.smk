@@ -46,15 +46,21 @@ rule analyse:
     output:
         expand(
             "results/{{material}}/analysis/{{model}}/{{id}}/{table}.csv",
-            table=(
-                "summary",
-                "by_pair",
-                "by_distance",
-                "decay",
-                "bands",
-                "dos",
-                "heatmap",
-            ),
+            table=("summary", "blocks", "decay", "bands", "dos", "heatmap"),
+        ),
+        by_pair=report(
+            "results/{material}/analysis/{model}/{id}/by_pair.csv",
+            caption="../report/by_pair.rst",
+            category="{material}",
+            subcategory="{id}",
+            labels={"what": "table: errors by pair", "model": "{model}"},
+        ),
+        by_distance=report(
+            "results/{material}/analysis/{model}/{id}/by_distance.csv",
+            caption="../report/by_distance.rst",
+            category="{material}",
+            subcategory="{id}",
+            labels={"what": "table: errors by distance", "model": "{model}"},
         ),
     log:
         "logs/{material}/analysis/{model}/{id}.log",
@@ -71,12 +77,36 @@ rule analyse:
         " --out {params.out} > {log} 2>&1"
 
 
+# Of what DFT cannot do as well: atoms, their parts, |H| as an image
+rule view:
+    input:
+        "results/{material}/predicted/{model}/{id}.h5",
+    output:
+        expand(
+            "results/{{material}}/analysis/{{model}}/{{id}}/{table}.csv",
+            table=("atoms", "parts", "image"),
+        ),
+    log:
+        "logs/{material}/view/{model}/{id}.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    params:
+        out=output_folder,
+    message:
+        "atoms, parts and H of {wildcards.material} {wildcards.id}"
+    shell:
+        "hamscale view {input} --out {params.out} > {log} 2>&1"
+
+
 rule summary:
     input:
         summaries,
     output:
         report(
-            "results/summary.csv", caption="../report/summary.rst", category="Summary"
+            "results/summary.csv",
+            caption="../report/summary.rst",
+            category="Summary",
+            labels={"what": "table: errors of all held-out structures"},
         ),
     log:
         "logs/summary.log",
