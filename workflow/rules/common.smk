@@ -141,10 +141,11 @@ def views(wildcards):
     ]
 
 
-def figure_8_files(structures, table):
-    """A table of each of the structures that figure 8 shows."""
+def figure_8_files(structures, *tables):
+    """Tables of each of the structures that figure 8 shows."""
     of = CONFIG.figure_8
     return [
         f"results/{of.material}/analysis/{of.model}/{id}/{table}.csv"
         for id in structures.values()
+        for table in tables
     ]

@@ -152,8 +152,8 @@ if CONFIG.figure_8:
 
     rule figure_8_tables:
         input:
-            analysis=figure_8_files(CONFIG.figure_8.structures, "summary"),
-            view=figure_8_files(CONFIG.figure_8.tiled, "atoms"),
+            analysis=figure_8_files(CONFIG.figure_8.structures, *FIGURE_8_TABLES[:-2]),
+            view=figure_8_files(CONFIG.figure_8.tiled, *FIGURE_8_TABLES[-2:]),
         output:
             expand("results/raw/fig8_{table}.csv", table=FIGURE_8_TABLES),
         log:
@@ -163,7 +163,9 @@ if CONFIG.figure_8:
             "../../envs/hamscale.yaml"
         params:
             labels=[*CONFIG.figure_8.structures, *CONFIG.figure_8.tiled],
-            analysis=lambda w, input: [str(Path(f).parent) for f in input.analysis],
+            analysis=lambda w, input: list(
+                dict.fromkeys(str(Path(f).parent) for f in input.analysis)
+            ),
             view=lambda w, input: str(Path(input.view[0]).parent),
         message:
             "tables of figure 8"
