@@ -53,7 +53,7 @@ def image_table(operators: Operators, pixels: int = PIXELS) -> pd.DataFrame:
 def figure_8_tables(analyses: dict[str, Path], view: Path) -> dict[str, pd.DataFrame]:
     """What figure 8 is drawn from: tables of `analyse` of some structures, by label, side by side, and the view of another.
 
-    summary, decay, blocks, bands, dos (with a column `label`), atoms, image. Bands within 8 eV of the highest occupied eigenvalue.
+    summary, decay, blocks, bands, dos (with a column `label`), atoms, image. Bands and DOS within 8 eV of the highest occupied eigenvalue.
     """
     result = {}
     for name in ("summary", "decay", "blocks", "bands", "dos"):
@@ -62,6 +62,7 @@ def figure_8_tables(analyses: dict[str, Path], view: Path) -> dict[str, pd.DataF
     inside = result["bands"].groupby(["structure_label", "band"])["dft_ev"].transform
     low, high = inside("max") > BAND_WINDOW_EV[0], inside("min") < BAND_WINDOW_EV[1]
     result["bands"] = result["bands"][low & high].drop(columns="baseline_ev")
+    result["dos"] = result["dos"][result["dos"]["energy_ev"].between(*BAND_WINDOW_EV)]
     most = 400  # of a pair of elements: what can be told apart in print
     thin = [p.iloc[:: -(-len(p) // most)] for _, p in result["decay"].groupby(["structure_label", "pair"], sort=False)]
     result["decay"] = pd.concat(thin)
