@@ -54,13 +54,14 @@ def parts_of_network():
 # ------------------------------------------------------------------------------------------------------------ on each rank
 
 
-def run_rank(atoms_strong: int, atoms_weak: int, out: Path):
+def run_rank(atoms_strong: int, atoms_weak: int, only: str, out: Path):
     """All scalings on this world, then, on two ranks or more, the constants of the exchange; rank 0 writes."""
     with world("cpu") as w:
         torch.set_num_threads(1)
         rows = []
-        for mode, atoms in (("strong", hafnia(atoms_strong)), ("weak", hafnia(atoms_weak * w.size))):
-            rows += measure(w, mode, atoms)
+        if only != "node-update":
+            for mode, atoms in (("strong", hafnia(atoms_strong)), ("weak", hafnia(atoms_weak * w.size))):
+                rows += measure(w, mode, atoms)
         for method in METHODS if w.size > 1 else ("one rank",):
             rows += measure_node_update(w, hafnia(atoms_strong), method)
         constants = exchange_constants(w) if w.size > 1 else {}
@@ -103,26 +104,32 @@ def measure_node_update(w: World, atoms: Atoms, method: str) -> list[dict]:
 
 
 def timed(w: World, run, swap, names: dict) -> list[dict]:
-    """A row per repeat and rank: seconds of packing, exchange (waiting included), unpacking and the rest."""
+    """A row per repeat and rank: seconds of packing, exchange (waiting included), unpacking and, of CPU time, the rest.
+
+    Of all repeats those REPEATS stay in which the exchange, summed over ranks, was shortest: on a machine with neighbours a rank
+    that is not running lets the others wait.
+    """
     rows = []
-    for repeat in range(WARM + REPEATS):
+    for repeat in range(WARM + REPEATS * (1 if swap is None else 4)):
         if swap:
             swap.statistics.clear()
         w.barrier()
-        start = time.perf_counter()
+        start = time.thread_time()
         run()
-        wall = time.perf_counter() - start
+        own = time.thread_time() - start
         s = swap.statistics if swap else None
         split = [s.pack_s, s.exchange_s, s.unpack_s] if s else [0.0] * 3
         everyone = torch.zeros(w.size, 5, dtype=torch.float64)
-        everyone[w.rank] = torch.tensor([names["edges"], *split, wall - sum(split)])
+        everyone[w.rank] = torch.tensor([names["edges"], *split, own - split[0] - split[2]])
         w.sum(everyone)
         if repeat >= WARM:
             for rank, (edges, pack, exchange, unpack, compute) in enumerate(everyone.tolist()):
                 of_rank = {"rank": rank, "edges": int(edges), "pack_s": pack, "exchange_s": exchange, "unpack_s": unpack}
                 times = of_rank | {"compute_s": compute}
                 rows.append({"kind": "measured"} | names | {"ranks": w.size, "repeat": repeat - WARM} | times)
-    return rows
+    table = pd.DataFrame(rows)
+    waited = table.groupby("repeat").exchange_s.transform("sum").rank(method="dense")
+    return table[waited <= REPEATS].to_dict("records") if swap else rows
 
 
 def exchange_constants(w: World) -> dict:
@@ -151,7 +158,7 @@ def exchange_constants(w: World) -> dict:
 
 
 def compute_constants() -> dict:
-    """Message rate of a layer (node and edge update) against the number of messages, and the rate of packing; one thread."""
+    """Message rate of a layer (node and edge update) against the number of messages; one thread."""
     torch.set_num_threads(1)
     basis, reference, network = parts_of_network()
     messages, rates = [], []
@@ -166,29 +173,38 @@ def compute_constants() -> dict:
                 times.append(time.perf_counter() - start)
         messages.append(len(graph.edges))
         rates.append(len(graph.edges) * LAYERS / float(np.median(times[WARM:])))
+    return {"messages": messages, "messages_per_second": rates}
+
+
+def copy_constants() -> dict:
+    """Rates of packing and unpacking, as TorchExchange.swap does them; the least of 200."""
     x, rows = torch.randn(4000, (LMAX + 1) ** 2, CHANNELS), torch.randperm(4000)[:2000]
-    times = []
-    for _ in range(50):
+    received, times = x[:2000].clone(), {"pack_bytes_s": [], "unpack_bytes_s": []}
+    for _ in range(200):
         start = time.perf_counter()
-        torch.cat([x.index_select(0, rows).reshape(-1)])  # as TorchExchange.swap does
-        times.append(time.perf_counter() - start)
-    received, unpacked = x[:2000].clone(), []
-    for _ in range(50):
-        start = time.perf_counter()
+        torch.cat([x.index_select(0, rows).reshape(-1)])
+        packed = time.perf_counter()
         torch.cat([received])
-        unpacked.append(time.perf_counter() - start)
-    return {
-        "messages": messages,
-        "messages_per_second": rates,
-        "pack_bytes_s": 2000 * EMBEDDING_BYTES / float(np.median(times)),
-        "unpack_bytes_s": 2000 * EMBEDDING_BYTES / float(np.median(unpacked)),
-    }
+        times["unpack_bytes_s"].append(time.perf_counter() - packed)
+        times["pack_bytes_s"].append(packed - start)
+    return {name: 2000 * EMBEDDING_BYTES / min(t) for name, t in times.items()}
 
 
-def launch(ranks: int, atoms_strong: int, atoms_weak: int) -> dict:
+def launch(ranks: int, o) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
-        arguments = [__file__, "rank", "--strong-atoms", atoms_strong, "--weak-atoms", atoms_weak, "--out", out]
+        arguments = [
+            __file__,
+            "rank",
+            "--strong-atoms",
+            o.strong_atoms,
+            "--weak-atoms",
+            o.weak_atoms,
+            "--only",
+            o.only,
+            "--out",
+            out,
+        ]
         runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
         command = [sys.executable] if ranks == 1 else runner
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -197,16 +213,20 @@ def launch(ranks: int, atoms_strong: int, atoms_weak: int) -> dict:
 
 
 def do_measure(o):
-    results = {ranks: launch(ranks, o.strong_atoms, o.weak_atoms) for ranks in o.ranks}
-    rows = pd.DataFrame([row for r in results.values() for row in r["rows"]])
-    constants = compute_constants() | next((r["constants"] for r in results.values() if r["constants"]), {})
-    here = Machine(
-        f"{machine()['processor']}, a core per rank", tuple(constants["messages"]), tuple(constants["messages_per_second"]),
-        constants["pack_bytes_s"], constants["latency_s"], constants["bandwidth_bytes_s"],
-        f"benchmarks/scaling.py measure, {os.cpu_count()} cores, gloo", constants["unpack_bytes_s"],
-    )  # fmt: skip
-    write_table(o.raw / "scaling_measured.csv", rows, machine=here.name, cutoff_angstrom=CUTOFF, layers=LAYERS)
-    write_text(o.raw / "scaling_machine.json", json.dumps(asdict(here) | provenance(), indent=2) + "\n")
+    results = {ranks: launch(ranks, o) for ranks in o.ranks}
+    rows = pd.DataFrame([row for r in results.values() for row in r["rows"]]).assign(**provenance())
+    path, constants_path = o.raw / "scaling_measured.csv", o.raw / "scaling_machine.json"
+    if o.only == "all":
+        found = compute_constants() | next((r["constants"] for r in results.values() if r["constants"]), {})
+    else:
+        known, found = pd.read_csv(path), json.loads(constants_path.read_text())
+        rows = pd.concat([known[known.what != "node update"], rows])
+    constants = asdict(Machine(**{k: found[k] for k in ("messages", "messages_per_second", "latency_s", "bandwidth_bytes_s")} | {
+        "name": f"{machine()['processor']}, a core per rank",
+        "source": f"benchmarks/scaling.py measure, {os.cpu_count()} cores, gloo",
+    } | copy_constants()))  # fmt: skip
+    write_text(path, rows.to_csv(index=False, float_format="%.5g"))
+    write_text(constants_path, json.dumps(constants | provenance(), indent=2) + "\n")
     table = []
     for (mode, ranks), group in rows[rows.what == "forward"].groupby(["mode", "ranks"]):
         total = group.assign(seconds=group.pack_s + group.exchange_s + group.unpack_s + group.compute_s)
@@ -347,6 +367,9 @@ def main():
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--strong-atoms", type=int, default=768)
     parser.add_argument("--weak-atoms", type=int, default=384, help="per rank")
+    parser.add_argument(
+        "--only", choices=["all", "node-update"], default="all", help="of `measure`; other rows and constants stay"
+    )
     parser.add_argument("--cutoff", type=float, default=12.0, help="Angstrom, of `partitions`")
     parser.add_argument("--most-ranks", type=int, default=8192)
     parser.add_argument("--metis-atoms", type=int, default=192000)
@@ -354,7 +377,7 @@ def main():
     parser.add_argument("--out", type=Path)
     o = parser.parse_args()
     if o.what == "rank":
-        run_rank(o.strong_atoms, o.weak_atoms, o.out)
+        run_rank(o.strong_atoms, o.weak_atoms, o.only, o.out)
     else:
         {"measure": do_measure, "partitions": do_partitions, "model": do_model}[o.what](o)
 

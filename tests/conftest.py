@@ -202,7 +202,7 @@ def copy_workflow(folder: Path, material: str, models: dict) -> Path:
     """The workflow with its profiles in a folder, where the material `toy` is learnt by the first of some models."""
     root = Path(__file__).parents[1]
     shutil.copy(root / "Snakefile", folder)
-    for name in ("workflow", "envs", "alps"):
+    for name in ("workflow", "envs", "alps", "resources"):
         shutil.copytree(root / name, folder / name)
     for name in ("materials", "models"):
         (folder / "config" / name).mkdir(parents=True)

@@ -26,7 +26,9 @@ def atoms_3d(table: pd.DataFrame, ax: Axes, colours, cell_angstrom, size: float 
             ax.plot(
                 *np.transpose([a @ cell + origin, (a + np.eye(3)[axis]) @ cell + origin]), color="0.3", linewidth=0.5, zorder=1
             )
-    ax.set_box_aspect(np.abs(cell).sum(0), zoom=1.2)
+    low, high = (corners @ cell + origin).min(0), (corners @ cell + origin).max(0)
+    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
+    ax.set_box_aspect(high - low, zoom=1.1)
     ax.view_init(elev=24, azim=-60)
     ax.set_axis_off()
     return ax
@@ -77,18 +79,28 @@ def figure_8(raw: Path) -> Figure:
     top = matrices.subplots(1, 3)
     for letter, label, ax in zip("ab", labels, top):
         panel(decay(of("decay", label), ax, cutoff), letter, label)
-        ax.set_ylim(1e-3, 1e6)
-        ax.legend(markerscale=6, ncols=2, loc="upper right", handletextpad=0.3, columnspacing=0.8)
+        ax.set_ylim(1e-3, 1e5)
+        handles, names = ax.get_legend_handles_labels()
+        of_axes = slice(0, -1) if letter == "a" else slice(-1, None)  # the pairs in one, the cutoff in the other
+        ax.legend(
+            handles[of_axes],
+            names[of_axes],
+            markerscale=6,
+            loc="upper right",
+            handletextpad=0.3,
+            frameon=True,
+            edgecolor="none",
+        )
     panel(error_violins(t["blocks"], top[2]), "c", "errors of held-out cells")
     picture, image = (
         tiled.add_subplot(1, 2, 1, projection="3d"),
         tiled.add_subplot(1, 2, 2),
     )
-    atoms_3d(t["atoms"], picture, [ELEMENTS.get(e, "0.5") for e in t["atoms"]["element"]], about["cell_angstrom"], size=12)
+    atoms_3d(t["atoms"], picture, [ELEMENTS.get(e, "0.5") for e in t["atoms"]["element"]], about["cell_angstrom"], size=22)
     panel(picture, "d", f"{about['label']}, {len(t['atoms']):,} atoms")
     for element in dict.fromkeys(t["atoms"]["element"]):
         picture.scatter([], [], [], color=ELEMENTS.get(element, "0.5"), label=element)
-    picture.legend(loc="center left")
+    picture.legend(loc="center left", bbox_to_anchor=(-0.35, 0.5), markerscale=0.8)
     panel(h_image(t["image"], image, about["orbitals"]), "e", "its predicted H")
     bottom = spectra.subplots(1, 2 * len(labels), width_ratios=(1.3, 1) * len(labels), sharey=True)
     for k, label in enumerate(labels):

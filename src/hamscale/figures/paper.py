@@ -200,7 +200,7 @@ def _split_legend(figure):
 
 
 def figure_6(raw: Path) -> Figure:
-    runs, model = read_table(raw / "scaling_measured.csv"), read_table(raw / "scaling_node_update.csv")
+    runs, model = pd.read_csv(raw / "scaling_measured.csv"), read_table(raw / "scaling_node_update.csv")
     runs = runs[runs["what"] == "node update"]
     links = read_table(raw / "topology.csv")
     figure = new_figure(PAGE_INCHES, 6.2)
@@ -222,7 +222,7 @@ def figure_6(raw: Path) -> Figure:
 
 
 def figure_7(raw: Path) -> Figure:
-    runs, model = read_table(raw / "scaling_measured.csv"), pd.read_csv(raw / "scaling_modelled.csv")
+    runs, model = pd.read_csv(raw / "scaling_measured.csv"), pd.read_csv(raw / "scaling_modelled.csv")
     runs, links = runs[runs["mode"] == "weak"], read_table(raw / "topology.csv")
     figure = new_figure(PAGE_INCHES, 6.2)
     times, exchange, graphs = figure.subfigures(3, 1, height_ratios=(1, 1.25, 0.8))

@@ -20,7 +20,13 @@ def bands(table: pd.DataFrame, ax: Axes, legend: bool = True) -> Axes:
             lines = ax.plot(wide.index, wide.to_numpy(), style, color=colour, linewidth=0.8)
         lines[0].set_label(label)
     ticks = table[table["label"] != ""].drop_duplicates("x_per_angstrom")
-    ax.set_xticks(ticks["x_per_angstrom"], [label.replace("G", "Γ") for label in ticks["label"]])
+    shown = -np.inf
+    names = []
+    for x, label in zip(ticks["x_per_angstrom"], ticks["label"]):  # special points too near one another share a name's place
+        apart = x - shown > 0.08 * wide.index.max()
+        shown = x if apart else shown
+        names.append(label.replace("G", "Γ") if apart else "")
+    ax.set_xticks(ticks["x_per_angstrom"], names)
     for x in ticks["x_per_angstrom"]:
         ax.axvline(x, color="0.8", linewidth=0.5, zorder=0)
     ax.set(xlabel="wave vector" if len(ticks) else "levels of the molecule", ylabel="energy (eV)", xlim=(0, wide.index.max()))
