@@ -232,14 +232,14 @@ class Browser:
         self.driver.get(path.resolve().as_uri())
         return self.driver
 
-    def console(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser")]
+    def console(self) -> list[tuple[str, str]]:
+        return [(entry["level"], entry["message"]) for entry in self.driver.get_log("browser")]
 
     def requests(self) -> list[str]:
-        """Addresses asked for since the last call, but for what is in the page itself."""
+        """Addresses asked for since the last call, but for what is in the page itself, or in the browser's own first one."""
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-        return [url for url in sent if not url.startswith(("data:", "blob:"))]
+        return [url for url in sent if not url.startswith(("data:", "blob:", "chrome:"))]
 
 
 @pytest.fixture(scope="session")

@@ -328,15 +328,19 @@ def ranks():
 
 
 def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, out: Path):
-    """Compare predicted with DFT operators: OUT/{summary, by_pair, by_distance, blocks, decay, bands, dos, heatmap}.csv."""
+    """Compare predicted with DFT operators: OUT/{summary, by_pair, by_distance, blocks, decay, bands, dos, heatmap}.csv, errors.html."""
     from .analysis.tables import analysis_tables
     from .operators import read_operators
+    from .page import tables_page
 
     settings = config.load_material(material)
     files = [read_operators(path) for path in (dft, predicted, baseline)]
     name = {"material": material.stem, "model": predicted.parent.name, "structure": predicted.stem}
-    for table_name, content in analysis_tables(*files, settings.analysis, name).items():
+    tables = analysis_tables(*files, settings.analysis, name)
+    for table_name, content in tables.items():
         write_text(out / f"{table_name}.csv", content.to_csv(index=False))
+    shown = {"By pair of elements": tables["by_pair"], "By distance": tables["by_distance"]}
+    write_text(out / "errors.html", tables_page(f"Errors of {' / '.join(name.values())}", shown))
 
 
 def view(predicted: Path, parts: int, out: Path):
@@ -389,8 +393,16 @@ def figures(analysis: Path, train_csv: Path, out: Path):
 
 
 def summary(summaries: list[Path], out: Path):
-    """Join the summaries of structures into one table."""
-    write_text(out, pd.concat([pd.read_csv(path) for path in summaries]).to_csv(index=False))
+    """Join the summaries of structures into one table: OUT, and the same as .html."""
+    from .page import tables_page
+
+    content = pd.concat([pd.read_csv(path) for path in summaries])
+    write_text(out, content.to_csv(index=False))
+    shown = content.drop(columns=["elements", "rmse_mev", "max_abs_error_mev", "orbitals"], errors="ignore")
+    write_text(
+        out.with_suffix(".html"),
+        tables_page("Held-out structures", {"Errors and gaps": shown.set_index("structure").T.reset_index()}),
+    )
 
 
 def table(summary: Path):

@@ -87,3 +87,17 @@ def _bands(table: pd.DataFrame) -> dict:
         "lines": lines,
         "ticks": [[x, label.replace("G", "Γ")] for x, label in zip(ticks["x_per_angstrom"], ticks["label"])],
     }
+
+
+def tables_page(title: str, tables: dict[str, pd.DataFrame]) -> str:
+    """Tables under headings, for the report; numbers to three digits."""
+    style = "body{font:15px/1.4 sans-serif;margin:1.5em}table{border-collapse:collapse}th,td{padding:3px 9px;text-align:right;"
+    style += "border-bottom:1px solid #ccc}th{text-align:left;font-weight:600;vertical-align:bottom}"
+    parts = [
+        f"<h2>{heading}</h2>" + table.to_html(index=False, border=0, float_format=lambda x: f"{x:.3g}", na_rep="")
+        for heading, table in tables.items()
+    ]
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{style}</style>'
+        f"<h1>{title}</h1>{''.join(parts)}</html>\n"
+    )

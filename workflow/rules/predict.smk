@@ -46,21 +46,23 @@ rule analyse:
     output:
         expand(
             "results/{{material}}/analysis/{{model}}/{{id}}/{table}.csv",
-            table=("summary", "blocks", "decay", "bands", "dos", "heatmap"),
+            table=(
+                "summary",
+                "by_pair",
+                "by_distance",
+                "blocks",
+                "decay",
+                "bands",
+                "dos",
+                "heatmap",
+            ),
         ),
-        by_pair=report(
-            "results/{material}/analysis/{model}/{id}/by_pair.csv",
-            caption="../report/by_pair.rst",
+        errors=report(
+            "results/{material}/analysis/{model}/{id}/errors.html",
+            caption="../report/errors.rst",
             category="{material}",
             subcategory="{id}",
-            labels={"what": "table: errors by pair", "model": "{model}"},
-        ),
-        by_distance=report(
-            "results/{material}/analysis/{model}/{id}/by_distance.csv",
-            caption="../report/by_distance.rst",
-            category="{material}",
-            subcategory="{id}",
-            labels={"what": "table: errors by distance", "model": "{model}"},
+            labels={"what": "table of errors", "model": "{model}"},
         ),
     log:
         "logs/{material}/analysis/{model}/{id}.log",
@@ -102,11 +104,12 @@ rule summary:
     input:
         summaries,
     output:
-        report(
-            "results/summary.csv",
+        "results/summary.csv",
+        html=report(
+            "results/summary.html",
             caption="../report/summary.rst",
             category="Summary",
-            labels={"what": "table: errors of all held-out structures"},
+            labels={"what": "table of errors, all structures"},
         ),
     log:
         "logs/summary.log",
@@ -115,4 +118,4 @@ rule summary:
     message:
         "join the summaries"
     shell:
-        "hamscale summary {input} --out {output} > {log} 2>&1"
+        "hamscale summary {input} --out {output[0]} > {log} 2>&1"

@@ -23,7 +23,7 @@ def bands(table: pd.DataFrame, ax: Axes, legend: bool = True) -> Axes:
     shown = -np.inf
     names = []
     for x, label in zip(ticks["x_per_angstrom"], ticks["label"]):  # special points too near one another share a name's place
-        apart = x - shown > 0.08 * wide.index.max()
+        apart = x - shown > 0.06 * wide.index.max()
         shown = x if apart else shown
         names.append(label.replace("G", "Γ") if apart else "")
     ax.set_xticks(ticks["x_per_angstrom"], names)
