@@ -94,7 +94,10 @@ def tables_page(title: str, tables: dict[str, pd.DataFrame]) -> str:
     style = "body{font:15px/1.4 sans-serif;margin:1.5em}table{border-collapse:collapse}th,td{padding:3px 9px;text-align:right;"
     style += "border-bottom:1px solid #ccc}th{text-align:left;font-weight:600;vertical-align:bottom}"
     parts = [
-        f"<h2>{heading}</h2>" + table.to_html(index=False, border=0, float_format=lambda x: f"{x:.3g}", na_rep="")
+        f"<h2>{heading}</h2>"
+        + table.rename(columns=lambda name: name.replace("_", " ")).to_html(
+            index=False, border=0, na_rep="", float_format=lambda x: f"{x:.3g}" if abs(x) < 1000 else f"{x:,.0f}"
+        )
         for heading, table in tables.items()
     ]
     return (
