@@ -116,6 +116,8 @@ def split(table: pd.DataFrame, ax: Axes, hatched: bool) -> Axes:
             ticks.append(position)
             names.append(METHODS[method][0].removesuffix(" (ours)"))
         ax.text(k, 1.0, f"{ranks}", transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=7)
+    groups = table["ranks"].nunique()
+    ax.set_xlim(-0.75 if groups == 1 else -0.5, groups - (0.25 if groups == 1 else 0.5))
     ax.set_xticks(ticks, names, rotation=90)
     ax.set(ylabel="per exchange (ms)")
     ax.set_ylim(top=1.25 * means.sum(axis=1).max())
@@ -234,12 +236,12 @@ def figure_7(raw: Path) -> Figure:
     middle[0].set_ylabel("per forward pass (ms)")
     for k, tiling in enumerate(("3-D", "1-D"), start=1):
         part = model[model["tiling"] == tiling]
-        panel(weak_efficiency(part, modelled(top[k])), "abc"[k], f"{tiling} tiling, 375 atoms per rank, 12 Å")
+        panel(weak_efficiency(part, modelled(top[k])), "abc"[k], f"{tiling} tiling, 12 Å")
         panel(split(part[part["ranks"].isin((64, 512))], modelled(middle[k]), hatched=True), "def"[k], "")
         middle[k].set_ylabel("per forward pass (ms)")
     ranks, efficiency = PUBLISHED_WEAK_EFFICIENCY
     top[1].plot(ranks, efficiency, "*", color="black", markersize=9)
-    top[1].annotate("published, GPUs", (ranks, efficiency), xytext=(6, -8), textcoords="offset points", fontsize=7)
+    top[1].annotate("published, GPUs", (ranks, efficiency), xytext=(-6, -2), ha="right", textcoords="offset points", fontsize=7)
     cases = [(tiling, method) for tiling in ("3-D", "1-D") for method in METHODS]
     for letter, (tiling, method), ax in zip("ghijkl", cases, bottom):
         chosen = (links["tiling"] == tiling) & (links["method"] == method) & (links["ranks"] == 64)
