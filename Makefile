@@ -14,7 +14,7 @@ demo: setup
 
 # from the tables of resources/raw: needs neither CP2K nor a GPU
 figures: .venv/installed
-	$(SNAKEMAKE) figures
+	$(SNAKEMAKE) -- figures
 	@echo "pictures: results/figures/fig*.pdf, .png"
 
 test: setup
