@@ -1,18 +1,24 @@
-# make demo | test | bench | setup | lint | clean
+# make demo | figures | test | bench | setup | lint | clean
 PYTHON ?= python3
 CORES ?= $(shell nproc)
 RUN := . .venv/bin/activate &&
 SNAKEMAKE := $(RUN) snakemake --cores $(CORES) --show-failed-logs --rerun-incomplete --quiet rules reason host
 
-.PHONY: demo test bench setup lint clean
+.PHONY: demo figures test bench setup lint clean
 
 demo: setup
 	$(SNAKEMAKE) --configfile config/demo.yaml
 	@test results/report.html -nt results/summary.csv || { $(RUN) snakemake --configfile config/demo.yaml --report results/report.html --quiet all; }
 	@$(RUN) hamscale table results/summary.csv
-	@echo "report: results/report.html    pictures: results/figures/"
+	@echo "report: results/report.html    page: results/index.html    pictures: results/figures/"
+
+# from the tables of resources/raw: needs neither CP2K nor a GPU
+figures: .venv/installed
+	$(SNAKEMAKE) -- figures
+	@echo "pictures: results/figures/fig*.pdf, .png"
 
 test: setup
+	@tests/setup_chromium.sh
 	$(RUN) pytest
 
 bench: setup

@@ -1,6 +1,7 @@
 """What tests share: bases, structures, a Hamiltonian that needs no DFT, CP2K runs made once per session."""
 
 import gzip
+import json
 import shutil
 import tarfile
 from pathlib import Path
@@ -13,6 +14,8 @@ from ase import Atoms
 from ase.spacegroup import crystal
 from scipy.linalg import eigh
 from scipy.spatial.transform import Rotation
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
 
 from hamscale.basis import Basis, material_basis, read_element_basis
 from hamscale.config import Material
@@ -244,7 +247,7 @@ def copy_workflow(folder: Path, material: str, models: dict) -> Path:
     """The workflow with its profiles in a folder, where the material `toy` is learnt by the first of some models."""
     root = Path(__file__).parents[1]
     shutil.copy(root / "Snakefile", folder)
-    for name in ("workflow", "envs", "alps"):
+    for name in ("workflow", "envs", "alps", "resources"):
         shutil.copytree(root / name, folder / name)
     for name in ("materials", "models"):
         (folder / "config" / name).mkdir(parents=True)
@@ -253,3 +256,41 @@ def copy_workflow(folder: Path, material: str, models: dict) -> Path:
     for name, model in models.items():
         (folder / "config" / "models" / f"{name}.yaml").write_text(yaml.safe_dump(model))
     return folder
+
+
+class Browser:
+    """A headless Chromium that notes every request and every message of the console."""
+
+    def __init__(self, folder: Path):
+        options = webdriver.ChromeOptions()
+        options.binary_location = "/usr/bin/chromium"
+        for flag in (
+            "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+            "disable-component-update", "disable-sync", f"user-data-dir={folder}", "window-size=1400,1000",
+        ):  # fmt: skip
+            options.add_argument(f"--{flag}")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        self.driver = webdriver.Chrome(options, Service("/usr/bin/chromedriver"))
+
+    def open(self, path: Path):
+        self.driver.get_log("browser"), self.driver.get_log("performance")
+        self.driver.get(path.resolve().as_uri())
+        return self.driver
+
+    def console(self) -> list[tuple[str, str]]:
+        return [(entry["level"], entry["message"]) for entry in self.driver.get_log("browser")]
+
+    def requests(self) -> list[str]:
+        """Addresses asked for since the last call, but for what is in the page itself, or in the browser's own first one."""
+        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        sent = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        return [url for url in sent if not url.startswith(("data:", "blob:", "chrome:"))]
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    if not Path("/usr/bin/chromium").exists():
+        pytest.fail("Chromium is not installed: run tests/setup_chromium.sh, as `make test` does.")
+    result = Browser(tmp_path_factory.mktemp("chromium"))
+    yield result
+    result.driver.quit()

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import sisl
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 from conftest import TOY, copy_workflow
 from hamscale.analysis.spectra import eigenvalues
@@ -34,11 +36,21 @@ def project(tmp_path):
     return copy_workflow(tmp_path, TOY, {"tiny": MODEL})
 
 
-def test_from_config_to_predicted_hamiltonian_and_report(project):
-    config = project / "config" / "config.yaml"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The same, run to its end with its exports, with its report."""
+    folder = copy_workflow(tmp_path_factory.mktemp("finished"), TOY, {"tiny": MODEL})
+    config = folder / "config" / "config.yaml"
     config.write_text(config.read_text() + "export: [quatrex, tbtrans]\n")
-    result = snakemake(project, "--show-failed-logs")
+    result = snakemake(folder, "--show-failed-logs")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    report = snakemake(folder, "--report", "report.html")
+    assert report.returncode == 0, report.stderr
+    return folder
+
+
+def test_from_config_to_predicted_hamiltonian(finished):
+    project = finished
     summary = pd.read_csv(project / "results" / "summary.csv")
     assert list(summary["structure"]) == ["test-000"]
     assert summary["mae_mev"].notna().all()
@@ -72,14 +84,63 @@ def test_from_config_to_predicted_hamiltonian_and_report(project):
     assert re.search(r"^dft +4$", planned, re.M), planned
     material.write_text(TOY)
 
-    report = snakemake(project, "--report", "report.html")
-    assert report.returncode == 0, report.stderr
-    text = (project / "report.html").read_text()
-    assert "bands.png" in text
-    assert not re.search(r"<(script|link|img)[^>]+(src|href)=.?https?:", text)  # one file, nothing from elsewhere
-
     table = subprocess.run([BIN / "hamscale", "table", "results/summary.csv"], cwd=project, capture_output=True, text=True)
     assert "two-centre" in table.stdout
+
+
+def shown(driver, category: str, what: str):
+    """Click through the report to a result, and give the picture or frame it is shown in."""
+    driver.get(driver.current_url.split("#")[0])
+    wait = WebDriverWait(driver, 20)
+    wait.until(lambda d: d.find_element(By.LINK_TEXT, category)).click()
+    row = wait.until(lambda d: d.find_element(By.XPATH, f"//tr[td[normalize-space()='{what}']]"))
+    row.find_element(By.TAG_NAME, "a").click()
+    if what.startswith("table"):
+        return wait.until(lambda d: d.find_element(By.CSS_SELECTOR, "iframe, object"))
+    picture = wait.until(lambda d: d.find_element(By.CSS_SELECTOR, "img[src^='data:image/png']"))
+    wait.until(lambda d: d.execute_script("return arguments[0].complete", picture))
+    return picture
+
+
+def test_the_report_opens_alone_and_a_click_on_a_figure_shows_it(finished, browser):
+    driver = browser.open(finished / "report.html")
+    for category, what in (
+        *(("toy", name) for name in ("bands", "dos", "error by pair", "error by distance", "decay", "heatmap", "training")),
+        *(("Figures of the method", f"figure {n}") for n in (3, 5, 6, 7, 8)),
+    ):
+        picture = shown(driver, category, what)
+        assert picture.is_displayed(), what
+        assert picture.get_property("naturalWidth") > 900, what
+    for category, what, text in (
+        ("toy", "table of errors", "Si-Si"),
+        ("Summary", "table of errors, all structures", "eigenvalue_mae_mev_occupied"),
+    ):
+        driver.switch_to.frame(shown(driver, category, what))
+        assert text in driver.find_element(By.TAG_NAME, "body").text
+        driver.switch_to.default_content()
+    assert [message for level, message in browser.console() if level == "SEVERE"] == []
+    assert set(browser.requests()) == {(finished / "report.html").resolve().as_uri()}
+
+
+def test_the_page_of_a_run_shows_it(finished, browser):
+    driver = browser.open(finished / "results" / "index.html")
+    names = [option.text for option in driver.find_elements(By.CSS_SELECTOR, "#which option")]
+    assert names == ["toy / tiny / test-000", "toy / tiny / tiled-000"]
+    assert browser.console() == []
+
+
+def test_figures_are_drawn_where_there_is_neither_cp2k_nor_a_gpu(tmp_path):
+    """From what a clone holds; and with raw=results/raw they are planned from measurements made anew."""
+    for name in ("Snakefile", "workflow", "config", "envs", "resources"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    result = snakemake(tmp_path, "figures", PATH=f"{BIN}:/bin", HAMSCALE_CP2K="/nowhere", CUDA_VISIBLE_DEVICES="")
+    assert result.returncode == 0, result.stderr
+    for n in (3, 5, 6, 7, 8):
+        assert (tmp_path / "results" / "figures" / f"fig{n}.pdf").read_bytes().startswith(b"%PDF")
+        assert (tmp_path / "results" / "figures" / f"fig{n}.png").stat().st_size > 50_000
+    anew = snakemake(tmp_path, "-n", "figures", "--configfile", "config/figures.yaml", "--config", "raw=results/raw").stdout
+    for rule in ("throughput", "domains", "partition_table", "scaling_measured", "scaling_modelled", "figure_8_tables", "dft"):
+        assert re.search(rf"^{rule} +\d", anew, re.M), rule
 
 
 def test_an_unconverged_run_is_reported_and_the_others_go_on(project):

@@ -30,6 +30,7 @@ FIGURES = (
 
 # sisl tells its formats by the suffix
 SISL_FILES = {"tbtrans": "hamiltonian.nc", "tshs": "hamiltonian.TSHS"}
+FIGURE_8_TABLES = ("summary", "decay", "blocks", "bands", "dos", "atoms", "image")
 
 
 wildcard_constraints:
@@ -157,4 +158,22 @@ def summaries(wildcards):
         f"results/{run.material}/analysis/{run.model}/{id}/summary.csv"
         for run in RUNS
         for id in MATERIALS[run.material].identifiers("test")
+    ]
+
+
+def views(wildcards):
+    return [
+        f"results/{run.material}/analysis/{run.model}/{id}/atoms.csv"
+        for run in RUNS
+        for id in MATERIALS[run.material].identifiers("test", "predict")
+    ]
+
+
+def figure_8_files(structures, *tables):
+    """Tables of each of the structures that figure 8 shows."""
+    of = CONFIG.figure_8
+    return [
+        f"results/{of.material}/analysis/{of.model}/{id}/{table}.csv"
+        for id in structures.values()
+        for table in tables
     ]

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Chromium and its driver, in which tests open the report and the page: find them, or install Debian's packages.
+set -euo pipefail
+
+if command -v chromium > /dev/null && command -v chromedriver > /dev/null; then
+    exit 0
+fi
+if command -v apt-get > /dev/null; then
+    as_root=""
+    if [ "$(id -u)" != 0 ]; then
+        as_root="sudo -n"
+    fi
+    echo "installing Debian's packages chromium, chromium-driver"
+    if $as_root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends chromium chromium-driver > /dev/null; then
+        exit 0
+    fi
+fi
+echo "Chromium was not found, and not installed: install chromium and chromium-driver (Debian, Ubuntu); then try again." >&2
+exit 1
