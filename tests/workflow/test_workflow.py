@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,7 +134,10 @@ def test_figures_are_drawn_where_there_is_neither_cp2k_nor_a_gpu(tmp_path):
     """From what a clone holds; and with raw=results/raw they are planned from measurements made anew."""
     for name in ("Snakefile", "workflow", "config", "envs", "resources"):
         (tmp_path / name).symlink_to(ROOT / name)
-    result = snakemake(tmp_path, "figures", PATH=f"{BIN}:/bin", HAMSCALE_CP2K="/nowhere", CUDA_VISIBLE_DEVICES="")
+    (tmp_path / "bin").mkdir()
+    for tool in ("bash", "sh", "env", "git", "which"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    result = snakemake(tmp_path, "figures", PATH=f"{BIN}:{tmp_path / 'bin'}", CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stderr
     for n in (3, 5, 6, 7, 8):
         assert (tmp_path / "results" / "figures" / f"fig{n}.pdf").read_bytes().startswith(b"%PDF")
