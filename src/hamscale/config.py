@@ -272,6 +272,8 @@ class Cluster(Section):
 
 
 Export = Literal["quatrex", "tbtrans", "tshs", "deeph", "cp2k", "cp2k-text", "matrixmarket"]
+
+
 class Figure8(Section):
     """What figure 8 shows, of one of the runs."""
 

@@ -2,9 +2,9 @@
 
 import json
 import os
-import shutil
 import platform
 import re
+import shutil
 import subprocess
 import tempfile
 from contextlib import contextmanager

@@ -99,7 +99,9 @@ def of_split(pattern, *splits):
 
     def of_wildcards(wildcards):
         ids = MATERIALS[wildcards.material].identifiers(*splits)
-        return expand(pattern, id=ids, owner=owner(wildcards.material), allow_missing=True)
+        return expand(
+            pattern, id=ids, owner=owner(wildcards.material), allow_missing=True
+        )
 
     return of_wildcards
 
