@@ -37,8 +37,8 @@ MATERIAL = (
 NETWORK = {"layers": 1, "channels": 4, "hidden": 4, "values": 4, "feed_forward": 8, "radial": 8}
 MODELS = {
     "tiny": {"steps": 6, "validate_every": 3},
-    "cancelled": {"steps": 400, "validate_every": 20, "schedule": "constant"},
-    "endless": {"steps": 10**6, "validate_every": 20, "schedule": "constant"},
+    "cancelled": {"steps": 150, "validate_every": 10, "schedule": "constant"},
+    "endless": {"steps": 10**6, "validate_every": 10, "schedule": "constant"},
 }
 # two ranks on one node
 TRAIN = ["mpi=srun", "nodes=1", "tasks_per_node=2", "cpus_per_task=1", "launch=srun --nodes=1 --ntasks-per-node=2"]
