@@ -210,18 +210,11 @@ def nodes_that_are(state: str) -> int:
 
 
 def test_walltime_the_signal_is_obeyed_and_training_goes_on_at_the_step_it_left(pipeline, tmp_path):
-    """Slurm's own signal, 100 s before the end of 2 minutes; on Alps it is 3 minutes before the end of 12 hours."""
-    with Training(pipeline[0], tmp_path / "walltime", "endless", 2, "slurm_extra=--signal=USR1@100") as t:
-        first = t.running()
+    """Slurm's own signal, 80 s before the end of 2 minutes; on Alps it is 3 minutes before the end of 12 hours."""
+    with Training(pipeline[0], tmp_path / "walltime", "endless", 2, "slurm_extra=--signal=USR1@80") as t:
         stopped = t.step("stopped by a signal after step")
-        t.wait_for(lambda: "resumed at step" in t.text())
+        t.wait_for(lambda: "exit code 85" in t.text())  # the line stands there until Snakemake submits the job again
         assert t.step("resumed at step") == stopped
-        assert t.jobs("RUNNING") != [first]
-        assert "exit code 85" in (t.folder / "snakemake.log").read_text() or "exit status 85" in read_slurm_logs(t.folder)
-
-
-def read_slurm_logs(folder: Path) -> str:
-    return "".join(p.read_text() for p in (folder / "logs" / "slurm").rglob("*.log"))
 
 
 def test_a_node_that_goes_down_gives_its_job_back_and_training_goes_on(pipeline, tmp_path):
