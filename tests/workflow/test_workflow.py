@@ -149,7 +149,7 @@ def test_an_unconverged_run_is_reported_and_the_others_go_on(project):
 
 @pytest.mark.parametrize("config", ["config/config.yaml", "config/demo.yaml"])
 def test_every_rule_of_the_shipped_configurations_is_planned(config, tmp_path):
-    for name in ("Snakefile", "workflow", "config", "envs"):
+    for name in ("Snakefile", "workflow", "config", "envs", "resources"):
         (tmp_path / name).symlink_to(ROOT / name)
     result = snakemake(tmp_path, "-n", "--configfile", config)
     assert result.returncode == 0, result.stderr

@@ -51,7 +51,7 @@ rule figures:
     conda:
         "../../envs/hamscale.yaml"
     params:
-        raw=CONFIG.raw,
+        raw=input_folder,
     message:
         "figures 3 and 5 to 8"
     shell:

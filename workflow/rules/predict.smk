@@ -104,7 +104,7 @@ rule summary:
     input:
         summaries,
     output:
-        "results/summary.csv",
+        csv="results/summary.csv",
         html=report(
             "results/summary.html",
             caption="../report/summary.rst",
@@ -118,4 +118,4 @@ rule summary:
     message:
         "join the summaries"
     shell:
-        "hamscale summary {input} --out {output[0]} > {log} 2>&1"
+        "hamscale summary {input} --out {output.csv} > {log} 2>&1"
