@@ -41,6 +41,7 @@ def finished(tmp_path_factory):
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     report = snakemake(folder, "--report", "report.html")
     assert report.returncode == 0, report.stderr
+    assert "ERROR/" not in report.stderr  # of a caption
     return folder
 
 
