@@ -47,6 +47,7 @@ def finished(tmp_path_factory):
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     report = snakemake(folder, "--report", "report.html")
     assert report.returncode == 0, report.stderr
+    assert "ERROR/" not in report.stderr  # of a caption
     return folder
 
 
@@ -160,7 +161,7 @@ def test_an_unconverged_run_is_reported_and_the_others_go_on(project):
 
 @pytest.mark.parametrize("config", ["config/config.yaml", "config/demo.yaml"])
 def test_every_rule_of_the_shipped_configurations_is_planned(config, tmp_path):
-    for name in ("Snakefile", "workflow", "config", "envs"):
+    for name in ("Snakefile", "workflow", "config", "envs", "resources"):
         (tmp_path / name).symlink_to(ROOT / name)
     result = snakemake(tmp_path, "-n", "--configfile", config)
     assert result.returncode == 0, result.stderr

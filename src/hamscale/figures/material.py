@@ -12,7 +12,7 @@ from .structure import bands, decay
 from .style import COLOURS, DFT, ELEMENTS, PAGE_INCHES, PREDICTED, new_figure, panel
 
 
-def atoms_3d(table: pd.DataFrame, ax: Axes, colours, cell_angstrom, size: float = 4) -> Axes:
+def atoms_3d(table: pd.DataFrame, ax: Axes, colours, cell_angstrom, size: float = 4, zoom: float = 1.1) -> Axes:
     """Atoms in the box of a cell, given by its three lengths or its three vectors, drawn about the middle of the atoms."""
     cell = np.array(cell_angstrom)
     cell = np.diag(cell) if cell.ndim == 1 else cell
@@ -28,7 +28,7 @@ def atoms_3d(table: pd.DataFrame, ax: Axes, colours, cell_angstrom, size: float 
             )
     low, high = (corners @ cell + origin).min(0), (corners @ cell + origin).max(0)
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
-    ax.set_box_aspect(high - low, zoom=1.1)
+    ax.set_box_aspect(high - low, zoom=zoom)
     ax.view_init(elev=24, azim=-60)
     ax.set_axis_off()
     return ax

@@ -169,10 +169,10 @@ def figure_5(raw: Path) -> Figure:
     rows = figure.subfigures(2, 1, height_ratios=(0.8, 1))
     solid = {"projection": "3d"}
     pictures, curves = rows[0].subplots(1, 4, subplot_kw=solid), rows[1].subplots(1, 4)
-    atoms_3d(domains, pictures[0], [ELEMENTS[e] for e in domains["element"]], cell, size=7)
+    atoms_3d(domains, pictures[0], [ELEMENTS[e] for e in domains["element"]], cell, size=6, zoom=0.95)
     panel(pictures[0], "a", "24,000 atoms")
     for letter, method, ax in zip("bcd", METHODS, pictures[1:]):
-        atoms_3d(domains, ax, domain_colours(domains, f"owner_{method.replace('-', '_')}"), cell, size=7)
+        atoms_3d(domains, ax, domain_colours(domains, f"owner_{method.replace('-', '_')}"), cell, size=6, zoom=0.95)
         panel(ax, letter, METHODS[method][0])
     for letter, ax, (column, label, most) in zip(
         "efgh",
