@@ -25,7 +25,7 @@ figures: .venv/installed
 	@echo "pictures: results/figures/fig*.pdf, .png"
 
 test: setup
-	@tests/setup_chromium.sh
+	@tests/setup_programs.sh
 	$(RUN) pytest
 
 bench: setup
