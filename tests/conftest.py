@@ -290,7 +290,7 @@ class Browser:
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
     if not Path("/usr/bin/chromium").exists():
-        pytest.fail("Chromium is not installed: run tests/setup_chromium.sh, as `make test` does.")
+        pytest.fail("Chromium is not installed: run tests/setup_programs.sh, as `make test` does.")
     result = Browser(tmp_path_factory.mktemp("chromium"))
     yield result
     result.driver.quit()

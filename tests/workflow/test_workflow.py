@@ -159,12 +159,44 @@ def test_an_unconverged_run_is_reported_and_the_others_go_on(project):
         assert not (project / "results" / "toy" / "dft" / identifier).exists()
 
 
-@pytest.mark.parametrize("config", ["config/config.yaml", "config/demo.yaml"])
-def test_every_rule_of_the_shipped_configurations_is_planned(config, tmp_path):
-    for name in ("Snakefile", "workflow", "config", "envs", "resources"):
+NO_SLURM = ("sbatch", "squeue", "srun", "sacct", "scontrol", "sinfo")
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """What is shipped, where nothing has run."""
+    for name in ("Snakefile", "workflow", "config", "envs", "alps", "resources"):
         (tmp_path / name).symlink_to(ROOT / name)
-    result = snakemake(tmp_path, "-n", "--configfile", config)
+    return tmp_path
+
+
+@pytest.fixture
+def path_without_slurm(tmp_path):
+    """A PATH that has all of this one's programs but Slurm's."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for part in reversed(os.environ["PATH"].split(":")):
+        for program in Path(part).glob("*") if Path(part).is_dir() else ():
+            if program.name not in NO_SLURM:
+                (folder / program.name).unlink(missing_ok=True)
+                (folder / program.name).symlink_to(program)
+    return f"{BIN}:{folder}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--configfile", f"config/{name}.yaml"] for name in ("config", "demo", "hfo2", "gst")),
+        ["--profile", "alps"],
+        ["--profile", "workflow/profiles/slurm", "--sdm", "env-modules"],  # conda is not here to be asked
+    ],
+    ids=" ".join,
+)
+def test_every_rule_of_the_shipped_configurations_and_profiles_is_planned(arguments, clone, path_without_slurm):
+    result = snakemake(clone, "-n", *arguments, PATH=path_without_slurm)
     assert result.returncode == 0, result.stderr
+    if "--profile" in arguments:
+        assert "dft_batch " in result.stdout
     for rule in (
         "structure",
         "input",
@@ -178,6 +210,14 @@ def test_every_rule_of_the_shipped_configurations_is_planned(config, tmp_path):
         "figures",
     ):
         assert f"{rule} " in result.stdout
+
+
+@pytest.mark.parametrize("graph", ["--dag", "--rulegraph"])
+def test_graphs_of_jobs_and_rules_are_drawn(graph, clone):
+    dot = snakemake(clone, graph, "--configfile", "config/demo.yaml").stdout
+    drawn = subprocess.run(["dot", "-Tsvg"], input=dot, capture_output=True, text=True)
+    assert drawn.returncode == 0, drawn.stderr
+    assert "train" in drawn.stdout
 
 
 def test_lint_is_clean():
