@@ -1,18 +1,31 @@
-# make demo | test | bench | setup | lint | clean
+# make demo | hfo2 | gst | figures | test | bench | setup | lint | clean
 PYTHON ?= python3
 CORES ?= $(shell nproc)
 RUN := . .venv/bin/activate &&
 SNAKEMAKE := $(RUN) snakemake --cores $(CORES) --show-failed-logs --rerun-incomplete --quiet rules reason host
 
-.PHONY: demo test bench setup lint clean
+.PHONY: demo hfo2 gst figures test bench setup lint clean
 
 demo: setup
 	$(SNAKEMAKE) --configfile config/demo.yaml
 	@test results/report.html -nt results/summary.csv || { $(RUN) snakemake --configfile config/demo.yaml --report results/report.html --quiet all; }
 	@$(RUN) hamscale table results/summary.csv
-	@echo "report: results/report.html    pictures: results/figures/"
+	@echo "report: results/report.html    page: results/index.html    pictures: results/figures/"
+
+# accuracy on real DFT, from nothing: hours, most of them CP2K's
+hfo2 gst: setup
+	$(SNAKEMAKE) --configfile config/$@.yaml
+	$(RUN) hamscale evaluate results/$(MATERIAL_$@)/models/$(MATERIAL_$@) --split test
+MATERIAL_hfo2 := hfo2
+MATERIAL_gst := gst124
+
+# from the tables of resources/raw: needs neither CP2K nor a GPU
+figures: .venv/installed
+	$(SNAKEMAKE) -- figures
+	@echo "pictures: results/figures/fig*.pdf, .png"
 
 test: setup
+	@tests/setup_programs.sh
 	$(RUN) pytest
 
 bench: setup

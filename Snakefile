@@ -17,6 +17,7 @@ include: "workflow/rules/dataset.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/predict.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/paper.smk"
 
 
 # seconds each: they run where Snakemake runs
@@ -28,11 +29,20 @@ localrules:
     reference,
     graph,
     partition,
-    figures,
+    view,
+    structure_figures,
     summary,
+    figures,
+    index,
 
 
 rule all:
     input:
         "results/summary.csv",
-        [target for run in RUNS for target in predictions(run) + figures(run)],
+        "results/index.html",
+        expand("results/figures/fig{n}.png", n=(3, 5, 6, 7, 8)),
+        [
+            target
+            for run in RUNS
+            for target in predictions(run) + figures(run) + exports(run)
+        ],

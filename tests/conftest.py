@@ -1,6 +1,7 @@
 """What tests share: bases, structures, a Hamiltonian that needs no DFT, CP2K runs made once per session."""
 
 import gzip
+import json
 import shutil
 import tarfile
 from pathlib import Path
@@ -11,15 +12,18 @@ import pytest
 import yaml
 from ase import Atoms
 from ase.spacegroup import crystal
+from scipy.linalg import eigh
 from scipy.spatial.transform import Rotation
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
 
 from hamscale.basis import Basis, material_basis, read_element_basis
 from hamscale.config import Material
 from hamscale.dft.inputs import cp2k_input
-from hamscale.dft.outputs import RECORD
+from hamscale.dft.outputs import RECORD, parse_output, read_run
 from hamscale.dft.run import run_cp2k
 from hamscale.graph.overlap import overlap_table
-from hamscale.operators import Operators, group_by_species, is_onsite, pair_vectors
+from hamscale.operators import Operators, group_by_species, is_onsite, pair_vectors, write_operators
 from hamscale.structures import wrap_as_cp2k
 
 DATA = Path(__file__).parent / "data"
@@ -123,6 +127,50 @@ def recorded(tmp_path_factory) -> dict[str, Path]:
     return {name: root / name for name in ("h2o_bin", "h2o_txt", "si8", "si8_cut")}
 
 
+def of_log(directory: Path, basis: Basis) -> Operators:
+    """A recorded run of the silicon cube, with the atoms its own log prints."""
+    output = parse_output(directory / "run.out")
+    return read_run(directory, Atoms(output.elements, output.positions, cell=[5.431] * 3, pbc=True), basis)
+
+
+@pytest.fixture(scope="session")
+def si8(recorded) -> Operators:
+    """Eight atoms, all elements as CP2K wrote them, and the atoms where it counts its images from."""
+    operators = of_log(recorded["si8"], basis_of(Si=SZV))
+    fractions = operators.atoms.positions / 5.431
+    operators.atoms.positions -= 5.431 * np.trunc(fractions + 0.5)  # all are positive
+    return operators
+
+
+@pytest.fixture(params=["dft", "si8"])
+def solid(request) -> Operators:
+    """A model with s, p and d shells, then H and S of DFT."""
+    return request.getfixturevalue(request.param)
+
+
+def written(folder: Path, operators: Operators) -> Path:
+    """The file of some operators."""
+    write_operators(folder / "operators.h5", operators)
+    return folder / "operators.h5"
+
+
+KPOINTS = [(0.0, 0.0, 0.0), (0.5, 0.0, 0.5), (0.13, -0.27, 0.41)]
+
+
+def bands_hartree(operators: Operators) -> np.ndarray:
+    """Eigenvalues at KPOINTS, (K, n)."""
+    return np.array([eigh(*operators.at_k(k), eigvals_only=True) for k in KPOINTS])
+
+
+def bands_of_cells(H: dict, S: dict) -> np.ndarray:
+    """Eigenvalues at KPOINTS of dense matrices by cell, H(k) = sum_R exp(2 pi i k.R) H(R)."""
+    result = []
+    for k in KPOINTS:
+        Hk, Sk = (sum(np.exp(2j * np.pi * np.dot(k, R)) * M for R, M in matrices.items()) for matrices in (H, S))
+        result.append(eigh(Hk, Sk, eigvals_only=True))
+    return np.array(result)
+
+
 def material(species: dict[str, str], **dft) -> Material:
     return Material.model_validate(
         {
@@ -199,7 +247,7 @@ def copy_workflow(folder: Path, material: str, models: dict) -> Path:
     """The workflow with its profiles in a folder, where the material `toy` is learnt by the first of some models."""
     root = Path(__file__).parents[1]
     shutil.copy(root / "Snakefile", folder)
-    for name in ("workflow", "envs", "alps"):
+    for name in ("workflow", "envs", "alps", "resources"):
         shutil.copytree(root / name, folder / name)
     for name in ("materials", "models"):
         (folder / "config" / name).mkdir(parents=True)
@@ -208,3 +256,41 @@ def copy_workflow(folder: Path, material: str, models: dict) -> Path:
     for name, model in models.items():
         (folder / "config" / "models" / f"{name}.yaml").write_text(yaml.safe_dump(model))
     return folder
+
+
+class Browser:
+    """A headless Chromium that notes every request and every message of the console."""
+
+    def __init__(self, folder: Path):
+        options = webdriver.ChromeOptions()
+        options.binary_location = "/usr/bin/chromium"
+        for flag in (
+            "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+            "disable-component-update", "disable-sync", f"user-data-dir={folder}", "window-size=1400,1000",
+        ):  # fmt: skip
+            options.add_argument(f"--{flag}")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        self.driver = webdriver.Chrome(options, Service("/usr/bin/chromedriver"))
+
+    def open(self, path: Path):
+        self.driver.get_log("browser"), self.driver.get_log("performance")
+        self.driver.get(path.resolve().as_uri())
+        return self.driver
+
+    def console(self) -> list[tuple[str, str]]:
+        return [(entry["level"], entry["message"]) for entry in self.driver.get_log("browser")]
+
+    def requests(self) -> list[str]:
+        """Addresses asked for since the last call, but for what is in the page itself, or in the browser's own first one."""
+        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        sent = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        return [url for url in sent if not url.startswith(("data:", "blob:", "chrome:"))]
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    if not Path("/usr/bin/chromium").exists():
+        pytest.fail("Chromium is not installed: run tests/setup_programs.sh, as `make test` does.")
+    result = Browser(tmp_path_factory.mktemp("chromium"))
+    yield result
+    result.driver.quit()

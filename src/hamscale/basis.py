@@ -20,13 +20,21 @@ from cp2k_input_tools.pseudopotentials.cp2k import PseudopotentialData
 
 from .config import Material
 
+SHELLS_ONLY = "l ="
+
+
+def shells_only(l: list[int]) -> str:
+    """Text of a basis of which the angular momenta of the shells are known and nothing else."""
+    return " ".join([SHELLS_ONLY, *map(str, l)])
+
 
 @dataclass(frozen=True)
 class ElementBasis:
     """The contracted Gaussian shells of one element.
 
-    text: the basis set in CP2K's own format, from which everything else follows (so a file that holds it needs no CP2K).
-    potential, valence: name of the pseudopotential and the number of electrons it leaves.
+    text: the basis set in CP2K's own format, from which everything else follows (so a file that holds it needs no CP2K); or,
+    of data of another code, `shells_only`: the angular momenta without radial functions.
+    potential, valence: name of the pseudopotential and the number of electrons it leaves, zero where that is not known.
     """
 
     element: str
@@ -37,7 +45,15 @@ class ElementBasis:
 
     @cached_property
     def shells(self) -> tuple[tuple[int, np.ndarray, np.ndarray], ...]:
-        """(l, exponents in 1/Bohr^2, contraction coefficients) of each shell, in CP2K's order."""
+        """(l, exponents in 1/Bohr^2, contraction coefficients) of each shell, in CP2K's order.
+
+        Raises ValueError for a basis of shells only.
+        """
+        if self.text.startswith(SHELLS_ONLY):
+            raise ValueError(
+                f"basis {self.name} of {self.element} has shells {list(self.l)} but no radial functions, expected a basis set of "
+                "CP2K: S of a new structure cannot be computed from it. Operators that hold S can be trained on and exported."
+            )
         shells = []
         for block in BasisSetData.from_lines(self.text.splitlines()).blocks:
             table = np.array(block.coefficients, dtype=float)  # (exponents, 1 + shells)
@@ -51,6 +67,8 @@ class ElementBasis:
     @cached_property
     def l(self) -> tuple[int, ...]:  # noqa: E743
         """Angular momentum of each shell."""
+        if self.text.startswith(SHELLS_ONLY):
+            return tuple(int(l) for l in self.text.removeprefix(SHELLS_ONLY).split())
         return tuple(shell[0] for shell in self.shells)
 
     @cached_property
@@ -87,7 +105,9 @@ class Basis(dict):
         return np.array([self[int(z)].n_orbitals for z in numbers], dtype=np.int64)
 
     def n_electrons(self, numbers) -> int:
-        """Valence electrons of a neutral structure."""
+        """Valence electrons of a neutral structure. Raises ValueError where an element's number is not known."""
+        if unknown := sorted({self[int(z)].element for z in numbers if not self[int(z)].valence}):
+            raise ValueError(f"valence electrons of {', '.join(unknown)} are not known: its basis was imported without them.")
         return sum(self[int(z)].valence for z in numbers)
 
     @property

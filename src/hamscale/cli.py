@@ -15,7 +15,7 @@ import pandas as pd
 
 from . import config
 from .config import load_config
-from .files import write_text
+from .files import facts, write_table, write_text
 
 STOPPED = 85
 EIGENVALUE_TOLERANCE_HARTREE = 5e-8  # of parsed H(k), S(k) against what CP2K printed; runs here give 1e-10 or less
@@ -26,7 +26,7 @@ def main(arguments=None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(function, *positional, **options):
-        p = verbs.add_parser(function.__name__, help=function.__doc__.splitlines()[0], description=function.__doc__)
+        p = verbs.add_parser(function.__name__.rstrip("_"), help=function.__doc__.splitlines()[0], description=function.__doc__)
         for name in positional:
             p.add_argument(name.rstrip("+"), nargs="+" if name.endswith("+") else None, type=Path)
         for name, keywords in options.items():
@@ -86,6 +86,20 @@ def main(arguments=None) -> int:
     )
     reference_only = {"action": "store_true", "help": "the two-centre reference without the network: the baseline"}
     verb(predict, "model", "structure", out=out, reference_only=reference_only, exchange=exchange)
+    verb(
+        export,
+        "operators",
+        to={
+            "required": True,
+            "metavar": "FORMAT",
+            "help": "quatrex, sisl, tbtrans, tshs, deeph, cp2k, cp2k-text, matrixmarket",
+        },
+        out=out,
+        transport={"metavar": "AXIS", "help": "quatrex: an open device along a, b or c, in blocks; default: the cell as it is"},
+        repeat={"type": int, "metavar": "N", "help": "quatrex: copies of the structure along the axis; default 1"},
+        blocks={"type": int, "metavar": "N", "help": "quatrex: blocks along the axis; default: the most without a loss"},
+    )
+    verb(import_, "source", out=out)
     one = {"type": Path, "required": True, "metavar": "FILE"}
     verb(analyse, "material", dft=one, predicted=one, baseline=one, out=out)
     verb(
@@ -96,7 +110,22 @@ def main(arguments=None) -> int:
         material={"type": Path, "metavar": "FILE", "help": "default: config/materials/M.yaml of results/M/models/NAME"},
         out={"type": Path, "metavar": "PATH", "help": "also write a row per structure: csv"},
     )
+    verb(view, "predicted", parts={"type": int, "default": 8, "help": "ranks its atoms are shared by"}, out=out)
     verb(figures, "analysis", "train_csv", out=out)
+    verb(
+        figure_8,
+        label={"nargs": "+", "required": True, "help": "of the structures, then of the one shown"},
+        analysis={"type": Path, "nargs": "+", "required": True, "metavar": "DIR", "help": "what `analyse` wrote of each"},
+        view={"type": Path, "required": True, "metavar": "DIR", "help": "what `view` wrote of the one shown"},
+        out=out,
+    )
+    verb(
+        draw,
+        figure={"choices": ["fig3", "fig5", "fig6", "fig7", "fig8"], "nargs": "*", "help": "default: all"},
+        raw={"type": Path, "default": Path("resources/raw"), "help": "folder of tables; default resources/raw"},
+        out=out,
+    )
+    verb(index, results={"type": Path, "default": Path("results"), "help": "folder of results"}, out=out)
     verb(summary, "summaries+", out=out)
     verb(table, "summary")
     options = vars(parser.parse_args(arguments))
@@ -314,6 +343,22 @@ def predict(model: Path, structure: Path, out: Path, reference_only: bool, excha
         run(model, read_structure_file(structure), reference_only, world=world, exchange=exchange).write(out, world)
 
 
+def export(operators: Path, to: str, out: Path, **options):
+    """Write H and S for another code: quatrex, sisl, TBtrans, Siesta, DeepH, CP2K's own CSR, MatrixMarket (docs/files.md)."""
+    from .export import export as run
+
+    for line in run(operators, to, out, **{name: value for name, value in options.items() if value is not None}):
+        print(f"{out}: {line}")
+
+
+def import_(source: Path, out: Path):
+    """Turn a DeepH data set into operators: one structure into the file OUT, a folder of many into OUT/NAME.h5."""
+    from .export import import_deeph
+
+    for path in import_deeph(source, out):
+        print(path)
+
+
 @contextmanager
 def ranks():
     """The ranks of this run; where one is lost, what is known of it is the last line."""
@@ -327,15 +372,61 @@ def ranks():
 
 
 def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, out: Path):
-    """Compare predicted with DFT operators: OUT/{summary, by_pair, by_distance, decay, bands, dos, heatmap}.csv."""
+    """Compare predicted with DFT operators: OUT/{summary, by_pair, by_distance, blocks, decay, bands, dos, heatmap}.csv, errors.html."""
     from .analysis.tables import analysis_tables
     from .operators import read_operators
+    from .page import tables_page
 
     settings = config.load_material(material)
     files = [read_operators(path) for path in (dft, predicted, baseline)]
     name = {"material": material.stem, "model": predicted.parent.name, "structure": predicted.stem}
-    for table_name, content in analysis_tables(*files, settings.analysis, name).items():
+    tables = analysis_tables(*files, settings.analysis, name)
+    for table_name, content in tables.items():
         write_text(out / f"{table_name}.csv", content.to_csv(index=False))
+    shown = {"By pair of elements": tables["by_pair"], "By distance": tables["by_distance"]}
+    write_text(out / "errors.html", tables_page(f"Errors of {' / '.join(name.values())}", shown))
+
+
+def view(predicted: Path, parts: int, out: Path):
+    """Tables of a structure and its predicted H that need no DFT: OUT/{atoms, parts, image}.csv."""
+    from .analysis.views import view_tables
+    from .operators import read_operators
+
+    operators = read_operators(predicted)
+    facts = {
+        "cell_angstrom": operators.atoms.cell.round(6).tolist(),
+        "orbitals": operators.n_orbitals,
+        "model": operators.attributes["model"],
+    }
+    for name, content in view_tables(operators, parts).items():
+        write_table(out / f"{name}.csv", content, **facts)
+
+
+def figure_8(label: list[str], analysis: list[Path], view: Path, out: Path):
+    """The tables of figure 8, OUT/fig8_*.csv, from those of `analyse` and `view`."""
+    from .analysis.views import figure_8_tables
+
+    if len(label) != len(analysis) + 1:
+        raise ValueError(f"{len(label)} labels for {len(analysis)} structures and one view: expected one each.")
+    about = facts(view / "atoms.csv") | {"label": label[-1]}
+    about = {name: about[name] for name in ("label", "cell_angstrom", "orbitals", "model")}
+    for name, content in figure_8_tables(dict(zip(label, analysis)), view).items():
+        write_table(out / f"fig8_{name}.csv", content, **about)
+
+
+def draw(figure: list[str], raw: Path, out: Path):
+    """Draw figures of the paper from raw tables: OUT/figN.pdf and .png."""
+    from .figures import PAPER, draw_paper
+
+    for name in figure or PAPER:
+        draw_paper(name, raw, out)
+
+
+def index(results: Path, out: Path):
+    """One page of all materials, without a server or another file: structures, partitions, H, errors, bands, DOS."""
+    from .page import index_page
+
+    write_text(out, index_page(results))
 
 
 def evaluate(model: Path, split: str, sets: list[str] | None, material: Path | None, out: Path | None):
@@ -374,8 +465,16 @@ def figures(analysis: Path, train_csv: Path, out: Path):
 
 
 def summary(summaries: list[Path], out: Path):
-    """Join the summaries of structures into one table."""
-    write_text(out, pd.concat([pd.read_csv(path) for path in summaries]).to_csv(index=False))
+    """Join the summaries of structures into one table: OUT, and the same as .html."""
+    from .page import tables_page
+
+    content = pd.concat([pd.read_csv(path) for path in summaries])
+    write_text(out, content.to_csv(index=False))
+    shown = content.drop(columns=["elements", "rmse_mev", "max_abs_error_mev", "orbitals"], errors="ignore")
+    write_text(
+        out.with_suffix(".html"),
+        tables_page("Held-out structures", {"Errors and gaps": shown.set_index("structure").T.reset_index()}),
+    )
 
 
 def table(summary: Path):

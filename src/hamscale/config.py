@@ -271,11 +271,28 @@ class Cluster(Section):
     )
 
 
+Export = Literal["quatrex", "tbtrans", "tshs", "deeph", "cp2k", "cp2k-text", "matrixmarket"]
+
+
+class Figure8(Section):
+    """What figure 8 shows, of one of the runs."""
+
+    material: str
+    model: str
+    structures: dict[str, str] = Field(description="label: held-out structure, e.g. amorphous: test-000")
+    tiled: dict[str, str] = Field(description="label: structure whose predicted H is shown", min_length=1, max_length=1)
+
+
 class Config(Section):
     """config/config.yaml"""
 
     runs: Annotated[list[Run], Field(min_length=1, description="which material is learnt by which model")]
     cluster: Cluster = Cluster()
+    export: list[Export] = Field([], description="formats that every prediction of a test or predict set is exported to")
+    raw: str = Field(
+        "resources/raw", description="tables that the paper's figures are drawn from; results/raw: measured here, anew"
+    )
+    figure_8: Figure8 | None = Field(None, description="for results/raw/fig8_*.csv")
 
 
 # ---------------------------------------------------------------------------------------------------------------- reading

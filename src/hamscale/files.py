@@ -1,6 +1,10 @@
 """Writing files so that a crash or a full disk never leaves half of one, and reading HDF5 files that say what they are."""
 
+import json
 import os
+import platform
+import re
+import shutil
 import subprocess
 import tempfile
 from contextlib import contextmanager
@@ -10,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import h5py
+import pandas as pd
 
 
 @contextmanager
@@ -30,9 +35,50 @@ def atomic(path):
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path):
+    """Yield a temporary folder beside `path`; on success its files are flushed to disk and it is renamed, else it is removed.
+
+    Raises ValueError where `path` is there and is not an empty folder: what it holds may be anything.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path}: exists, expected a new or an empty folder. Remove it or give another name.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        temporary.chmod(0o755)  # mkdtemp made it private
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_text(path, text: str):
     with atomic(path) as temporary:
         temporary.write_text(text)
+
+
+def write_table(path, table: pd.DataFrame, digits: int = 6, **facts):
+    """A csv whose first line, `# {...}`, says what made it (provenance, processor, versions, and the facts given)."""
+    about = provenance() | machine() | facts
+    write_text(path, f"# {json.dumps(about)}\n{table.to_csv(index=False, float_format=f'%.{digits}g')}")
+
+
+def read_table(path) -> pd.DataFrame:
+    """A csv, with or without that first line."""
+    with open(path) as file:
+        return pd.read_csv(path, skiprows=int(file.readline().startswith("#")))
+
+
+def facts(path) -> dict:
+    """What the first line of a table says; empty without one."""
+    with open(path) as file:
+        line = file.readline()
+    return json.loads(line[1:]) if line.startswith("#") else {}
 
 
 @contextmanager
@@ -80,3 +126,15 @@ def provenance() -> dict[str, str]:
         "git_commit": commit,
         "hamscale_version": version("hamscale"),
     }
+
+
+@lru_cache
+def machine() -> dict:
+    """Where a file was written: kind and number of processors, versions; no names of machines or people."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        found = None
+    name = found.group(1).strip() if found else platform.machine()
+    packages = ", ".join(f"{package} {version(package)}" for package in ("numpy", "torch"))
+    return {"processor": name, "cores": os.cpu_count(), "versions": f"python {platform.python_version()}, {packages}"}

@@ -4,6 +4,7 @@ A block (i, j, R) is <i, cell 0 | H | j, cell R>. H(k) = sum_R exp(+2 pi i k.R) 
 lattice. Atoms are wrapped as CP2K wraps them, so that R means the same everywhere (docs/conventions.md).
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -308,42 +309,57 @@ def _check_shards(file: h5py.File):
             raise ValueError(f"its shard {shard} is missing. Move the folder of shards with the file, or predict again.")
 
 
-def read_operators(path) -> Operators:
-    """Read and check `operators/1`.
+@contextmanager
+def _named(path):
+    """Errors of a file's content, with its path."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{path}: {error.args[0]}. Expected all of schema {SCHEMA} (docs/files.md).") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
-    Raises ValueError, with the path, if the file is missing, cut short, of another schema, has values that are not numbers,
-    blocks that do not fit the basis, lacks a unit, or lacks the transposed block of a pair.
+
+@contextmanager
+def open_operators(path):
+    """Open `operators/1` and check all of it but the values: yields (file, atoms, basis, pairs (E, 5) as they stand).
+
+    Raises ValueError, with the path, if the file is missing, cut short, of another schema, has blocks that do not fit the
+    basis, lacks a unit, or lacks the transposed block of a pair.
     """
     with open_h5(path, SCHEMA) as file:
-        try:
+        with _named(path):
             _check_shards(file)
             for name, unit in (("hamiltonian", "Hartree"), ("overlap", "1")):
                 if (found := file[name].attrs.get("unit")) != unit:
                     raise ValueError(f"{name} has unit {found!r}, expected {unit!r}.")
-                if not np.isfinite(file[name]).all():
-                    raise ValueError(f"{name} holds NaN or infinity. The run that made it went wrong: make it again.")
-            operators = Operators(
-                read_structure(file),
-                read_basis(file),
-                file["pairs"][:].astype(np.int64),
-                file["hamiltonian"][:].astype(float),
-                file["overlap"][:].astype(float),
-                {k: v for k, v in file.attrs.items() if k != "schema"},
-            )
-            if printed := file.get("orbital_energies"):
-                operators.orbital_energies = (printed["kpoints"][:], printed["energies"][:])
-            if not np.array_equal(file["offsets"], operators.offsets):
+            atoms, basis, pairs = read_structure(file), read_basis(file), file["pairs"][:].astype(np.int64)
+            sizes = np.prod(basis.n_orbitals(atoms.numbers)[pairs[:, :2]], axis=1)
+            if not np.array_equal(file["offsets"], np.concatenate([[0], np.cumsum(sizes)])):
                 raise ValueError("/offsets do not fit the basis. Was the basis of this file changed?")
-            operators.reverse()
-            if file["pairs"].is_virtual:
-                operators = operators.sorted()
-            if (np.diff(pair_keys(operators.pairs)) <= 0).any():
+            reverse_pairs(pairs)
+            if not file["pairs"].is_virtual and (np.diff(pair_keys(pairs)) <= 0).any():
                 raise ValueError("/pairs are not sorted by i, j, R.")
-        except KeyError as error:
-            raise ValueError(f"{path}: {error.args[0]}. Expected all of schema {SCHEMA} (docs/files.md).") from None
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-    return operators
+        yield file, atoms, basis, pairs
+
+
+def check_finite(name: str, values: np.ndarray):
+    """Raise ValueError if a value of H or S is not a number."""
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} holds NaN or infinity. The run that made it went wrong: make it again.")
+
+
+def read_operators(path) -> Operators:
+    """Read and check `operators/1`. Raises ValueError as `open_operators` does, and where a value is not a number."""
+    with open_operators(path) as (file, atoms, basis, pairs), _named(path):
+        hamiltonian, overlap = (file[name][:].astype(float) for name in ("hamiltonian", "overlap"))
+        check_finite("hamiltonian", hamiltonian)
+        check_finite("overlap", overlap)
+        attributes = {k: v for k, v in file.attrs.items() if k != "schema"}
+        operators = Operators(atoms, basis, pairs, hamiltonian, overlap, attributes)
+        if printed := file.get("orbital_energies"):
+            operators.orbital_energies = (printed["kpoints"][:], printed["energies"][:])
+        return operators.sorted() if file["pairs"].is_virtual else operators
 
 
 def write_structure(file: h5py.File, atoms: Atoms):

@@ -21,6 +21,10 @@ def hartree_to_ev(energy_hartree):
     return energy_hartree * HARTREE_IN_EV
 
 
+def ev_to_hartree(energy_ev):
+    return energy_ev / HARTREE_IN_EV
+
+
 def hartree_to_mev(energy_hartree):
     return energy_hartree * (1000 * HARTREE_IN_EV)
 

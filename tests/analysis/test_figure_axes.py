@@ -5,6 +5,7 @@ import sys
 import warnings
 from dataclasses import replace
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -115,7 +116,7 @@ def test_heatmap_shows_the_logarithm_of_the_table(crystal):
 
 
 def test_text_of_a_pdf_stays_text(crystal, tmp_path):
-    with figures.matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure()
         figures.dos(crystal["dos"], figure.subplots())
         figures.save(figure, tmp_path / "dos")

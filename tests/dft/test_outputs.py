@@ -5,25 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
-from ase import Atoms
 
-from conftest import DATA, DZVP, SZV, basis_of
+from conftest import DATA, DZVP, SZV, basis_of, of_log
 from hamscale.angular import rotation_matrix
 from hamscale.dft.outputs import RECORD, eigenvalue_check, parse_output, read_csr, read_run
 from hamscale.graph.overlap import overlap_table
 from hamscale.operators import read_operators, write_operators
 from hamscale.units import hartree_to_ev
-
-
-def _of_log(directory, basis):
-    """The run with the atoms its own log prints."""
-    output = parse_output(directory / "run.out")
-    return read_run(directory, Atoms(output.elements, output.positions, cell=[5.431] * 3, pbc=True), basis)
-
-
-@pytest.fixture(scope="module")
-def si8(recorded):
-    return _of_log(recorded["si8"], basis_of(Si=SZV))
 
 
 def test_recorded_silicon_at_its_four_kpoints(si8):
@@ -34,7 +22,7 @@ def test_recorded_silicon_at_its_four_kpoints(si8):
 
 def test_recorded_silicon_files_of_what_is_above_a_threshold(recorded, si8):
     """CP2K's own binary files; leaving out what is below 1e-9 costs 3e-8 Ha."""
-    cut = _of_log(recorded["si8_cut"], basis_of(Si=SZV))
+    cut = of_log(recorded["si8_cut"], basis_of(Si=SZV))
     assert 5e-9 < eigenvalue_check(cut) < 5e-8
     rows = {tuple(p): b for b, p in enumerate(si8.pairs.tolist())}
     for b, pair in enumerate(cut.pairs.tolist()):
@@ -56,7 +44,7 @@ def test_recorded_silicon_at_seven_band_points(si8):
 
 def test_text_and_binary_files_are_the_same_matrix(recorded):
     basis = basis_of(H=DZVP, O=DZVP)
-    binary, text = (_of_log(recorded[name], basis) for name in ("h2o_bin", "h2o_txt"))
+    binary, text = (of_log(recorded[name], basis) for name in ("h2o_bin", "h2o_txt"))
     assert np.array_equal(binary.pairs, text.pairs)
     assert np.abs(binary.hamiltonian - text.hamiltonian).max() < 1e-13
     assert eigenvalue_check(binary) < 5e-12

@@ -5,19 +5,28 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import sisl
 import yaml
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 from conftest import TOY, copy_workflow
+from hamscale.analysis.spectra import eigenvalues
 from hamscale.operators import read_operators
+from hamscale.units import HARTREE_IN_EV
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
+ON_REQUEST = {
+    *("partition", "export", "export_sisl"),
+    *("domains", "partition_table", "scaling_measured", "scaling_modelled", "scaling_partitions", "throughput"),
+}
 MODEL = {"network": {"layers": 1, "channels": 4, "hidden": 4}, "training": {"steps": 6, "validate_every": 3}}
 
 
@@ -33,9 +42,22 @@ def project(tmp_path):
     return copy_workflow(tmp_path, TOY, {"tiny": MODEL})
 
 
-def test_from_config_to_predicted_hamiltonian_and_report(project):
-    result = snakemake(project, "--show-failed-logs")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The same, run to its end with its exports, with its report."""
+    folder = copy_workflow(tmp_path_factory.mktemp("finished"), TOY, {"tiny": MODEL})
+    config = folder / "config" / "config.yaml"
+    config.write_text(config.read_text() + "export: [quatrex, tbtrans]\n")
+    result = snakemake(folder, "--show-failed-logs")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    report = snakemake(folder, "--report", "report.html")
+    assert report.returncode == 0, report.stderr
+    assert "ERROR/" not in report.stderr  # of a caption
+    return folder
+
+
+def test_from_config_to_predicted_hamiltonian(finished):
+    project = finished
     summary = pd.read_csv(project / "results" / "summary.csv")
     assert list(summary["structure"]) == ["test-000"]
     assert summary["mae_mev"].notna().all()
@@ -44,6 +66,11 @@ def test_from_config_to_predicted_hamiltonian_and_report(project):
     assert max(tiled.hermiticity_error().values()) == 0
     log = (project / "logs" / "toy" / "operators" / "train-000.log").read_text()
     assert "against those CP2K printed: max" in log
+
+    exported = project / "results" / "toy" / "export" / "tiny" / "tiled-000"
+    assert (exported / "quatrex" / "hamiltonian.h5").is_file()
+    back = sisl.get_sile(exported / "hamiltonian.nc").read_hamiltonian()
+    assert np.abs(back.eigh() - eigenvalues(tiled, (0, 0, 0))[0] * HARTREE_IN_EV).max() < 1e-8
 
     again = snakemake(project)
     assert "Nothing to be done" in again.stdout + again.stderr
@@ -64,14 +91,66 @@ def test_from_config_to_predicted_hamiltonian_and_report(project):
     assert re.search(r"^dft +4$", planned, re.M), planned
     material.write_text(TOY)
 
-    report = snakemake(project, "--report", "report.html")
-    assert report.returncode == 0, report.stderr
-    text = (project / "report.html").read_text()
-    assert "bands.png" in text
-    assert not re.search(r"<(script|link|img)[^>]+(src|href)=.?https?:", text)  # one file, nothing from elsewhere
-
     table = subprocess.run([BIN / "hamscale", "table", "results/summary.csv"], cwd=project, capture_output=True, text=True)
     assert "two-centre" in table.stdout
+
+
+def shown(driver, category: str, what: str):
+    """Click through the report to a result, and give the picture or frame it is shown in."""
+    driver.get(driver.current_url.split("#")[0])
+    wait = WebDriverWait(driver, 20)
+    wait.until(lambda d: d.find_element(By.LINK_TEXT, category)).click()
+    row = wait.until(lambda d: d.find_element(By.XPATH, f"//tr[td[normalize-space()='{what}']]"))
+    row.find_element(By.TAG_NAME, "a").click()
+    if what.startswith("table"):
+        return wait.until(lambda d: d.find_element(By.CSS_SELECTOR, "iframe, object"))
+    picture = wait.until(lambda d: d.find_element(By.CSS_SELECTOR, "img[src^='data:image/png']"))
+    wait.until(lambda d: d.execute_script("return arguments[0].complete", picture))
+    return picture
+
+
+def test_the_report_opens_alone_and_a_click_on_a_figure_shows_it(finished, browser):
+    driver = browser.open(finished / "report.html")
+    for category, what in (
+        *(("toy", name) for name in ("bands", "dos", "error by pair", "error by distance", "decay", "heatmap", "training")),
+        *(("Figures of the method", f"figure {n}") for n in (3, 5, 6, 7, 8)),
+    ):
+        picture = shown(driver, category, what)
+        assert picture.is_displayed(), what
+        assert picture.get_property("naturalWidth") > 900, what
+    for category, what, text in (
+        ("toy", "table of errors", "Si-Si"),
+        ("Summary", "table of errors, all structures", "eigenvalue_mae_mev_occupied"),
+    ):
+        driver.switch_to.frame(shown(driver, category, what))
+        assert text in driver.find_element(By.TAG_NAME, "body").text
+        driver.switch_to.default_content()
+    assert [message for level, message in browser.console() if level == "SEVERE"] == []
+    assert set(browser.requests()) == {(finished / "report.html").resolve().as_uri()}
+
+
+def test_the_page_of_a_run_shows_it(finished, browser):
+    driver = browser.open(finished / "results" / "index.html")
+    names = [option.text for option in driver.find_elements(By.CSS_SELECTOR, "#which option")]
+    assert names == ["toy / tiny / test-000", "toy / tiny / tiled-000"]
+    assert browser.console() == []
+
+
+def test_figures_are_drawn_where_there_is_neither_cp2k_nor_a_gpu(tmp_path):
+    """From what a clone holds; and with raw=results/raw they are planned from measurements made anew."""
+    for name in ("Snakefile", "workflow", "config", "envs", "resources"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "bin").mkdir()
+    for tool in ("bash", "sh", "env", "git", "which"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    result = snakemake(tmp_path, "figures", PATH=f"{BIN}:{tmp_path / 'bin'}", CUDA_VISIBLE_DEVICES="")
+    assert result.returncode == 0, result.stderr
+    for n in (3, 5, 6, 7, 8):
+        assert (tmp_path / "results" / "figures" / f"fig{n}.pdf").read_bytes().startswith(b"%PDF")
+        assert (tmp_path / "results" / "figures" / f"fig{n}.png").stat().st_size > 50_000
+    anew = snakemake(tmp_path, "-n", "figures", "--configfile", "config/figures.yaml", "--config", "raw=results/raw").stdout
+    for rule in ("throughput", "domains", "partition_table", "scaling_measured", "scaling_modelled", "figure_8_tables", "dft"):
+        assert re.search(rf"^{rule} +\d", anew, re.M), rule
 
 
 def test_an_unconverged_run_is_reported_and_the_others_go_on(project):
@@ -85,11 +164,17 @@ def test_an_unconverged_run_is_reported_and_the_others_go_on(project):
         assert not (project / "results" / "toy" / "dft" / identifier).exists()
 
 
-@pytest.mark.parametrize("config", ["config/config.yaml", "config/demo.yaml"])
-def test_every_rule_of_the_shipped_configurations_is_planned(config, tmp_path):
-    for name in ("Snakefile", "workflow", "config", "envs"):
+@pytest.fixture
+def clone(tmp_path):
+    """What is shipped, where nothing has run."""
+    for name in ("Snakefile", "workflow", "config", "envs", "alps", "resources"):
         (tmp_path / name).symlink_to(ROOT / name)
-    result = snakemake(tmp_path, "-n", "--configfile", config)
+    return tmp_path
+
+
+@pytest.mark.parametrize("config", ["config", "demo", "hfo2", "gst"])
+def test_every_rule_of_the_shipped_configurations_is_planned(config, clone):
+    result = snakemake(clone, "-n", "--configfile", f"config/{config}.yaml")
     assert result.returncode == 0, result.stderr
     for rule in (
         "structure",
@@ -112,10 +197,8 @@ def test_lint_is_clean():
 
 
 @pytest.mark.parametrize("profile", [("alps",), ("workflow/profiles/slurm", "--sdm", "env-modules")], ids=lambda p: p[0])
-def test_the_profiles_plan_every_rule_without_slurm(profile, tmp_path):
+def test_the_profiles_plan_every_rule_without_slurm(profile, clone, tmp_path):
     """env-modules, which no rule names: Snakemake asks for conda even where it only plans."""
-    for name in ("Snakefile", "workflow", "config", "envs", "alps"):
-        (tmp_path / name).symlink_to(ROOT / name)
     programs = tmp_path / "bin"  # of the system none but these, whatever else is installed
     programs.mkdir()
     for name in ("sh", "bash", "which"):
@@ -123,14 +206,15 @@ def test_the_profiles_plan_every_rule_without_slurm(profile, tmp_path):
 
     def say(*arguments):
         env = os.environ | {"PATH": f"{BIN}:{programs}"}
-        return subprocess.run([BIN / "snakemake", *arguments], cwd=tmp_path, capture_output=True, text=True, env=env)
+        return subprocess.run([BIN / "snakemake", *arguments], cwd=clone, capture_output=True, text=True, env=env)
 
     planned = say("--profile", *profile, "-n")
     assert planned.returncode == 0, planned.stderr
     rules = set(say("--profile", *profile, "--list-rules").stdout.split())
     assert {"dft_batch", "train", "predict"} < rules
     table = set(re.findall(r"^(\w+) +\d+$", planned.stdout, re.M))
-    assert rules - table == {"partition"}  # for looking: made on request alone
+    # for looking, and for measuring the figures of the method anew: made on request alone
+    assert rules - table == ON_REQUEST
 
 
 def test_another_cluster_needs_little():
@@ -141,12 +225,7 @@ def test_another_cluster_needs_little():
 
 @pytest.mark.parametrize("graph", ["--dag", "--rulegraph"])
 def test_the_graphs_render(graph):
-    if not shutil.which("dot"):
-        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "graphviz"]
-        with suppress(OSError):
-            subprocess.run(command, capture_output=True)
-    if not shutil.which("dot"):
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("Graphviz's dot is not there and cannot be installed")
+    """With dot, which tests/setup_programs.sh installs."""
     text = snakemake(ROOT, graph, "--forceall", "--configfile", "config/demo.yaml")
     assert text.returncode == 0, text.stderr
     drawn = subprocess.run(["dot", "-Tsvg"], input=text.stdout, capture_output=True, text=True)

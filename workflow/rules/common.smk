@@ -28,6 +28,10 @@ FIGURES = (
     "training",
 )
 
+# sisl tells its formats by the suffix
+SISL_FILES = {"tbtrans": "hamiltonian.nc", "tshs": "hamiltonian.TSHS"}
+FIGURE_8_TABLES = ("summary", "decay", "blocks", "bands", "dos", "atoms", "image")
+
 
 wildcard_constraints:
     material="[A-Za-z0-9_]+",
@@ -95,7 +99,9 @@ def of_split(pattern, *splits):
 
     def of_wildcards(wildcards):
         ids = MATERIALS[wildcards.material].identifiers(*splits)
-        return expand(pattern, id=ids, owner=owner(wildcards.material), allow_missing=True)
+        return expand(
+            pattern, id=ids, owner=owner(wildcards.material), allow_missing=True
+        )
 
     return of_wildcards
 
@@ -128,6 +134,16 @@ def predictions(run):
     )
 
 
+def exports(run):
+    return expand(
+        "results/{material}/export/{model}/{id}/{target}",
+        material=run.material,
+        model=run.model,
+        id=MATERIALS[run.material].identifiers("test", "predict"),
+        target=[SISL_FILES.get(target, target) for target in CONFIG.export],
+    )
+
+
 def figures(run):
     return expand(
         "results/figures/{material}/{model}/{id}/{figure}.{suffix}",
@@ -144,4 +160,22 @@ def summaries(wildcards):
         f"results/{run.material}/analysis/{run.model}/{id}/summary.csv"
         for run in RUNS
         for id in MATERIALS[run.material].identifiers("test")
+    ]
+
+
+def views(wildcards):
+    return [
+        f"results/{run.material}/analysis/{run.model}/{id}/atoms.csv"
+        for run in RUNS
+        for id in MATERIALS[run.material].identifiers("test", "predict")
+    ]
+
+
+def figure_8_files(structures, *tables):
+    """Tables of each of the structures that figure 8 shows."""
+    of = CONFIG.figure_8
+    return [
+        f"results/{of.material}/analysis/{of.model}/{id}/{table}.csv"
+        for id in structures.values()
+        for table in tables
     ]

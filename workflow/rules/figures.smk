@@ -1,4 +1,4 @@
-rule figures:
+rule structure_figures:
     input:
         tables=rules.analyse.output,
         train="results/{material}/models/{model}/train.csv",
@@ -12,42 +12,49 @@ rule figures:
             caption="../report/bands.rst",
             category="{material}",
             subcategory="{id}",
+            labels={"what": "bands", "model": "{model}"},
         ),
         dos=report(
             "results/figures/{material}/{model}/{id}/dos.png",
             caption="../report/dos.rst",
             category="{material}",
             subcategory="{id}",
+            labels={"what": "dos", "model": "{model}"},
         ),
         error_by_pair=report(
             "results/figures/{material}/{model}/{id}/error_by_pair.png",
             caption="../report/error_by_pair.rst",
             category="{material}",
             subcategory="{id}",
+            labels={"what": "error by pair", "model": "{model}"},
         ),
         error_by_distance=report(
             "results/figures/{material}/{model}/{id}/error_by_distance.png",
             caption="../report/error_by_distance.rst",
             category="{material}",
             subcategory="{id}",
+            labels={"what": "error by distance", "model": "{model}"},
         ),
         decay=report(
             "results/figures/{material}/{model}/{id}/decay.png",
             caption="../report/decay.rst",
             category="{material}",
             subcategory="{id}",
+            labels={"what": "decay", "model": "{model}"},
         ),
         heatmap=report(
             "results/figures/{material}/{model}/{id}/heatmap.png",
             caption="../report/heatmap.rst",
             category="{material}",
             subcategory="{id}",
+            labels={"what": "heatmap", "model": "{model}"},
         ),
         training=report(
             "results/figures/{material}/{model}/{id}/training.png",
             caption="../report/training.rst",
             category="{material}",
             subcategory="{id}",
+            labels={"what": "training", "model": "{model}"},
         ),
     log:
         "logs/{material}/figures/{model}/{id}.log",

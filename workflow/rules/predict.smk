@@ -20,6 +20,40 @@ rule predict:
         " hamscale predict {params.model} {input.structure} --out {output} > {log} 2>&1"
 
 
+rule export:
+    input:
+        "results/{material}/predicted/{model}/{id}.h5",
+    output:
+        directory("results/{material}/export/{model}/{id}/{target}"),
+    log:
+        "logs/{material}/export/{model}/{id}/{target}.log",
+    wildcard_constraints:
+        target="quatrex|deeph|cp2k|cp2k-text|matrixmarket",
+    conda:
+        "../../envs/hamscale.yaml"
+    message:
+        "export to {wildcards.target}: {wildcards.material} {wildcards.id}"
+    shell:
+        "hamscale export {input} --to {wildcards.target} --out {output} > {log} 2>&1"
+
+
+rule export_sisl:
+    input:
+        "results/{material}/predicted/{model}/{id}.h5",
+    output:
+        "results/{material}/export/{model}/{id}/hamiltonian.{suffix}",
+    log:
+        "logs/{material}/export/{model}/{id}/{suffix}.log",
+    wildcard_constraints:
+        suffix="nc|TSHS",
+    conda:
+        "../../envs/hamscale.yaml"
+    message:
+        "export to {wildcards.suffix}: {wildcards.material} {wildcards.id}"
+    shell:
+        "hamscale export {input} --to sisl --out {output} > {log} 2>&1"
+
+
 rule baseline:
     input:
         weights="results/{material}/models/{model}/weights.safetensors",
@@ -50,11 +84,19 @@ rule analyse:
                 "summary",
                 "by_pair",
                 "by_distance",
+                "blocks",
                 "decay",
                 "bands",
                 "dos",
                 "heatmap",
             ),
+        ),
+        errors=report(
+            "results/{material}/analysis/{model}/{id}/errors.html",
+            caption="../report/errors.rst",
+            category="{material}",
+            subcategory="{id}",
+            labels={"what": "table of errors", "model": "{model}"},
         ),
     log:
         "logs/{material}/analysis/{model}/{id}.log",
@@ -71,12 +113,37 @@ rule analyse:
         " --out {params.out} > {log} 2>&1"
 
 
+# Of what DFT cannot do as well: atoms, their parts, |H| as an image
+rule view:
+    input:
+        "results/{material}/predicted/{model}/{id}.h5",
+    output:
+        expand(
+            "results/{{material}}/analysis/{{model}}/{{id}}/{table}.csv",
+            table=("atoms", "parts", "image"),
+        ),
+    log:
+        "logs/{material}/view/{model}/{id}.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    params:
+        out=output_folder,
+    message:
+        "atoms, parts and H of {wildcards.material} {wildcards.id}"
+    shell:
+        "hamscale view {input} --out {params.out} > {log} 2>&1"
+
+
 rule summary:
     input:
         summaries,
     output:
-        report(
-            "results/summary.csv", caption="../report/summary.rst", category="Summary"
+        csv="results/summary.csv",
+        html=report(
+            "results/summary.html",
+            caption="../report/summary.rst",
+            category="Summary",
+            labels={"what": "table of errors, all structures"},
         ),
     log:
         "logs/summary.log",
@@ -85,4 +152,4 @@ rule summary:
     message:
         "join the summaries"
     shell:
-        "hamscale summary {input} --out {output} > {log} 2>&1"
+        "hamscale summary {input} --out {output.csv} > {log} 2>&1"

@@ -154,3 +154,16 @@ def hamiltonian_decay(operators: Operators, most: int = 5000) -> pd.DataFrame:
         part.iloc[:: -(-len(part) // most)] for _, part in table.groupby("pair", sort=False)
     ]  # rounded up: no more than `most`
     return pd.concat(parts, ignore_index=True)
+
+
+def block_sample(blocks: pd.DataFrame, most: int = 1500) -> pd.DataFrame:
+    """Mean absolute error of blocks, onsite and offsite, between their 2.5 and 97.5 percentiles; evenly spaced in rank, at most
+    `most` of each."""
+    parts = []
+    for onsite, part in blocks.groupby("onsite"):
+        errors = np.sort(part["sum_abs_error_mev"] / part["elements"])
+        low, high = np.percentile(errors, (2.5, 97.5))
+        errors = errors[(errors >= low) & (errors <= high)]
+        chosen = np.unique(np.linspace(0, len(errors) - 1, min(len(errors), most)).round().astype(int))
+        parts.append(pd.DataFrame({"onsite": onsite, "block_mae_mev": errors[chosen]}))
+    return pd.concat(parts, ignore_index=True)

@@ -1,7 +1,8 @@
 """Time of a step on P ranks from exact counts of a partition and four measured constants. What comes out is modelled, never measured.
 
-A rank's time is compute + pack + exchange: its edges over the message rate at that number of edges; bytes sent over the rate of
-packing; and per exchange latency x neighbours + max(bytes sent, received) / bandwidth. The step takes what the slowest rank takes.
+A rank's time is compute + pack + exchange + unpack: its edges over the message rate at that number of edges; bytes sent and received
+over the rates of packing and unpacking; and per exchange latency x neighbours + max(bytes sent, received) / bandwidth. The step takes
+what the slowest rank takes.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ class Machine:
 
     messages, messages_per_second: numbers of edges and the rate of one layer's node and edge update at each, ascending; between
     them the time, not the rate, is interpolated; above the last the rate stays. pack_bytes_s: gathering rows into a send buffer.
-    latency_s: per message. bandwidth_bytes_s: of one rank's link, one way. source: where they are from.
+    unpack_bytes_s: copying what was received behind the own features; latency_s: per message. bandwidth_bytes_s: of one rank's link,
+    one way. source: where they are from.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Machine:
     latency_s: float
     bandwidth_bytes_s: float
     source: str = ""
+    unpack_bytes_s: float = np.inf
 
     def compute_s(self, edges) -> np.ndarray:
         """Seconds of one layer."""
@@ -36,7 +39,7 @@ class Machine:
 
 
 def per_rank(counts: dict, machine: Machine, layers: int, embedding_bytes: int, exchanges: int | None = None) -> pd.DataFrame:
-    """Seconds of one forward pass by rank: compute_s, pack_s, exchange_s.
+    """Seconds of one forward pass by rank: compute_s, pack_s, exchange_s, unpack_s.
 
     counts: neighbours, sent, received, edges, (ranks,) each, as Partition.per_rank() gives them. exchanges: per pass, default one
     per layer.
@@ -51,13 +54,14 @@ def per_rank(counts: dict, machine: Machine, layers: int, embedding_bytes: int, 
             "compute_s": layers * machine.compute_s(counts["edges"]),
             "pack_s": n * sent / machine.pack_bytes_s,
             "exchange_s": n * exchange,
+            "unpack_s": n * received / machine.unpack_bytes_s,
         }
     )
 
 
 def step_seconds(ranks: pd.DataFrame) -> float:
     """Of the slowest rank."""
-    return float((ranks["compute_s"] + ranks["pack_s"] + ranks["exchange_s"]).max())
+    return float(ranks[["compute_s", "pack_s", "exchange_s", "unpack_s"]].sum(axis=1).max())
 
 
 def efficiency(table: pd.DataFrame, mode: str) -> pd.Series:

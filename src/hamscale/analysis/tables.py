@@ -14,7 +14,7 @@ LARGEST_HEATMAP = 200
 def analysis_tables(
     dft: Operators, predicted: Operators, baseline: Operators, analysis: Analysis, name: dict[str, str]
 ) -> dict[str, pd.DataFrame]:
-    """summary, by_pair, by_distance, decay, bands, dos, heatmap; errors are over blocks within the network's cutoff."""
+    """summary, by_pair, by_distance, blocks, decay, bands, dos, heatmap; errors are over blocks within the network's cutoff."""
     cutoff = float(predicted.attributes["cutoff_angstrom"])
     blocks, blocks_baseline = (errors.block_errors(dft, o, cutoff) for o in (predicted, baseline))
     comparison = spectra.compare_spectra(dft, predicted, baseline, analysis)
@@ -25,6 +25,7 @@ def analysis_tables(
         "summary": pd.DataFrame([summary]),
         "by_pair": by_pair,
         "by_distance": by_distance,
+        "blocks": errors.block_sample(blocks),
         "decay": errors.hamiltonian_decay(dft),
         "bands": spectra.bands_table(dft, predicted, baseline, comparison, analysis),
         "dos": spectra.dos_table(comparison),
@@ -39,7 +40,11 @@ def summary_row(dft: Operators, predicted: Operators, blocks, blocks_baseline, c
         | errors.error_summary(blocks)
         | {f"baseline_{k}": v for k, v in errors.error_summary(blocks_baseline).items() if k.startswith("mae")}
         | spectra.spectral_summary(comparison)
-        | {"dft_seconds": dft.attributes["wall_seconds"], "prediction_seconds": predicted.attributes["wall_seconds"]}
+        | {
+            "dft_code": dft.attributes.get("code", ""),
+            "dft_seconds": dft.attributes["wall_seconds"],
+            "prediction_seconds": predicted.attributes["wall_seconds"],
+        }
     )
 
 

@@ -1,36 +1,15 @@
-"""One function per figure: a table in, axes out. No physics, no checkpoint, no global state of matplotlib."""
+"""Figures of one structure: bands, densities of states, errors, H."""
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from .files import atomic
-
-# Okabe and Ito's colours, told apart by all: jfly.uni-koeln.de/color
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DFT, PREDICTED, BASELINE = "#000000", "#D55E00", "#56B4E9"
-STYLE = {
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "lines.linewidth": 1.0,
-    "axes.linewidth": 0.6,
-    "savefig.dpi": 300,
-    "pdf.fonttype": 42,
-    "svg.fonttype": "none",
-}
-COLUMN_INCHES = 3.4
+from .style import BASELINE, COLOURS, COLUMN_INCHES, DFT, PREDICTED, new_figure, save, styled
 
 
-def bands(table: pd.DataFrame, ax: Axes) -> Axes:
+def bands(table: pd.DataFrame, ax: Axes, legend: bool = True) -> Axes:
     """Bands of DFT (solid) and predicted (dashed), eV above DFT's highest occupied eigenvalue."""
     table = table.assign(label=table["label"].astype(object).fillna(""))  # a csv without any label reads as a column of NaN
     for name, style, colour, label in (("dft", "-", DFT, "DFT"), ("predicted", "--", PREDICTED, "predicted")):
@@ -41,12 +20,19 @@ def bands(table: pd.DataFrame, ax: Axes) -> Axes:
             lines = ax.plot(wide.index, wide.to_numpy(), style, color=colour, linewidth=0.8)
         lines[0].set_label(label)
     ticks = table[table["label"] != ""].drop_duplicates("x_per_angstrom")
-    ax.set_xticks(ticks["x_per_angstrom"], [label.replace("G", "Γ") for label in ticks["label"]])
+    shown = -np.inf
+    names = []
+    for x, label in zip(ticks["x_per_angstrom"], ticks["label"]):  # special points too near one another share a name's place
+        apart = x - shown > 0.06 * wide.index.max()
+        shown = x if apart else shown
+        names.append(label.replace("G", "Γ") if apart else "")
+    ax.set_xticks(ticks["x_per_angstrom"], names)
     for x in ticks["x_per_angstrom"]:
         ax.axvline(x, color="0.8", linewidth=0.5, zorder=0)
     ax.set(xlabel="wave vector" if len(ticks) else "levels of the molecule", ylabel="energy (eV)", xlim=(0, wide.index.max()))
     ax.set_ylim(max(table["dft_ev"].min() - 0.5, -12), min(table["dft_ev"].max() + 0.5, 8))
-    ax.figure.legend(loc="outside upper right", ncols=2)
+    if legend:
+        ax.figure.legend(loc="outside upper right", ncols=2)
     return ax
 
 
@@ -142,25 +128,11 @@ def draw_all(analysis_directory, train_csv, out):
         "decay": lambda ax: decay(read("decay"), ax, cutoff),
         "training": lambda ax: training(pd.read_csv(train_csv), ax),
     }.items():
-        with matplotlib.rc_context(STYLE):
+        with styled():
             figure = new_figure()
             draw(figure.subplots())
             save(figure, out / name)
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = new_figure(2 * COLUMN_INCHES, 2.4)
         heatmap(read("heatmap"), list(figure.subplots(1, 3)))
         save(figure, out / "heatmap")
-
-
-def new_figure(width: float = COLUMN_INCHES, height: float = 2.6) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save(figure: Figure, stem):
-    """STEM.pdf and STEM.png, each whole or not at all."""
-    for suffix in (".pdf", ".png"):
-        with atomic(f"{stem}{suffix}") as temporary:
-            # no date in it: the same table gives the same file
-            figure.savefig(temporary, metadata={"CreationDate": None} if suffix == ".pdf" else None)

@@ -1,0 +1,108 @@
+"""Messages per second of the message transformation against the number of messages: python benchmarks/throughput.py
+
+The node update of a layer that is not the first, forward: rotate, SO(2) convolutions, attention, rotate back, sum. E channels
+everywhere (channels, hidden, values), lmax 4, two heads. HfO2 at 6 A, 768 atoms; fewer messages are those into fewer atoms.
+A curve ends where one pass takes --longest seconds. On a CPU seconds are of CPU time, over the threads: neighbours on the machine
+take turns, and wall time would be theirs too. `saturated`: the rate is within 10 % of the highest of its curve. On a CPU
+--threads says how many; --device cuda adds rows of a GPU, there --chunk should hold all messages. Rows of other devices stay.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from hamscale.basis import Basis, read_element_basis
+from hamscale.config import Network
+from hamscale.files import machine, provenance, read_table, write_table
+from hamscale.graph.dataset import structure_graph
+from hamscale.partition.halo import Halo
+from hamscale.train.tensors import build_network, graph_inputs
+from network import hafnia, unit_reference
+
+LMAX, CUTOFF = 4, 6.0
+ATOMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 768)
+CHANNELS = (16, 32, 64, 128)
+
+
+def inputs_of(graph, reference, n_atoms: int, chunk: int):
+    """The messages into the first atoms of a graph, from all of them."""
+    owned, others = np.arange(n_atoms), np.arange(n_atoms, len(graph.atoms))
+    halo = Halo(0, owned, others, {}, {1: slice(0, len(others))})
+    return graph_inputs(graph.part(owned), reference, LMAX, torch.float32, chunk, halo)
+
+
+def seconds(update, inputs, channels: int, device: str, repeats: int) -> float:
+    """The least of the passes, after one that warms up."""
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    rows = (LMAX + 1) ** 2
+    x = torch.randn(len(inputs.species), rows, channels, device=device)
+    edges = [torch.randn(rows, last - first, channels, device=device) for first, last, _, _ in inputs.spans]
+    times = []
+    with torch.inference_mode():
+        for _ in range(repeats + 1):
+            start = clock()
+            update(x, edges, inputs, False)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times.append(clock() - start)
+    return min(times[1:]) / (1 if device == "cuda" else torch.get_num_threads())
+
+
+def measure(o) -> pd.DataFrame:
+    torch.set_num_threads(o.threads)
+    elements = ("Hf", "O")
+    basis = Basis(read_element_basis(e, "SZV-MOLOPT-SR-GTH", "GTH-PBE", "BASIS_MOLOPT", "GTH_POTENTIALS") for e in elements)
+    reference, graph = unit_reference(basis, CUTOFF), structure_graph(hafnia(max(ATOMS)), basis, CUTOFF)
+    name = (
+        torch.cuda.get_device_name()
+        if o.device == "cuda"
+        else f"{machine()['processor']}, {o.threads} thread{'s'[: o.threads > 1]}"
+    )
+    rows = []
+    for channels in CHANNELS:
+        torch.manual_seed(0)
+        settings = Network(lmax=LMAX, layers=2, channels=channels, hidden=channels, values=channels, feed_forward=64)
+        update = build_network(settings, reference).node_updates[1].to(o.device)
+        took = 0.0
+        for n_atoms in ATOMS:
+            if took * 1.5 > o.longest:  # the next is about twice as long
+                break
+            inputs = inputs_of(graph, reference, n_atoms, o.chunk)
+            inputs = replace(inputs.to(o.device), pairs={})
+            took = seconds(update, inputs, channels, o.device, o.repeats)
+            messages = len(inputs.source)
+            rows.append({"device": name, "channels": channels, "messages": messages, "seconds": took})
+            print(json.dumps(rows[-1]), flush=True)
+    table = pd.DataFrame(rows)
+    table["messages_per_second"] = table.messages / table.seconds
+    highest = table.groupby("channels").messages_per_second.transform("max")
+    table["saturated"] = table.messages_per_second > 0.9 * highest
+    table["message_kib"] = 3 * (LMAX + 1) ** 2 * table.channels * 4 / 1024
+    return table
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--chunk", type=int, default=768, help="messages that are worked on together")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--longest", type=float, default=4.0, help="seconds of one pass")
+    parser.add_argument("--raw", type=Path, default=Path("resources/raw"))
+    o = parser.parse_args()
+    table, path = measure(o), o.raw / "fig3.csv"
+    if path.is_file():
+        known = read_table(path)
+        table = pd.concat([known[~known.device.isin(table.device)], table])
+    write_table(path, table)
+    print(json.dumps({"rows": len(table), "csv": str(path)} | provenance()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Tables of a structure that need no DFT of it: its atoms, who would own them, and |H| as an image. And those of figure 8."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..files import read_table
+from ..graph.neighbours import edges_within
+from ..operators import Operators
+from ..partition import METHODS, partition
+from ..units import hartree_to_mev
+
+PARTS, PIXELS, FLOOR_MEV = 8, 150, 1e-3
+BAND_WINDOW_EV = (-8.0, 8.0)
+
+
+def view_tables(operators: Operators, parts: int = PARTS, pixels: int = PIXELS) -> dict[str, pd.DataFrame]:
+    """atoms, parts, image."""
+    atoms, cutoff = operators.atoms, float(operators.attributes["cutoff_angstrom"])
+    parts = min(parts, len(atoms))
+    edges = edges_within(atoms, cutoff)
+    table = pd.DataFrame(atoms.positions, columns=["x_angstrom", "y_angstrom", "z_angstrom"])
+    table.insert(0, "element", atoms.get_chemical_symbols())
+    quality = []
+    for method in METHODS:
+        result = partition(atoms, [(edges[:, 0], edges[:, 1])], cutoff, parts, method)
+        table[f"owner_{method.replace('-', '_')}"] = result.owner
+        quality.append({"method": method, "parts": parts, "cutoff_angstrom": cutoff} | result.quality())
+    return {"atoms": table, "parts": pd.DataFrame(quality), "image": image_table(operators, pixels)}
+
+
+def image_table(operators: Operators, pixels: int = PIXELS) -> pd.DataFrame:
+    """log10 of the largest |H| (meV) under each pixel, over all cells R: rows, columns of the upper triangle, H being Hermitian.
+
+    Orbitals are in the order of the atoms; |H| below 1e-3 meV counts as that.
+    """
+    n = operators.n_orbitals
+    pixels = min(pixels, n)
+    start = np.concatenate([[0], np.cumsum(operators.orbitals)])
+    largest = np.zeros(pixels * pixels)
+    for z_i, z_j, blocks, index in operators.groups():
+        n_i, n_j = operators.basis[z_i].n_orbitals, operators.basis[z_j].n_orbitals
+        i, j = operators.pairs[blocks, :2].T
+        row = ((start[i][:, None] + np.repeat(np.arange(n_i), n_j)) * pixels) // n
+        column = ((start[j][:, None] + np.tile(np.arange(n_j), n_i)) * pixels) // n
+        np.maximum.at(largest, (row * pixels + column).ravel(), np.abs(operators.hamiltonian[index]).ravel())
+    row, column = np.triu_indices(pixels)
+    values = hartree_to_mev(largest.reshape(pixels, pixels)[row, column])
+    return pd.DataFrame({"row": row, "column": column, "log10_h_mev": np.log10(np.maximum(values, FLOOR_MEV)).round(2)})
+
+
+def figure_8_tables(analyses: dict[str, Path], view: Path) -> dict[str, pd.DataFrame]:
+    """What figure 8 is drawn from: tables of `analyse` of some structures, by label, side by side, and the view of another.
+
+    summary, decay, blocks, bands, dos (with a column `label`), atoms, image. Bands and DOS within 8 eV of the highest occupied eigenvalue.
+    """
+    result = {}
+    for name in ("summary", "decay", "blocks", "bands", "dos"):
+        parts = [pd.read_csv(folder / f"{name}.csv").assign(structure_label=label) for label, folder in analyses.items()]
+        result[name] = pd.concat(parts, ignore_index=True)
+    inside = result["bands"].groupby(["structure_label", "band"])["dft_ev"].transform
+    low, high = inside("max") > BAND_WINDOW_EV[0], inside("min") < BAND_WINDOW_EV[1]
+    result["bands"] = result["bands"][low & high].drop(columns="baseline_ev")
+    result["dos"] = result["dos"][result["dos"]["energy_ev"].between(*BAND_WINDOW_EV)]
+    most = 400  # of a pair of elements: what can be told apart in print
+    thin = [p.iloc[:: -(-len(p) // most)] for _, p in result["decay"].groupby(["structure_label", "pair"], sort=False)]
+    result["decay"] = pd.concat(thin)
+    return result | {name: read_table(view / f"{name}.csv") for name in ("atoms", "image")}

@@ -1,0 +1,63 @@
+"""MatrixMarket: a coordinate file per cell and matrix, which `scipy.io.mmread` reads; Hartree.
+
+Format: R. F. Boisvert, R. Pozo, K. A. Remington, The Matrix Market Exchange Formats, NISTIR 5935 (1996).
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from ..files import atomic_folder
+from ..structures import write_structure_file
+from .stream import Stored
+
+UNITS = {"hamiltonian": "Hartree", "overlap": "1"}
+
+
+def write(stored: Stored, out) -> list[str]:
+    """Write the folder `out`: NAME_X_Y_Z.mtx for cell R = (X, Y, Z), orbitals.csv, structure.extxyz; returns what was written."""
+    with atomic_folder(out) as folder:
+        counts = Counter()
+
+        def path(name, R) -> Path:
+            return folder / f"{name}_{'_'.join(map(str, R))}.mtx"
+
+        def header(name, R) -> bytes:
+            # the count is known at the end: it has a fixed width
+            return (
+                "%%MatrixMarket matrix coordinate real general\n"
+                f"% <i, home cell | {name} | j, cell {list(R)}>, {UNITS[name]}; orbitals as in orbitals.csv\n"
+                f"{stored.n_orbitals} {stored.n_orbitals} {counts[name, R]:<20d}\n"
+            ).encode()
+
+        for name in UNITS:
+            for R in stored.cells:
+                path(name, R).write_bytes(header(name, R))
+        for rows in stored.rows():
+            for name in UNITS:
+                for R, row, column, value in stored.by_cell(rows, getattr(rows, name)):
+                    counts[name, R] += len(value)
+                    with open(path(name, R), "a") as file:
+                        file.writelines(
+                            f"{i} {j} {x!r}\n" for i, j, x in zip((row + 1).tolist(), (column + 1).tolist(), value.tolist())
+                        )
+        for name in UNITS:
+            for R in stored.cells:
+                with open(path(name, R), "r+b") as file:
+                    file.write(header(name, R))
+        (folder / "orbitals.csv").write_text(_orbitals(stored))
+        write_structure_file(folder / "structure.extxyz", stored.atoms)
+    return [f"{len(stored.cells)} cells, Hartree"]
+
+
+def _orbitals(stored: Stored) -> str:
+    """Which orbital is which: atom, element, shell, l, m of every row and column, counted from zero."""
+    lines = {
+        z: [f"{shell},{l},{m}" for shell, l in enumerate(e.l) for m in np.arange(-l, l + 1)] for z, e in stored.basis.items()
+    }
+    return "atom,element,shell,l,m\n" + "".join(
+        f"{atom},{stored.basis[z].element},{line}\n"
+        for atom, z in enumerate(stored.atoms.numbers.tolist())
+        for line in lines[z]
+    )

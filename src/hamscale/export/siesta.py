@@ -1,0 +1,88 @@
+"""sisl's Hamiltonian, and through sisl the files that TBtrans and Siesta read: netCDF (nc) and TSHS; eV, Angstrom.
+
+sisl holds one sparse matrix of all cells, so this target alone needs memory for all elements. github.com/zerothi/sisl:
+src/sisl/physics/hamiltonian.py (fromsp), src/sisl/io/siesta/. Siesta's real harmonics carry the Condon-Shortley sign
+(-1)^m, ours none (sisl/_core/orbital.py, "the choice of these real spherical harmonics is that of Siesta").
+"""
+
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+
+from ..files import atomic
+from ..units import hartree_to_ev
+from .stream import Stored
+
+SUFFIXES = {"tbtrans": ".nc", "tshs": ".TSHS"}
+
+
+def _sisl():
+    try:
+        import netCDF4  # noqa: F401  (what sisl writes .nc with)
+        import sisl
+    except ImportError as error:
+        raise ValueError(
+            f"{error.name} is not installed, expected it for the targets sisl, tbtrans and tshs. pip install 'hamscale[export]'."
+        ) from None
+    return sisl
+
+
+def hamiltonian(stored: Stored):
+    """sisl.Hamiltonian of the file, non-orthogonal: H in eV, orbitals in our order with Siesta's signs.
+
+    Energies are the file's own: no Fermi level is taken out. Raises ValueError if sisl is not installed.
+    """
+    sisl = _sisl()
+    elements = {z: sisl.Atom(z, _orbitals(sisl, stored.basis[z].l)) for z in np.unique(stored.atoms.numbers).tolist()}
+    nsc = 2 * np.abs(stored.pairs[:, 2:]).max(0) + 1
+    lattice = sisl.Lattice(np.asarray(stored.atoms.cell), nsc=nsc)
+    geometry = sisl.Geometry(stored.atoms.positions, [elements[z] for z in stored.atoms.numbers.tolist()], lattice)
+    n, matrices = stored.n_orbitals, {"hamiltonian": [], "overlap": []}
+    signs = _signs(stored)
+    for rows in stored.rows():
+        first, last = rows.orbitals
+        for name, parts in matrices.items():
+            part = sp.csr_matrix((last - first, n * lattice.n_s))
+            for R, i, j, x in stored.by_cell(rows, getattr(rows, name)):
+                index = (i - first, j + n * int(lattice.sc_index(R)))
+                part += sp.csr_matrix((x * signs[i] * signs[j], index), shape=part.shape)
+            parts.append(part)
+    H, S = (sp.vstack(parts, format="csr") for parts in matrices.values())
+    H.data = hartree_to_ev(H.data)
+    return sisl.Hamiltonian.fromsp(geometry, H, S=S)
+
+
+def _orbitals(sisl, shells):
+    """Orbitals with l, m, and zeta, which counts an atom's shells of one l; n is the lowest that l allows, for want of better."""
+    result = []
+    for shell, l in enumerate(shells):
+        zeta = shells[: shell + 1].count(l)
+        result += [sisl.AtomicOrbital(n=l + 1, l=l, m=m, zeta=zeta) for m in range(-l, l + 1)]
+    return result
+
+
+def _signs(stored: Stored) -> np.ndarray:
+    """(-1)^m of every orbital."""
+    of_element = {z: np.concatenate([(-1.0) ** np.arange(-l, l + 1) for l in element.l]) for z, element in stored.basis.items()}
+    return np.concatenate([of_element[z] for z in stored.atoms.numbers.tolist()])
+
+
+def write(stored: Stored, out, suffix: str | None = None) -> list[str]:
+    """Write the file `out` through sisl; suffix: ".nc" or ".TSHS", by default that of `out`.
+
+    Raises ValueError where the suffix is another, or sisl is not installed.
+    """
+    suffix = suffix or Path(out).suffix
+    if suffix not in SUFFIXES.values():
+        raise ValueError(f"{out}: suffix is {suffix!r}, expected .nc (netCDF, which TBtrans reads) or .TSHS.")
+    sisl, H = _sisl(), hamiltonian(stored)
+    with atomic(Path(out)) as temporary:
+        # sisl tells the format by the suffix, whatever that of out
+        written = temporary.with_name(temporary.name + suffix)
+        try:
+            sisl.get_sile(written, "w").write_hamiltonian(H)
+            written.replace(temporary)
+        finally:
+            written.unlink(missing_ok=True)
+    return [f"{H.geometry.na} atoms, {H.geometry.no} orbitals, cells {H.geometry.nsc.tolist()}, eV"]

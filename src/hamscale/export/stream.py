@@ -1,0 +1,127 @@
+"""H and S of an `operators/1` file, some atoms' rows at a time: files larger than memory are exported, nothing is dense."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+from ase import Atoms
+
+from ..basis import Basis
+from ..operators import check_finite, open_operators, pair_keys
+
+BOX_ANGSTROM = 10.0  # around a molecule that has no cell
+PIECE = 1 << 20  # values of H and of S in memory at a time, unless one atom has more
+
+
+@dataclass
+class Rows:
+    """All blocks of some successive atoms i, and their elements one by one.
+
+    orbitals: the first of these atoms' orbitals, and the first that is none of them any more
+    pairs  # (P, 5) | i, j, R, sorted
+    pair, row, column  # (m,) | of each element: its row of pairs, its orbitals of the whole structure
+    hamiltonian, overlap  # (m,) | Hartree, 1
+    """
+
+    orbitals: tuple[int, int]
+    pairs: np.ndarray
+    pair: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    hamiltonian: np.ndarray
+    overlap: np.ndarray
+
+
+@dataclass
+class Stored:
+    """An open `operators/1` file. pairs (E, 5) are sorted; offsets[b] is where the values of pair b start in the file."""
+
+    file: h5py.File
+    atoms: Atoms
+    basis: Basis
+    pairs: np.ndarray
+    offsets: np.ndarray
+
+    def __post_init__(self):
+        self.orbitals = self.basis.n_orbitals(self.atoms.numbers)  # (A,)
+        self.start = np.concatenate([[0], np.cumsum(self.orbitals)])  # (A+1,) first orbital of every atom
+        self.sizes = self.orbitals[self.pairs[:, 0]] * self.orbitals[self.pairs[:, 1]]
+        self.cells = [tuple(R) for R in np.unique(self.pairs[:, 2:], axis=0).tolist()]
+
+    @property
+    def n_orbitals(self) -> int:
+        return int(self.start[-1])
+
+    @property
+    def periodic(self) -> bool:
+        return bool(self.atoms.pbc.all())
+
+    @property
+    def fermi_level_hartree(self) -> float | None:
+        return self.file.attrs.get("fermi_level_hartree")
+
+    def rows(self) -> Iterator[Rows]:
+        """All blocks in the order of their pairs, at most PIECE elements or one atom's at a time.
+
+        Raises ValueError, with the path, where a value is not a number.
+        """
+        of_atom = np.searchsorted(self.pairs[:, 0], np.arange(len(self.atoms) + 1))  # first pair of every atom
+        before = np.concatenate([[0], np.cumsum(self.sizes)])[of_atom]  # elements before every atom
+        first = 0
+        while first < len(self.atoms):
+            last = max(first + 1, int(np.searchsorted(before, before[first] + PIECE, "right")) - 1)
+            span = slice(int(of_atom[first]), int(of_atom[last]))
+            yield self._read(span, (int(self.start[first]), int(self.start[last])))
+            first = last
+
+    def _read(self, span: slice, orbitals: tuple[int, int]) -> Rows:
+        pairs, sizes, offsets = self.pairs[span], self.sizes[span], self.offsets[span]
+        pair = np.repeat(np.arange(len(pairs)), sizes)
+        within = np.arange(len(pair)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        a, b = np.divmod(within, self.orbitals[pairs[:, 1]][pair])
+        # blocks that follow one another in the file are read at once
+        breaks = np.flatnonzero(np.diff(offsets) != sizes[:-1]) + 1
+        firsts = offsets[np.concatenate([[0], breaks])] if len(pairs) else []
+        lengths = np.add.reduceat(sizes, np.concatenate([[0], breaks])) if len(pairs) else []
+        values = {}
+        for name in ("hamiltonian", "overlap"):
+            parts = [self.file[name][start : start + n] for start, n in zip(firsts, lengths)]
+            values[name] = np.concatenate(parts).astype(float) if parts else np.empty(0)
+            check_finite(f"{self.file.filename}: {name}", values[name])
+        row, column = self.start[pairs[:, 0]][pair] + a, self.start[pairs[:, 1]][pair] + b
+        return Rows(orbitals, pairs, pair, row, column, **values)
+
+    def by_cell(self, rows: Rows, values: np.ndarray) -> Iterator[tuple]:
+        """(R, row, column, value) of the elements that are not zero, cell by cell, sorted by row and column."""
+        yield from split_by_cell(rows.pairs[rows.pair, 2:], rows.row, rows.column, values, self.n_orbitals)
+
+    def symmetric_grid(self) -> list[tuple[int, int, int]]:
+        """All cells R with |R| up to that of the farthest block along each axis, ascending."""
+        reach = np.abs(self.pairs[:, 2:]).max(0)
+        grid = np.stack(np.meshgrid(*[np.arange(-n, n + 1) for n in reach], indexing="ij"), -1)
+        return [tuple(R) for R in grid.reshape(-1, 3).tolist()]
+
+
+def split_by_cell(cells: np.ndarray, row: np.ndarray, column: np.ndarray, value: np.ndarray, n: int) -> Iterator[tuple]:
+    """(R, row, column, value) cell by cell, sorted by row and column, from elements with their cells (m, 3); zeros are left out."""
+    keep = np.flatnonzero(value)
+    if not len(keep):
+        return
+    cells, row, column, value = cells[keep], row[keep], column[keep], value[keep]
+    cell = pair_keys(cells)
+    order = np.argsort((cell * n + row) * n + column)
+    breaks = np.flatnonzero(np.diff(cell[order])) + 1
+    for index in np.split(order, breaks):
+        yield tuple(cells[index[0]].tolist()), row[index], column[index], value[index]
+
+
+@contextmanager
+def stored(path):
+    """Open `operators/1` for export. Raises ValueError, with the path, as `operators.open_operators` does."""
+    with open_operators(path) as (file, atoms, basis, pairs):
+        if atoms.cell.rank < 3:  # formats know no structure without a cell
+            atoms.center(vacuum=BOX_ANGSTROM)
+        order = np.argsort(pair_keys(pairs), kind="stable")  # the shards of several ranks follow one another
+        yield Stored(file, atoms, basis, pairs[order], file["offsets"][:-1][order])

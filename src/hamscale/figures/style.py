@@ -1,0 +1,80 @@
+"""How every figure looks: colours, sizes, and what measured and modelled numbers look like."""
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..files import atomic
+
+# Okabe and Ito's colours, told apart by all: jfly.uni-koeln.de/color
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DFT, PREDICTED, BASELINE = "#000000", "#D55E00", "#56B4E9"
+ELEMENTS = {"O": "#D55E00", "Hf": "#56B4E9", "Ge": "#009E73", "Sb": "#CC79A7", "Te": "#E69F00", "Si": "#E69F00", "H": "#999999"}
+METHODS = {"metis": ("METIS", "#D55E00"), "low-nn": ("Low-NN", "#0072B2"), "min-nn": ("Min-NN (ours)", "#009E73")}
+STYLE = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "lines.linewidth": 1.0,
+    "axes.linewidth": 0.6,
+    "hatch.linewidth": 0.5,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+}
+COLUMN_INCHES, PAGE_INCHES = 3.4, 7.0
+
+
+def new_figure(width: float = COLUMN_INCHES, height: float = 2.6) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, stem):
+    """STEM.pdf and STEM.png, each whole or not at all."""
+    for suffix in (".pdf", ".png"):
+        with atomic(f"{stem}{suffix}") as temporary:
+            # no date in it: the same table gives the same file
+            figure.savefig(temporary, metadata={"CreationDate": None} if suffix == ".pdf" else None)
+
+
+def styled():
+    return matplotlib.rc_context(STYLE)
+
+
+def panel(ax: Axes, letter: str, title: str = ""):
+    ax.set_title(f"({letter})  {title}" if title else f"({letter})", loc="left", fontsize=8)
+
+
+def measured(ax: Axes) -> Axes:
+    """White, the word, and nothing hatched."""
+    ax.text(0.97, 0.96, "measured", transform=ax.transAxes, ha="right", va="top", fontsize=7, weight="bold", zorder=5)
+    return ax
+
+
+def modelled(ax: Axes) -> Axes:
+    """A grey ground and the word; boxes and bars on it are hatched, lines dashed with open markers."""
+    ax.set_facecolor("0.9")
+    ax.text(
+        0.97,
+        0.96,
+        "modelled",
+        transform=ax.transAxes,
+        ha="right",
+        va="top",
+        fontsize=7,
+        weight="bold",
+        style="italic",
+        zorder=5,
+    )
+    return ax
+
+
+def is_modelled(ax: Axes) -> bool:
+    return any(text.get_text() == "modelled" for text in ax.texts)

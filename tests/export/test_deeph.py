@@ -1,0 +1,269 @@
+"""DeepH data sets: written and read by the documented rules (hamscale/export/deeph.py), and trained on."""
+
+import json
+from dataclasses import replace
+
+import ase.io
+import h5py
+import numpy as np
+import pytest
+import yaml
+
+import hamscale.cli
+from conftest import bands_hartree, bands_of_cells, hafnia, model_hamiltonian, written
+from hamscale.angular import real_spherical_harmonics
+from hamscale.export import deeph, export, import_deeph
+from hamscale.graph.overlap import overlap_table
+from hamscale.operators import read_operators
+from hamscale.units import HARTREE_IN_EV
+
+# the orders of Wikipedia's table of real harmonics and of OpenMX's manual (table 9), as polynomials up to a positive factor
+WIKIPEDIA = {
+    0: ["1 + 0*x"],
+    1: ["y", "z", "x"],
+    2: ["x*y", "y*z", "3*z**2 - r**2", "x*z", "x**2 - y**2"],
+    3: [
+        "y*(3*x**2 - y**2)", "x*y*z", "y*(5*z**2 - r**2)", "z*(5*z**2 - 3*r**2)", "x*(5*z**2 - r**2)", "z*(x**2 - y**2)",
+        "x*(x**2 - 3*y**2)",
+    ],
+}  # fmt: skip
+OPENMX = {
+    0: ["1 + 0*x"],
+    1: ["x", "y", "z"],
+    2: ["3*z**2 - r**2", "x**2 - y**2", "x*y", "x*z", "y*z"],
+    3: [
+        "z*(5*z**2 - 3*r**2)", "x*(5*z**2 - r**2)", "y*(5*z**2 - r**2)", "z*(x**2 - y**2)", "x*y*z", "x*(x**2 - 3*y**2)",
+        "y*(3*x**2 - y**2)",
+    ],
+}  # fmt: skip
+
+
+def read_blocks(path) -> dict:
+    """The reader of docs/key_concepts.md: (R1, R2, R3, i, j) -> block."""
+    with h5py.File(path) as file:
+        pairs, bounds, shapes, entries = (file[n][:] for n in ("atom_pairs", "chunk_boundaries", "chunk_shapes", "entries"))
+    return {tuple(p): entries[a:b].reshape(shape) for p, a, b, shape in zip(pairs.tolist(), bounds, bounds[1:], shapes)}
+
+
+def dense_cells(blocks: dict, orbitals: np.ndarray) -> dict:
+    start = np.concatenate([[0], np.cumsum(orbitals)])
+    cells = {}
+    for (*R, i, j), block in blocks.items():
+        matrix = cells.setdefault(tuple(R), np.zeros((start[-1],) * 2))
+        matrix[start[i] : start[i + 1], start[j] : start[j + 1]] = block
+    return cells
+
+
+def same(ours, back, order):
+    """The operators `back`, whose atom a is ours[order[a]], are ours."""
+    assert np.array_equal(back.atoms.numbers, ours.atoms.numbers[order])
+    np.testing.assert_allclose(back.vectors()[:5], _vectors(ours, order, back.pairs[:5]), atol=1e-9)
+    rows = {tuple(pair): b for b, pair in enumerate(ours.pairs.tolist())}
+    assert len(back.pairs) == len(ours.pairs)
+    for b, (i, j, *R) in enumerate(back.pairs.tolist()):
+        ours_b = rows[(int(order[i]), int(order[j]), *R)]
+        np.testing.assert_allclose(back.block(back.hamiltonian, b), ours.block(ours.hamiltonian, ours_b), atol=1e-13)
+        np.testing.assert_allclose(back.block(back.overlap, b), ours.block(ours.overlap, ours_b), atol=1e-13)
+
+
+def _vectors(ours, order, pairs):
+    i, j = order[pairs[:, 0]], order[pairs[:, 1]]
+    return ours.atoms.positions[j] + pairs[:, 2:] @ np.asarray(ours.atoms.cell) - ours.atoms.positions[i]
+
+
+def test_our_orbitals_are_deephs():
+    points = np.random.default_rng(0).normal(size=(50, 3))
+    x, y, z = points.T
+    names = {"x": x, "y": y, "z": z, "r": np.linalg.norm(points, axis=1)}
+    for l, polynomials in WIKIPEDIA.items():
+        ours = real_spherical_harmonics(l, points)
+        for m, polynomial in enumerate(polynomials):
+            ratio = eval(polynomial, {}, names) / names["r"] ** l / ours[:, m]
+            np.testing.assert_allclose(ratio, ratio[0])
+            assert ratio[0] > 0
+        assert [OPENMX[l][index] for index in deeph._from_openmx([l])] == polynomials
+
+
+def test_what_is_written_is_what_the_rules_say(solid, tmp_path):
+    out = tmp_path / "0"
+    solid = replace(solid, attributes={"fermi_level_hartree": 0.25})
+    export(written(tmp_path, solid), "deeph", out)
+    assert sorted(p.name for p in out.iterdir()) == ["POSCAR", "hamiltonian.h5", "info.json", "overlap.h5"]
+    info, poscar = json.loads((out / "info.json").read_text()), ase.io.read(out / "POSCAR", format="vasp")
+    symbols = poscar.get_chemical_symbols()
+    assert info["atoms_quantity"] == len(symbols)
+    assert info["orbits_quantity"] == solid.n_orbitals
+    assert not info["spinful"]
+    assert not info["orthogonal_basis"]
+    assert abs(info["fermi_energy_eV"] - 0.25 * HARTREE_IN_EV) < 1e-12
+    assert len(set(symbols)) == sum(a != b for a, b in zip(symbols, ["", *symbols]))  # grouped by element
+    orbitals = np.array([sum(2 * l + 1 for l in info["elements_orbital_map"][s]) for s in symbols])
+    H, S = (read_blocks(out / f"{name}.h5") for name in ("hamiltonian", "overlap"))
+    assert list(H) == list(S)
+    assert (
+        np.abs(bands_of_cells(dense_cells(H, orbitals), dense_cells(S, orbitals)) - bands_hartree(solid) * HARTREE_IN_EV).max()
+        < 1e-8
+    )
+    # a block between two atoms, found by where they are
+    order = [int(np.argmin(np.linalg.norm(solid.atoms.positions - p, axis=1))) for p in poscar.positions]
+    rows = {tuple(pair): b for b, pair in enumerate(solid.pairs.tolist())}
+    for (*R, i, j), block in H.items():
+        ours = solid.block(solid.hamiltonian, rows[(order[i], order[j], *R)])
+        np.testing.assert_allclose(block, ours * HARTREE_IN_EV, atol=1e-12)
+
+
+def test_what_was_written_is_read_back(solid, tmp_path):
+    solid = replace(solid, attributes={"fermi_level_hartree": 0.25})
+    export(written(tmp_path, solid), "deeph", tmp_path / "0")
+    back = deeph.read(tmp_path / "0")
+    same(solid, back, np.argsort(solid.atoms.numbers, kind="stable"))
+    assert {z: e.l for z, e in back.basis.items()} == {z: e.l for z, e in solid.basis.items()}
+    assert abs(back.attributes["fermi_level_hartree"] - 0.25) < 1e-12
+    assert back.atoms.pbc.all()
+
+
+def test_a_molecule_comes_back_as_one(water, tmp_path):
+    export(written(tmp_path, water), "deeph", tmp_path / "0")
+    back = deeph.read(tmp_path / "0")
+    assert not back.atoms.pbc.any()
+    assert np.abs(bands_hartree(back) - bands_hartree(water)).max() < 1e-10
+
+
+def write_pack(folder, operators, shells):
+    """A data set in DeepH-pack's layout and OpenMX's order, from the names of the orbitals."""
+    folder.mkdir()
+    np.savetxt(folder / "lat.dat", np.asarray(operators.atoms.cell).T)
+    np.savetxt(folder / "site_positions.dat", operators.atoms.positions.T)
+    np.savetxt(folder / "element.dat", operators.atoms.numbers, fmt="%d")
+    lines = ["  ".join(map(str, shells[z])) for z in operators.atoms.numbers.tolist()]
+    (folder / "orbital_types.dat").write_text("\n".join(lines) + "\n")
+    (folder / "info.json").write_text(json.dumps({"isspinful": False, "fermi_level": -1.5}))
+    index = {}
+    for z, of_element in shells.items():
+        index[z], start = [], 0
+        for l in of_element:
+            index[z] += [start + WIKIPEDIA[l].index(name) for name in OPENMX[l]]
+            start += 2 * l + 1
+    for name, values in (("hamiltonians", operators.hamiltonian * HARTREE_IN_EV), ("overlaps", operators.overlap)):
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            for b, (i, j, *R) in enumerate(operators.pairs.tolist()):
+                z_i, z_j = operators.atoms.numbers[[i, j]].tolist()
+                block = operators.block(values, b)[np.ix_(index[z_i], index[z_j])]
+                if np.abs(block).max() > 1e-6 or name == "overlaps":  # H has fewer blocks than S
+                    file[str([*R, i + 1, j + 1])] = block
+
+
+def test_the_layout_of_deeph_pack_is_read(dft, tmp_path):
+    write_pack(tmp_path / "0", dft, {z: e.l for z, e in dft.basis.items()})
+    back = deeph.read(tmp_path / "0")
+    assert np.array_equal(back.pairs, dft.pairs)
+    np.testing.assert_allclose(back.overlap, dft.overlap, atol=1e-13)
+    np.testing.assert_allclose(back.hamiltonian, dft.hamiltonian, atol=1e-6 / HARTREE_IN_EV)
+    assert np.count_nonzero(back.hamiltonian) < np.count_nonzero(dft.hamiltonian)
+    assert abs(back.attributes["fermi_level_hartree"] + 1.5 / HARTREE_IN_EV) < 1e-12
+
+
+def test_atoms_outside_the_cell_are_wrapped_with_their_cells(dft, tmp_path):
+    """Atom a moved by n_a cells and the cells of its blocks by as much: the same crystal, and the same file."""
+    write_pack(tmp_path / "0", dft, {z: e.l for z, e in dft.basis.items()})
+    moved = np.array([[1, 0, -2], [0, 3, 0], [-1, 0, 0]])
+    np.savetxt(tmp_path / "0" / "site_positions.dat", (dft.atoms.positions + moved @ np.asarray(dft.atoms.cell)).T)
+    for name in ("hamiltonians", "overlaps"):
+        with h5py.File(tmp_path / "0" / f"{name}.h5", "a") as file:
+            blocks = {key: file[key][:] for key in file}
+            for key in blocks:
+                del file[key]
+            for key, block in blocks.items():
+                *R, i, j = json.loads(key)
+                R = np.array(R) + moved[i - 1] - moved[j - 1]
+                file[str([*R.tolist(), i, j])] = block
+    back = deeph.read(tmp_path / "0")
+    assert np.array_equal(back.pairs, dft.pairs)
+    np.testing.assert_allclose(back.atoms.positions, dft.atoms.positions, atol=1e-9)
+    np.testing.assert_allclose(back.overlap, dft.overlap, atol=1e-13)
+
+
+def spoil_info(**changes):
+    def spoil(folder):
+        info = json.loads((folder / "info.json").read_text())
+        (folder / "info.json").write_text(json.dumps(info | changes))
+
+    return spoil
+
+
+def spoil_h5(name, change):
+    def spoil(folder):
+        with h5py.File(folder / name, "a") as file:
+            change(file)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_info(spinful=True), "info.json: spinful, expected one spin"),
+        (spoil_info(elements_orbital_map={"Hf": [0, 1], "O": [0, 1]}), "the shells of its atoms say"),
+        (spoil_info(elements_orbital_map={"Hf": [0, 1]}), "O. Expected a data set of DeepH"),
+        (lambda folder: (folder / "overlap.h5").unlink(), "No such file or directory"),
+        (lambda folder: (folder / "info.json").write_text("{"), "not JSON"),
+        (lambda folder: (folder / "POSCAR").write_text("x\n1.0\n"), "not a POSCAR"),
+        (spoil_h5("hamiltonian.h5", lambda f: f["entries"].__setitem__(0, np.nan)), "hamiltonian holds NaN"),
+        (spoil_h5("hamiltonian.h5", lambda f: f["entries"].__setitem__(1, 7.0)), "differs from its adjoint"),
+        (spoil_h5("overlap.h5", lambda f: f["atom_pairs"].__setitem__((4, 0), 9)), "atom_pairs .* differ"),
+        (spoil_h5("overlap.h5", lambda f: f["atom_pairs"].__setitem__((4, 3), 9)), "a block of atom 9, expected atoms 0 to 2"),
+        (spoil_h5("overlap.h5", lambda f: f["chunk_boundaries"].__setitem__(4, 9)), "chunk_boundaries do not fit"),
+    ],
+)
+def test_a_data_set_that_is_doubtful_is_refused_with_its_name(dft, tmp_path, spoil, message):
+    export(written(tmp_path, dft), "deeph", tmp_path / "0")
+    spoil(tmp_path / "0")
+    with pytest.raises(ValueError, match=message) as error:
+        deeph.read(tmp_path / "0")
+    assert str(tmp_path / "0") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_a_structure_is_told(tmp_path):
+    with pytest.raises(ValueError, match="no info.json in it or below"):
+        import_deeph(tmp_path, tmp_path / "out")
+
+
+def test_imported_data_are_trained_on(szv, tmp_path, monkeypatch, capsys):
+    """From a data set to a network by the verbs; what needs radial functions is refused in a line."""
+    for number in range(2):
+        export(written(tmp_path, model_hamiltonian(hafnia(number), szv)), "deeph", tmp_path / "dft" / str(number))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "species": {"Hf": {"basis": "of DeepH"}, "O": {"basis": "of DeepH"}},
+                "structures": {"train": {"split": "train", "builder": {"name": "bulk"}}},
+                "graph": {"cutoff_angstrom": 4.0},
+            }
+        )
+    )
+    (tmp_path / "n.yaml").write_text(
+        yaml.safe_dump({"network": {"layers": 1, "channels": 4, "hidden": 4}, "training": {"steps": 3, "validate_every": 3}})
+    )
+
+    def run(*arguments):
+        return hamscale.cli.main([str(a) for a in arguments])
+
+    assert run("import", "dft", "--out", "operators") == 0
+    files = [f"operators/{number}.h5" for number in range(2)]
+    assert read_operators(files[1]).basis[72].l == szv[72].l
+    assert run("reference", "m.yaml", *files, "--out", "reference.h5") == 0
+    for number, file in enumerate(files):
+        assert run("graph", "reference.h5", file, "--out", f"graph-{number}.h5") == 0
+    assert run("train", "n.yaml", "reference.h5", "--train", "graph-0.h5", "--validation", "graph-1.h5", "--out", "model", "--checkpoint", "c") == 0  # fmt: skip
+    assert (tmp_path / "model" / "weights.safetensors").is_file()
+    ase.io.write("new.extxyz", hafnia(3))
+    capsys.readouterr()
+    assert run("predict", "model", "new.extxyz", "--out", "p.h5") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no radial functions" in line
+    with pytest.raises(ValueError, match="no radial functions"):
+        overlap_table(read_operators(files[0]).basis).pairs(hafnia())
+    with pytest.raises(ValueError, match="valence electrons of Hf, O are not known"):
+        read_operators(files[0]).n_electrons  # noqa: B018

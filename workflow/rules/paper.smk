@@ -1,0 +1,190 @@
+# The paper's figures, drawn from tables: those committed under resources/raw, or, with --config raw=results/raw, measured here anew.
+RAW_TABLES = [
+    "fig3.csv",
+    "fig5_domains.csv",
+    "partition.csv",
+    "topology.csv",
+    "scaling_measured.csv",
+    "scaling_node_update.csv",
+    "scaling_modelled.csv",
+    *(f"fig8_{table}.csv" for table in FIGURE_8_TABLES),
+]
+
+
+rule figures:
+    input:
+        expand("{raw}/{table}", raw=CONFIG.raw, table=RAW_TABLES),
+    output:
+        pdf=expand("results/figures/fig{n}.pdf", n=(3, 5, 6, 7, 8)),
+        fig3=report(
+            "results/figures/fig3.png",
+            caption="../report/fig3.rst",
+            category="Figures of the method",
+            labels={"what": "figure 3"},
+        ),
+        fig5=report(
+            "results/figures/fig5.png",
+            caption="../report/fig5.rst",
+            category="Figures of the method",
+            labels={"what": "figure 5"},
+        ),
+        fig6=report(
+            "results/figures/fig6.png",
+            caption="../report/fig6.rst",
+            category="Figures of the method",
+            labels={"what": "figure 6"},
+        ),
+        fig7=report(
+            "results/figures/fig7.png",
+            caption="../report/fig7.rst",
+            category="Figures of the method",
+            labels={"what": "figure 7"},
+        ),
+        fig8=report(
+            "results/figures/fig8.png",
+            caption="../report/fig8.rst",
+            category="Figures of the method",
+            labels={"what": "figure 8"},
+        ),
+    log:
+        "logs/figures.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    params:
+        raw=input_folder,
+    message:
+        "figures 3 and 5 to 8"
+    shell:
+        "hamscale draw --raw {params.raw} --out results/figures > {log} 2>&1"
+
+
+rule throughput:
+    output:
+        "results/raw/fig3.csv",
+    log:
+        "logs/raw/throughput.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    message:
+        "measure messages per second"
+    shell:
+        "python benchmarks/throughput.py --raw results/raw > {log} 2>&1"
+
+
+rule domains:
+    output:
+        "results/raw/fig5_domains.csv",
+        "results/raw/partition_ranks.csv",
+        "results/raw/topology.csv",
+    log:
+        "logs/raw/domains.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    message:
+        "parts of 24,000 atoms, by rank"
+    shell:
+        "python benchmarks/domains.py --raw results/raw > {log} 2>&1"
+
+
+rule partition_table:
+    output:
+        "results/raw/partition.csv",
+    log:
+        "logs/raw/partition.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    message:
+        "quality of partitions"
+    shell:
+        "python benchmarks/partition.py --csv {output} > {log} 2>&1"
+
+
+rule scaling_measured:
+    output:
+        "results/raw/scaling_measured.csv",
+        "results/raw/scaling_machine.json",
+    log:
+        "logs/raw/scaling_measured.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    threads: 2
+    message:
+        "measure scaling over ranks"
+    shell:
+        "python benchmarks/scaling.py measure --raw results/raw > {log} 2>&1"
+
+
+rule scaling_partitions:
+    output:
+        "results/raw/scaling_partitions.csv",
+    log:
+        "logs/raw/scaling_partitions.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    message:
+        "exact counts up to 8,192 ranks"
+    shell:
+        "python benchmarks/scaling.py partitions --raw results/raw > {log} 2>&1"
+
+
+rule scaling_modelled:
+    input:
+        "results/raw/fig3.csv",
+        "results/raw/partition_ranks.csv",
+        "results/raw/scaling_machine.json",
+        "results/raw/scaling_partitions.csv",
+    output:
+        "results/raw/scaling_modelled.csv",
+        "results/raw/scaling_node_update.csv",
+        "results/raw/scaling_paper.csv",
+    log:
+        "logs/raw/scaling_modelled.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    message:
+        "model scaling over more ranks than there are"
+    shell:
+        "python benchmarks/scaling.py model --raw results/raw > {log} 2>&1"
+
+
+# Of the material that the configuration names under figure_8: snakemake --configfile config/figures.yaml results/raw/fig8_summary.csv
+if CONFIG.figure_8:
+
+    rule figure_8_tables:
+        input:
+            analysis=figure_8_files(CONFIG.figure_8.structures, *FIGURE_8_TABLES[:-2]),
+            view=figure_8_files(CONFIG.figure_8.tiled, *FIGURE_8_TABLES[-2:]),
+        output:
+            expand("results/raw/fig8_{table}.csv", table=FIGURE_8_TABLES),
+        log:
+            "logs/raw/figure_8.log",
+        localrule: True
+        conda:
+            "../../envs/hamscale.yaml"
+        params:
+            labels=[*CONFIG.figure_8.structures, *CONFIG.figure_8.tiled],
+            analysis=lambda w, input: list(
+                dict.fromkeys(str(Path(f).parent) for f in input.analysis)
+            ),
+            view=lambda w, input: str(Path(input.view[0]).parent),
+        message:
+            "tables of figure 8"
+        shell:
+            "hamscale figure_8 --label {params.labels:q} --analysis {params.analysis} --view {params.view}"
+            " --out results/raw > {log} 2>&1"
+
+
+rule index:
+    input:
+        summaries,
+        views,
+    output:
+        "results/index.html",
+    log:
+        "logs/index.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    message:
+        "one page of all materials"
+    shell:
+        "hamscale index --out {output} > {log} 2>&1"
