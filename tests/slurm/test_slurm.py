@@ -135,16 +135,18 @@ def test_a_run_refused_is_run_again_alone(pipeline):
     assert (store / "test-000").stat().st_mtime_ns == before
 
 
-def test_the_profile_of_a_plain_slurm_with_conda_runs_training_and_prediction(pipeline, tmp_path):
+def test_the_profile_of_a_plain_slurm_with_conda_trains_on_a_node(pipeline, tmp_path):
     """Unchanged but for conda, which is not here: the rules take the environment Snakemake is in."""
     folder = copy_run(pipeline[0], tmp_path / "plain")
-    for made in ("models", "checkpoints", "predicted"):
+    for made in ("models", "checkpoints"):
         shutil.rmtree(folder / "results" / "toy" / made)
-    arguments = ["--sdm", "env-modules", "--rerun-triggers", "mtime", "--", "results/toy/predicted/tiny/test-000.h5"]
-    code = start(folder, *arguments, profile="workflow/profiles/slurm").wait(300)
-    assert code == 0, (folder / "snakemake.log").read_text()[-3000:]
-    assert read_operators(folder / "results" / "toy" / "predicted" / "tiny" / "test-000.h5").attributes["source"] == "predicted"
-    assert [(job["JobState"], job["NodeCnt"]) for job in jobs_done(folder)] == [("COMPLETED", "1")] * 2
+    model = "results/toy/models/tiny/weights.safetensors"
+    arguments = ["--sdm", "env-modules", "--rerun-triggers", "mtime", "--", model]
+    assert start(folder, *arguments, profile="workflow/profiles/slurm").wait(300) == 0, (folder / "snakemake.log").read_text()[
+        -3000:
+    ]
+    assert (folder / model).is_file()
+    assert [(job["JobState"], job["NodeCnt"]) for job in jobs_done(folder)] == [("COMPLETED", "1")]
 
 
 def copy_run(source: Path, folder: Path) -> Path:
