@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
@@ -145,9 +146,7 @@ def test_the_profile_of_a_plain_slurm_with_conda_runs_training_and_prediction(pi
     code = start(folder, *arguments, profile="workflow/profiles/slurm").wait(300)
     assert code == 0, (folder / "snakemake.log").read_text()[-3000:]
     assert read_operators(folder / "results" / "toy" / "predicted" / "tiny" / "test-000.h5").attributes["source"] == "predicted"
-    # one node has all four ranks, each with the GPU that is its own
-    training, prediction = jobs_done(folder)
-    assert ("gres/gpu=4" in training["Tres"], training["NodeCnt"], prediction["NodeCnt"]) == (True, "1", "1")
+    assert [(job["JobState"], job["NodeCnt"]) for job in jobs_done(folder)] == [("COMPLETED", "1")] * 2
 
 
 def copy_run(source: Path, folder: Path) -> Path:
@@ -248,9 +247,8 @@ def test_a_cancelled_job_is_submitted_again_and_resumes(training):
 def test_training_stops_at_the_signal_of_the_walltime_and_resumes_at_the_step_it_left(training):
     """Slurm's own signal, by the profile's --signal: sent once the limit is near, here by a shorter limit than that of the start."""
     job, before, log = training.running(), training.text(), len(training.snakemakes_log())
-    started = slurm_says("squeue", "-h", "-j", job, "-o", "%M")  # [hours:]minutes:seconds
-    minutes = int(started.split(":")[-2]) + 60 * int(started.split(":")[-3] if started.count(":") > 1 else 0)
-    slurm_says("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes + 4}")
+    elapsed = datetime.now() - datetime.fromisoformat(slurm_says("squeue", "-h", "-j", job, "-o", "%S").strip())
+    slurm_says("scontrol", "update", f"JobId={job}", f"TimeLimit={int(elapsed.total_seconds() / 60) + 4}")
     step = training.resumed(before)
     failed = training.snakemakes_log()[log:]
     assert re.findall(r"^stopped by a signal after step (\d+) of", failed, re.M) == [str(step)]
