@@ -82,6 +82,12 @@ def tile_option(wildcards, input):
     return f"--tile {input[0]}" if structure_set(wildcards).tile else ""
 
 
+def submissions_again(n):
+    """How often a job that failed is submitted again. Within the job, where Snakemake runs once more, its rule is not repeated:
+    a training that the walltime stopped would begin anew in what is left of it."""
+    return n if workflow.is_main_process else 0
+
+
 def output_folder(wildcards, output):
     return str(Path(output[0]).parent)
 

@@ -29,7 +29,7 @@ else:
             "results/{material}/batches/{batch}.json",
         log:
             "logs/{material}/batches/{batch}.log",
-        retries: 2
+        retries: submissions_again(2)
         conda:
             "../../envs/cp2k.yaml"
         resources:

@@ -10,7 +10,7 @@ rule train:
         "results/{material}/models/{model}/train.csv",
     log:
         "logs/{material}/train/{model}.log",
-    retries: CLUSTER.train_retries
+    retries: submissions_again(CLUSTER.train_retries)
     conda:
         "../../envs/hamscale.yaml"
     threads: 8
