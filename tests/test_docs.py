@@ -8,7 +8,7 @@ import yaml
 
 from conftest import hafnia, model_hamiltonian
 from hamscale.basis import material_basis
-from hamscale.config import Config, Material, validate
+from hamscale.config import Config, Material, load_material, validate
 from hamscale.operators import write_operators
 from hamscale.structures import build_structures
 
@@ -19,8 +19,12 @@ def _blocks(name: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (DOCS / name).read_text(), re.S)
 
 
-def test_the_example_material_is_a_material():
-    material, config = (yaml.safe_load(block) for block in _blocks("new_material.md", "yaml"))
+def test_the_example_material_is_a_material(tmp_path):
+    first, runs, extension = _blocks("new_material.md", "yaml")
+    (tmp_path / "mgo.yaml").write_text(first)
+    (tmp_path / "mgo_few.yaml").write_text(extension)
+    assert load_material(tmp_path / "mgo_few.yaml").identifiers("train") == ["train-000", "train-001", "train-002"]
+    material, config = yaml.safe_load(first), yaml.safe_load(runs)
     material = validate("docs/new_material.md", material, Material)
     assert validate("docs/new_material.md", config, Config).runs[0].material == "mgo"
     assert len(build_structures(material)["device-000"]) == 64 * len(build_structures(material)["test-000"])

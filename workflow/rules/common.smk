@@ -1,7 +1,7 @@
 # Configuration, checked before the DAG is built, and the paths that follow from it.
 from pathlib import Path
 
-from hamscale.cli import check_configuration
+from hamscale.verbs import check_configuration
 from hamscale.config import load_material, load_model, validate, Config
 from snakemake.exceptions import WorkflowError
 

@@ -1,0 +1,78 @@
+"""A prediction at size, from structure to file: python benchmarks/size.py --material gst --repeat 2 2 2
+
+gst: a cell of 1,008 atoms of GeSb2Te4 as config/materials/gst124.yaml makes it, 12 A; hfo2: 3,000 atoms of hafnia, 12 A. Tiled by --repeat,
+predicted by a network of two layers with random weights (time and memory do not depend on them), H and exact S streamed to a file in
+--folder. --train: instead, one training step on the cell itself, three layers, C = 16, recomputing. Prints one JSON line last:
+wall and CPU seconds, peak resident memory, size of the file.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from hamscale.basis import material_basis
+from hamscale.config import Network, load_material
+from hamscale.files import provenance
+from hamscale.graph.dataset import structure_graph
+from hamscale.graph.reference import write_reference
+from hamscale.predict import predict
+from hamscale.structures import build_structure, wrap_as_cp2k
+from hamscale.train.checkpoint import save_model
+from hamscale.train.tensors import build_network, graph_inputs
+from network import peak_bytes, unit_reference
+
+CELLS = {"gst": ("gst124", "cell_1008-000"), "hfo2": ("hfo2", "cell_3000-000")}
+
+
+def training_step(model, atoms, reference, cutoff: float):
+    """One forward and backward pass: a loss of everything that is read out."""
+    graph = structure_graph(wrap_as_cp2k(atoms), reference.basis, cutoff)
+    inputs = graph_inputs(graph, reference, model.lmax, torch.float32)
+    offsite, onsite = model(inputs, recompute=True)
+    sum(v.square().mean() for part in (offsite, onsite) for v in part.values()).backward()
+    return len(graph.edges)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--material", choices=CELLS, default="gst")
+    parser.add_argument("--repeat", type=int, nargs=3, default=(2, 2, 2))
+    parser.add_argument("--cutoff", type=float, default=12.0, help="Angstrom")
+    parser.add_argument("--train", action="store_true")
+    parser.add_argument("--folder", help="where H goes; default: the folder for temporary files")
+    o = parser.parse_args()
+    name, cell = CELLS[o.material]
+    material = load_material(f"config/materials/{name}.yaml")
+    reference = unit_reference(material_basis(material), o.cutoff)
+    reference.attributes = {"outside_fraction": 0.0}
+    network = Network(layers=3 if o.train else 2, gaussians=32)
+    torch.manual_seed(0)
+    model, atoms = build_network(network, reference), build_structure(material, cell)
+    result, edges = {}, 0
+    with tempfile.TemporaryDirectory(dir=o.folder) as folder:
+        folder = Path(folder)
+        write_reference(folder / "r.h5", reference)
+        save_model(folder / "model", model, model.state_dict(), network, folder / "r.h5", {})
+        start, cpu = time.perf_counter(), time.process_time()
+        if o.train:
+            edges = training_step(model, atoms, reference, o.cutoff)
+        else:
+            atoms = atoms.repeat(o.repeat)
+            prediction = predict(folder / "model", atoms)
+            result["forward_s"] = round(time.perf_counter() - start, 1)
+            prediction.write(folder / "h.h5")
+            edges = len(prediction.graph.edges)
+            orbitals = int(reference.basis.n_orbitals(atoms.numbers).sum())
+            result |= {"orbitals": orbitals, "file_gb": round((folder / "h.h5").stat().st_size / 1e9, 2)}
+        result |= {"wall_s": round(time.perf_counter() - start, 1), "cpu_s": round(time.process_time() - cpu, 1)}
+    result |= {"peak_gib": round(peak_bytes() / 2**30, 2), "threads": torch.get_num_threads()}
+    what = {"material": o.material, "atoms": len(atoms), "edges": edges, "cutoff_angstrom": o.cutoff, "training_step": o.train}
+    print(json.dumps(what | result | provenance()))
+
+
+if __name__ == "__main__":
+    main()
