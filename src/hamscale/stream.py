@@ -37,9 +37,8 @@ def forward_in_parts(
             edges = model.edge_features(inputs, local, layer)
             features[known[: inputs.atoms]] = update(local[layer], edges, inputs, False)
         x.append(features)
-    offsite = {
-        (a, b): np.empty((len(graph.edges_of(a, b)), Coupling(reference.basis)[a, b].size), np.float32) for a, b in graph.kinds
-    }
+    coupling, kept = Coupling(reference.basis), torch.empty(0, dtype=dtype).numpy().dtype
+    offsite = {(a, b): np.empty((len(graph.edges_of(a, b)), coupling[a, b].size), kept) for a, b in graph.kinds}
     onsite, done = {}, dict.fromkeys(offsite, 0)
     for part, known in _parts(graph, edges_at_once):
         inputs, local = _inputs(part, known, model, reference, dtype, x)
@@ -49,7 +48,7 @@ def forward_in_parts(
             done[key] += len(values)
         for s, values in model.read_onsite(inputs, model.read_norm(local[-1][: inputs.atoms])).items():
             onsite.setdefault(elements[s], []).append(values.cpu().numpy())
-    _make_hermitian(graph, Coupling(reference.basis), offsite)
+    _make_hermitian(graph, coupling, offsite)
     return offsite, {z: np.concatenate(values) for z, values in onsite.items()}
 
 
