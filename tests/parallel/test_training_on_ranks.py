@@ -86,7 +86,7 @@ def command(data, folder):
     ]  # fmt: skip
 
 
-def wait_for(path, processes, seconds=120):
+def wait_for(path, processes, seconds=300):
     """Until a file is there; the processes are to run on meanwhile."""
     for _ in range(seconds * 20):
         if path.is_file():
@@ -96,7 +96,7 @@ def wait_for(path, processes, seconds=120):
     raise AssertionError(f"{path} did not appear within {seconds} s")
 
 
-def finish(processes, seconds=90):
+def finish(processes, seconds=240):
     """(exit code, standard output, standard error) of each; none may hang."""
     return [(p.wait(seconds), *p.communicate()) for p in processes]
 
