@@ -83,8 +83,8 @@ def tile_option(wildcards, input):
 
 
 def submissions_again(n):
-    """How often a job that failed is submitted again. Within the job, where Snakemake runs once more, its rule is not repeated:
-    a training that the walltime stopped would begin anew in what is left of it."""
+    """How often a job that failed is submitted again. Snakemake within the job repeats nothing, else a training that the walltime
+    stopped would begin anew in what is left of it."""
     return n if workflow.is_main_process else 0
 
 
