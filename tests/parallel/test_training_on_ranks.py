@@ -108,7 +108,9 @@ def test_a_killed_rank_ends_the_others_by_name_and_two_ranks_go_on(data, undistu
     for rank, (code, _, errors) in enumerate(finish(processes)):
         if rank != 2:
             assert code == 1
-            assert errors.splitlines()[-1].startswith("hamscale: error: rank 2 of 4 ended without a word (killed"), errors
+            # torch's own threads may complain after our last line
+            said = [line for line in errors.splitlines() if line.startswith("hamscale: error:")]
+            assert said[-1].startswith("hamscale: error: rank 2 of 4 ended without a word (killed"), errors
     assert not (tmp_path / "model").exists()
     check_goes_on(data, undisturbed, tmp_path)
 
