@@ -213,14 +213,15 @@ class Training:
         )
         return int(found[1])
 
-    def ranks(self) -> list[psutil.Process]:
-        """Processes that train."""
+    def end_processes(self):
+        """All that runs in the folder but Snakemake itself."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.cwd() == str(self.folder) and "train" in process.cmdline()[2:3]:
+                if process.cwd() == str(self.folder) and process.pid != self.process.pid:
+                    process.kill()
                     found.append(process)
-        return found
+        psutil.wait_procs(found, timeout=60)
 
 
 def slurm_says(*command: str) -> str:
@@ -235,6 +236,7 @@ def training(pipeline, tmp_path_factory):
     result.process.kill()
     for job in result.jobs():
         subprocess.run(["scancel", job])
+    result.end_processes()
 
 
 def test_a_cancelled_job_is_submitted_again_and_resumes(training):
@@ -279,7 +281,8 @@ def test_a_node_that_goes_down_gives_its_job_back_and_training_resumes_on_the_ot
     node = slurm_says("squeue", "-h", "-j", job, "-o", "%N").strip()
     slurm_says("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     try:
-        training.wait_for(lambda: training.jobs("PENDING") == [job] and not training.ranks())
+        training.wait_for(lambda: training.jobs("PENDING") == [job])
+        training.end_processes()  # of a node that is gone nothing goes on
         # a million steps are not waited for: the last of them are left
         skip_to(training.checkpoint / "checkpoint.safetensors", MODELS["long"]["steps"] - 25)
         slurm_says("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm waits two minutes else
