@@ -6,9 +6,10 @@ Started by torchrun (RANK, WORLD_SIZE, MASTER_ADDR ...) or by Slurm's srun (SLUR
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 TIMEOUT_SECONDS = float(os.environ.get("HAMSCALE_TIMEOUT_SECONDS", 600))  # how long one rank waits for another
 BEAT_SECONDS = 1.0
+GRACE_SECONDS = 60.0
 
 
 class RankLost(RuntimeError):
@@ -53,23 +55,43 @@ class World:
             raise RankLost(self._autopsy(error)) from None
 
     def _autopsy(self, error: Exception) -> str:
-        """Which rank ended and why: what it left in the store, or that its heart does not beat."""
-        beats = f"{BEAT_SECONDS:g} s"
+        """Which rank ended and why: what another found already, or whose heart does not beat."""
         try:
             others = [r for r in range(self.size) if r != self.rank]
             before = self._read("beat", others)
             time.sleep(4 * BEAT_SECONDS)
-            failed, after = self._read("failed", others), self._read("beat", others)
+            if lost := self.lost():
+                return lost
+            after = self._read("beat", others)
         except RuntimeError:
             return f"rank 0 of {self.size} ended: its store does not answer. What this rank saw: {_line(error)}"
-        if failed:
-            return "; ".join(f"rank {r} of {self.size} ended: {cause}" for r, cause in sorted(failed.items()))
         silent = [r for r in others if before.get(r) == after.get(r)]
         if silent:
             return "; ".join(
                 f"rank {r} of {self.size} ended without a word (killed, out of memory, or its node is gone)" for r in silent
             )
-        return f"all ranks are alive (a beat every {beats}), but one did not answer in time: {_line(error)}"
+        return f"all ranks are alive (a beat every {BEAT_SECONDS:g} s), but one did not answer in time: {_line(error)}"
+
+    def lost(self) -> str | None:
+        """Why the run cannot go on, once any rank has found out."""
+        return self.store.get("lost").decode() if self.store.check(["lost"]) else None
+
+    def leave(self, cause: str):
+        """Ends the run: tells the others why. Their hearts read it, so that also one that waits for this rank learns of it.
+
+        Rank 0 holds the store and stays until all others have left or are silent, GRACE_SECONDS at most.
+        """
+        with suppress(RuntimeError):  # rank 0 may be the one that is gone
+            self.store.compare_set("lost", "", cause)  # the first one's word stands
+            self.store.set(f"left/{self.rank}", "")
+            others, beats = [r for r in range(self.size) if r != self.rank], {}
+            deadline = time.monotonic() + (GRACE_SECONDS if self.is_root else 0)
+            while time.monotonic() < deadline:
+                left, now = self._read("left", others), self._read("beat", others)
+                if all(r in left or beats.get(r, "none yet") == now.get(r) for r in others):
+                    break
+                beats = now
+                time.sleep(4 * BEAT_SECONDS)
 
     def _read(self, kind: str, ranks) -> dict[int, str]:
         return {r: self.store.get(f"{kind}/{r}").decode() for r in ranks if self.store.check([f"{kind}/{r}"])}
@@ -108,15 +130,15 @@ def world(device: str | None = None):
         "nccl" if device.startswith("cuda") else "gloo", store=store, rank=rank, world_size=size, timeout=timeout
     )
     result, ended = World(rank, size, device, store.clone()), threading.Event()
-    heart = threading.Thread(target=_beat, args=(store.clone(), rank, ended), daemon=True)
+    heart = threading.Thread(target=_beat, args=(World(rank, size, device, store.clone()), ended), daemon=True)
     heart.start()
     try:
         yield result
-    except RankLost:
+    except RankLost as error:
+        result.leave(str(error))
         raise
     except BaseException as error:
-        # others wait for this rank: they are to say why in vain
-        result.store.set(f"failed/{rank}", f"{type(error).__name__}: {_line(error)}")
+        result.leave(f"rank {rank} of {size} ended: {type(error).__name__}: {_line(error)}")
         raise
     finally:
         ended.set()
@@ -124,15 +146,21 @@ def world(device: str | None = None):
     dist.destroy_process_group()
 
 
-def _beat(store, rank: int, ended: threading.Event):
+def _beat(world: World, ended: threading.Event):
+    """Says every second that this rank lives, and ends it where the run is lost and its main thread waits for a rank in vain."""
     count = 0
-    while not ended.is_set():
+    while not ended.wait(BEAT_SECONDS if count else 0):
+        count += 1
         try:
-            store.set(f"beat/{rank}", str(count))
+            world.store.set(f"beat/{world.rank}", str(count))
+            lost = world.lost()
+            if lost and not ended.wait(8 * BEAT_SECONDS):  # time enough to find out alone, and to end in order
+                world.leave(lost)
         except RuntimeError:  # the store is gone: whoever talks next will say so
             return
-        count += 1
-        ended.wait(BEAT_SECONDS)
+        if lost and not ended.is_set():
+            print(f"hamscale: error: {lost}", file=sys.stderr, flush=True)
+            os._exit(1)  # no exception reaches a thread that waits in C++
 
 
 def _numbers() -> tuple[int, int, int]:
