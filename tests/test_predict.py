@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -98,19 +100,43 @@ def test_a_file_written_in_pieces_holds_what_memory_holds(model, tmp_path, monke
         np.testing.assert_allclose(getattr(written, name), getattr(expected, name), rtol=0, atol=1e-14)
 
 
-def test_reference_only_is_two_centre(model):
-    """In its edge's frame every offsite block has M = 0 alone."""
-    operators = predict(model, hafnia(6), reference_only=True).operators()
-    assert operators.attributes["source"] == "reference"
-    from hamscale.graph.coupling import Coupling
-    from hamscale.graph.reference import coupled_groups
+def test_reference_only_is_two_centre_and_what_the_crystal_field_does_to_bonds(model):
+    """Less 1/2 (D_i S_ii^-1 S_ij + S_ij S_jj^-1 D_j) every offsite block has M = 0 alone in its edge's frame."""
+    assert predict(model, hafnia(6), reference_only=True).operators().attributes["source"] == "reference"
+    from hamscale.graph.reference import coupled_groups, read_reference
 
-    coupling = Coupling(operators.basis)
-    for z_i, z_j, _, onsite, coupled, vectors in coupled_groups(operators, coupling, 0.0):
-        if not onsite:
-            pair = coupling[z_i, z_j]
-            framed = pair.rotate(coupled, edge_rotations(vectors, max(pair.slots)))
-            assert np.abs(framed[:, pair.order != 0]).max() < 1e-12
+    reference = read_reference(model / "reference.h5")
+    coupling, field, rng = reference.coupling, reference.crystal_field, np.random.default_rng(0)
+    field.tables = {z: [rng.normal(0, 0.01, t.shape) for t in tables] for z, tables in field.tables.items()}
+    operators = assemble(structure_graph(wrap_as_cp2k(hafnia(6)), reference.basis, 5.0), reference, {}, {}).operators()
+    rest = operators.hamiltonian.copy()
+    diagonal = {
+        pair[0]: block for block, pair in enumerate(operators.pairs.tolist()) if pair[0] == pair[1] and not any(pair[2:])
+    }
+    blocks = lambda k: (operators.block(operators.hamiltonian, k), operators.block(operators.overlap, k))  # noqa: E731
+    D = {}
+    for atom, k in diagonal.items():
+        z = int(operators.atoms.numbers[atom])
+        pair = coupling[z, z]
+        mean = np.zeros(pair.size)
+        mean[pair.zero_order] = field.centre[z]
+        H, S = blocks(k)
+        D[atom] = (H - (pair.transform @ mean).reshape(H.shape)) @ np.linalg.inv(S)
+    for k, (i, j, *_) in enumerate(operators.pairs):
+        S = blocks(k)[1]
+        rest[operators.offsets[k] : operators.offsets[k + 1]] -= (0.5 * (D[i] @ S + S @ D[j].T)).ravel()
+    turned = 0.0
+    for part in (operators, replace(operators, hamiltonian=rest)):
+        for z_i, z_j, _, onsite, coupled, vectors in coupled_groups(part, coupling, 0.0):
+            if not onsite:
+                pair = coupling[z_i, z_j]
+                framed = pair.rotate(coupled, edge_rotations(vectors, max(pair.slots)))
+                off_axis = np.abs(framed[:, pair.order != 0]).max()
+                if part is operators:
+                    turned = max(turned, off_axis)
+                else:
+                    assert off_axis < 1e-12
+    assert turned > 1e-6
 
 
 def test_the_network_adds_to_the_reference_within_its_cutoff_only(model):

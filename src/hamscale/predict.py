@@ -1,4 +1,4 @@
-"""H and S of any structure from a trained network, or from the two-centre reference alone."""
+"""H and S of any structure from a trained network, or from the reference alone."""
 
 import time
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from .angular import edge_rotations
+from .graph.crystal_field import shifted
 from .graph.dataset import Graph, structure_graph
 from .graph.overlap import overlap_table, two_centre_blocks
 from .graph.reference import Reference
@@ -39,7 +40,8 @@ STREAMED = 1 << 22  # values written at a time
 class Prediction:
     """H and S of a structure, or of a rank's rows of it, before they are put together.
 
-    pieces() makes them, operators() in memory, write() into a file. offsite: coupled residuals, as `assemble` takes them; onsite: coupled blocks.
+    pieces() makes them, operators() in memory, write() into a file. offsite: coupled residuals, as `assemble` takes them; onsite: coupled blocks;
+    shifts: z -> (A_z, n, n) of all atoms of the structure (CrystalField.shifts).
     """
 
     graph: Graph
@@ -47,7 +49,14 @@ class Prediction:
     pairs: np.ndarray
     offsite: dict
     onsite: dict
+    shifts: dict
     attributes: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        numbers = self.graph.atoms.numbers
+        self.rows = np.empty(len(numbers), np.int64)  # of each atom among all of its element
+        for z in np.unique(numbers):
+            self.rows[numbers == z] = np.arange((numbers == z).sum())
 
     def operators(self) -> Operators:
         atoms, basis = self.graph.atoms, self.reference.basis
@@ -77,7 +86,7 @@ class Prediction:
         """Yields (slice of the values, H in Hartree, S) in the order of the pairs, blocks whole.
 
         A block and its transposed one are made from the lesser of the two pairs, so that both matrices are Hermitian to the last
-        bit. A pair that is not in offsite, and every pair beyond the cutoff, is the two-centre reference.
+        bit. A pair that is not in offsite, and every pair beyond the cutoff, is the reference.
         """
         started = time.time()
         graph, basis = self.graph, self.reference.basis
@@ -118,7 +127,9 @@ class Prediction:
         far = ~own
         if far.any():
             distances = np.linalg.norm(vectors[far], axis=1)
+            i, j = self.rows[pairs[far, :2]].T
             H[far] = two_centre_blocks(coupling, reference.offsite(z_i, z_j, distances), vectors[far])
+            H[far] += shifted(S[far], self.shifts[z_i][i], self.shifts[z_j][j])
         near = far & (rows >= 0)
         if (z_i, z_j) in self.offsite and near.any():
             framed = np.empty((near.sum(), coupling.size))
@@ -140,7 +151,7 @@ def predict(
 ) -> Prediction:
     """H and S of any structure, Hermitian by construction, in the reference's energy gauge; of several ranks each has its rows.
 
-    H: two-centre reference on all pairs, plus the network's output within its cutoff. S: exact two-centre integrals, so that
+    H: the reference on all pairs, plus the network's output within its cutoff. S: exact two-centre integrals, so that
     eigenvalues need no DFT. The pairs are those that overlap by more than 1e-8 or lie within the cutoff.
     Raises ValueError if the structure holds an element, or a kind of periodicity, that the model was not trained on.
     """
@@ -162,7 +173,7 @@ def predict(
                 elements, of_rank = sorted(reference.basis), model(inputs, swap)
             offsite = {(elements[i], elements[j]): v.cpu().numpy() for (i, j), v in of_rank[0].items()}
             onsite = {elements[s]: v.cpu().numpy() for s, v in of_rank[1].items()}
-    prediction = assemble(graph, reference, offsite, onsite)
+    prediction = assemble(graph, reference, offsite, onsite, world)
     prediction.attributes = {
         "source": "reference" if reference_only else "predicted",
         "model": Path(model_directory).name,
@@ -172,16 +183,23 @@ def predict(
     return prediction
 
 
-def assemble(graph: Graph, reference: Reference, offsite: dict, onsite: dict) -> Prediction:
+def assemble(graph: Graph, reference: Reference, offsite: dict, onsite: dict, world: World = World()) -> Prediction:  # noqa: B008
     """From coupled residuals: offsite (z_i, z_j) -> (G, n) in edge frames, onsite z -> (A_z, n), Hartree."""
     pairs = overlap_table(reference.basis).pairs(graph.atoms, at_least_angstrom=graph.cutoff_angstrom)
     mine = np.zeros(len(graph.atoms), bool)
     mine[graph.owned] = True
     pairs = pairs[mine[pairs[:, 0]]]
-    blocks = reference.crystal_field.of_graph(graph)
+    blocks, shifts = reference.crystal_field.of_graph(graph), {}
+    for z in np.unique(graph.atoms.numbers).tolist():
+        atoms, here = np.flatnonzero(graph.atoms.numbers == z), graph.atoms_of(z)
+        # bonds reach atoms of other ranks, also beyond the cutoff: every rank has the reference of all
+        whole = torch.zeros(len(atoms), reference.coupling[z, z].size, dtype=torch.float64, device=world.device)
+        if len(here):
+            whole[torch.from_numpy(np.searchsorted(atoms, here))] = torch.from_numpy(blocks[z]).to(world.device)
+        shifts[z] = reference.crystal_field.shifts(z, world.sum(whole).cpu().numpy())
     for z, rest in onsite.items():
         blocks[z] += rest
-    return Prediction(graph, reference, pairs, offsite, blocks)
+    return Prediction(graph, reference, pairs, offsite, blocks, shifts)
 
 
 def _check_known(atoms: Atoms, reference: Reference, where):

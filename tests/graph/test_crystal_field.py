@@ -11,6 +11,7 @@ from hamscale.graph import crystal_field
 from hamscale.graph.coupling import Coupling
 from hamscale.graph.crystal_field import densities, fit_crystal_field, onsite_blocks
 from hamscale.graph.dataset import structure_graph
+from hamscale.graph.polarization import columns
 
 CUTOFF = 5.0
 
@@ -23,13 +24,17 @@ def structures(szv):
         operators = model_hamiltonian(hafnia(seed), szv)
         of = onsite_blocks(operators, coupling, structure_graph(operators.atoms, szv, CUTOFF))
         for z in of.blocks if seed == 0 else ():
-            # smooth functions of the distance, one per slot and element of the neighbour
-            n_knots = of.densities[z].shape[2] // 2
-            amplitude, phase = rng.normal(0, 0.1, (2, 2, coupling[z, z].n_slots))
-            waves = amplitude[:, None] * np.cos(3 * np.arange(n_knots)[:, None] / n_knots + 20 * phase[:, None])
-            tables[z] = waves.reshape(2 * n_knots, -1)
-        exact = crystal_field.CrystalField(coupling, {z: np.zeros(t.shape[1]) for z, t in tables.items()}, tables)
-        made.append(replace(of, blocks={z: exact.onsite(z, d) for z, d in of.densities.items()}))
+            # smooth functions of the distance, one per slot and element of the neighbour; charges and polarizabilities
+            tables[z] = []
+            for L, slots in coupling[z, z].slots.items():
+                far = columns(2, L)
+                n_knots = (of.features[z][L].shape[2] - far) // 2
+                amplitude, phase = rng.normal(0, 0.1, (2, 2, len(slots)))
+                waves = amplitude[:, None] * np.cos(3 * np.arange(n_knots)[:, None] / n_knots + 20 * phase[:, None])
+                tables[z].append(np.concatenate([waves.reshape(2 * n_knots, -1), rng.normal(0, 1, (far, len(slots)))]))
+        zeros = {z: np.zeros(coupling[z, z].n_slots) for z in tables}
+        exact = crystal_field.CrystalField(coupling, zeros, zeros, tables, of.overlap)
+        made.append(replace(of, blocks={z: exact.onsite(z, f) for z, f in of.features.items()}))
     return coupling, made
 
 
@@ -39,7 +44,7 @@ def _left(field, structures) -> float:
     for s in structures:
         mu = field.gauge(s)
         for z, blocks in s.blocks.items():
-            left += ((blocks - mu * s.overlap[z] - field.onsite(z, s.densities[z])) ** 2).sum()
+            left += ((blocks - mu * s.overlap[z] - field.onsite(z, s.features[z])) ** 2).sum()
             whole += ((blocks - np.mean(np.concatenate([t.blocks[z] for t in structures]), 0)) ** 2).sum()
     return left / whole
 
@@ -56,7 +61,8 @@ def test_a_gauge_of_each_structure_is_found_and_taken_out(structures):
     moved = [replace(s, blocks={z: b + mu * s.overlap[z] for z, b in s.blocks.items()}) for s, mu in zip(made, shifts)]
     plain, shifted = (fit_crystal_field(some, coupling, True) for some in (made, moved))
     for z in plain.tables:
-        np.testing.assert_allclose(shifted.tables[z], plain.tables[z], atol=1e-7)
+        for a, b in zip(shifted.tables[z], plain.tables[z]):
+            np.testing.assert_allclose(a, b, atol=1e-7)
     found = [shifted.gauge(b) - plain.gauge(a) for a, b in zip(made, moved)]
     np.testing.assert_allclose(found, shifts, atol=1e-8)
 

@@ -61,8 +61,11 @@ def test_targets_are_of_the_order_of_their_scale(structures, reference):
 def test_files_read_back_the_same(structures, reference, tmp_path):
     write_reference(tmp_path / "r.h5", reference)
     back = read_reference(tmp_path / "r.h5")
-    for z, table in reference.crystal_field.tables.items():
-        assert np.array_equal(back.crystal_field.tables[z], table)
+    for name in ("centre", "mean", "overlap"):
+        for z, values in getattr(reference.crystal_field, name).items():
+            assert np.array_equal(getattr(back.crystal_field, name)[z], values)
+    for z, tables in reference.crystal_field.tables.items():
+        assert all(np.array_equal(a, b) for a, b in zip(back.crystal_field.tables[z], tables, strict=True))
     graph = training_graph(structures[0], back)
     write_graph(tmp_path / "g.h5", graph)
     again = read_graph(tmp_path / "g.h5")

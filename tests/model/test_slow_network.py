@@ -75,7 +75,7 @@ def test_outputs_and_gradients_are_those_of_the_slow_network(reference, size, re
     for name, a, b in zip(names, ours, theirs):
         assert b is not None, f"{name}: no gradient, a dead weight"
         assert b.abs().max() > 0, f"{name}: no gradient, a dead weight"
-        assert relative(a, b) < 1e-10, name
+        assert relative(a, b) < 1e-9, name  # a gradient may be small beside the terms it is the sum of
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])

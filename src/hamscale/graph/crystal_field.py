@@ -6,7 +6,13 @@ an onsite block is, in coupled form and exactly linear in the neighbours,
     c_{L M, slot}(i) = mean_slot delta_{L 0} + sum_{j, R} F^{z_i z_j}_slot(r) Y_LM(r / |r|),    r = r_j + R - r_i
 
 F are tables over distance (linear elements that fade to zero at the cutoff), fitted by least squares with a penalty on their second
-differences. What charge transfer and screening do beyond that is left to the network.
+differences. In a periodic structure the charges of ions reach further than any cutoff, and each ion polarizes the others: L = 0
+and L = 1 take the potentials and fields of polarization.py instead of neighbours further than SHORT_ANGSTROM, with a coefficient each.
+What a structure's potential does to an atom it does to its bonds, half from either end (R. S. Mulliken, J. Chem. Phys. 17, 1155 (1949)):
+
+    H_ij <- 1/2 (D_i S_ii^-1 S_ij + S_ij S_jj^-1 D_j),    D_i = onsite block less the mean of its element
+
+What charge transfer and screening do beyond that is left to the network.
 Reference: the crystal-field integrals of tight binding, e.g. J. C. Slater, G. F. Koster, Phys. Rev. 94, 1498 (1954), sec. II.
 """
 
@@ -14,26 +20,33 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.linalg import eigh
+from scipy.linalg import block_diag, eigh
 
 from ..angular import real_spherical_harmonics
-from ..operators import Operators
+from ..operators import Operators, is_onsite
 from .coupling import Coupling, coupled_groups
+from .polarization import columns, potentials
 
 SPACING_ANGSTROM = 0.25
 ATOMS_AT_ONCE = 2000
+SHORT_ANGSTROM = 4.5
 SIZE_PENALTY = 1e-3  # of tables, beside that of their second differences
+FAR_PENALTY = 1e-2  # of the coefficients of potentials and fields, each times its mean square
 INFLATION = 2.0
 
 
-def densities(graph, elements: list[int], lmax: int, atoms: slice = slice(None)) -> np.ndarray:
+def densities(graph, elements: list[int], lmax: int, atoms: slice = slice(None), reach_angstrom: float = np.inf) -> np.ndarray:
     """sum_j f_k(r_ij) Y_LM(r_ij), element by element, (owned atoms, (lmax+1)^2, elements * knots): what F is linear in.
 
-    graph: a Graph, or what has its atoms, edges, vectors, owned, cutoff_angstrom. atoms: some of its owned atoms.
+    graph: a Graph, or what has its atoms, edges, vectors, owned, cutoff_angstrom. atoms: some of its owned atoms. reach_angstrom: a
+    cutoff below that of the graph.
     """
-    owned, cutoff = graph.owned[atoms], graph.cutoff_angstrom
+    owned, cutoff = graph.owned[atoms], min(graph.cutoff_angstrom, reach_angstrom)
     first, last = np.searchsorted(graph.edges[:, 0], [owned[0], owned[-1] + 1]) if len(owned) else (0, 0)
     edges, vectors = graph.edges[first:last], graph.vectors[first:last]
+    if reach_angstrom < graph.cutoff_angstrom:
+        near = np.linalg.norm(vectors, axis=1) < reach_angstrom
+        edges, vectors = edges[near], vectors[near]
     n_knots = max(1, round(cutoff / SPACING_ANGSTROM))
     u = np.linalg.norm(vectors, axis=1) / cutoff
     left = np.minimum((u * n_knots).astype(np.int64), n_knots - 1)
@@ -53,26 +66,45 @@ def densities(graph, elements: list[int], lmax: int, atoms: slice = slice(None))
     return (hats @ harmonics).reshape(len(owned), len(elements) * n_knots, -1).transpose(0, 2, 1)
 
 
+def features(graph, elements: list[int], lmax: int, atoms: slice = slice(None), far=None) -> list[np.ndarray]:
+    """What onsite blocks are linear in, by L: (owned atoms, 2L+1, features). Of a periodic structure L = 0 and 1 have potentials
+    and fields for what is not near; far: those of all its atoms, if they are known already."""
+    numbers = graph.owned[atoms]
+    if not graph.atoms.pbc.all():
+        return _by_degree(densities(graph, elements, lmax, atoms))
+    far = far or potentials(graph.atoms, elements)
+    near = densities(graph, elements, min(1, lmax), atoms, SHORT_ANGSTROM)
+    scalars, vectors = (
+        np.concatenate([near[:, :1], far[0][numbers, None]], 2),
+        [np.concatenate([near[:, 1:4], far[1][numbers]], 2)],
+    )
+    return [scalars, *vectors[:lmax], *_by_degree(densities(graph, elements, lmax, atoms))[2:]]
+
+
+def _by_degree(values: np.ndarray) -> list[np.ndarray]:
+    return [values[:, L * L : (L + 1) ** 2] for L in range(round(values.shape[1] ** 0.5))]
+
+
 @dataclass
 class OnsiteBlocks:
     """Onsite blocks of one structure, coupled: blocks z -> (A_z, n) of H, overlap z -> (n,) of S (the same for all atoms of an element),
-    densities z -> (A_z, (lmax+1)^2, features). Atoms of an element ascend; rows (A,): where each atom stands. Hartree."""
+    features z -> by L, (A_z, 2L+1, features). Atoms of an element ascend; rows (A,): where each atom stands. Hartree."""
 
     blocks: dict
     overlap: dict
-    densities: dict
+    features: dict
     rows: np.ndarray
 
 
 def onsite_blocks(operators: Operators, coupling: Coupling, graph) -> OnsiteBlocks:
     """What the fit takes of a structure; graph: its edges within the cutoff."""
     numbers = operators.atoms.numbers
-    features = densities(graph, sorted(coupling.basis), coupling.lmax)
+    of_atoms = features(graph, sorted(coupling.basis), coupling.lmax)
     result = OnsiteBlocks({}, {}, {}, np.empty(len(numbers), np.int64))
     for z in np.unique(numbers).tolist():
         atoms = np.flatnonzero(numbers == z)
         result.rows[atoms] = np.arange(len(atoms))
-        result.densities[z], result.blocks[z] = features[atoms], np.zeros((len(atoms), coupling[z, z].size))
+        result.features[z], result.blocks[z] = [f[atoms] for f in of_atoms], np.zeros((len(atoms), coupling[z, z].size))
     for z, _, index, onsite, coupled, _ in coupled_groups(operators, coupling):
         if onsite:
             result.blocks[z][result.rows[operators.pairs[index, 0]]] = coupled
@@ -84,43 +116,71 @@ def onsite_blocks(operators: Operators, coupling: Coupling, graph) -> OnsiteBloc
 
 @dataclass
 class CrystalField:
-    """mean: z -> (slots,), zero but for L = 0; tables: z -> (features, slots), Hartree; features as `densities` orders them."""
+    """centre, mean: z -> (slots,), zero but for L = 0: the mean block, and what the tables start from; tables: z -> by L, (features, slots),
+    Hartree; features as `features` orders them. overlap: z -> (n,), coupled onsite block of S."""
 
     coupling: Coupling
+    centre: dict = field(default_factory=dict)
     mean: dict = field(default_factory=dict)
     tables: dict = field(default_factory=dict)
+    overlap: dict = field(default_factory=dict)
 
-    def onsite(self, z: int, densities_of_z: np.ndarray) -> np.ndarray:
+    def onsite(self, z: int, of_z: list[np.ndarray]) -> np.ndarray:
         """Coupled onsite blocks of atoms of an element, (A_z, n), Hartree."""
-        coupling, start = self.coupling[z, z], 0
-        result = np.empty((len(densities_of_z), coupling.size))
+        coupling = self.coupling[z, z]
+        result = np.empty((len(of_z[0]), coupling.size))
         for L, part in coupling.slices.items():
-            n = len(coupling.slots[L])
-            values = densities_of_z[:, L * L : (L + 1) ** 2] @ self.tables[z][:, start : start + n]
+            values = of_z[L] @ self.tables[z][L]
             if L == 0:
-                values = values + self.mean[z][:n]
+                values = values + self.mean[z][: values.shape[2]]
             result[:, part] = values.reshape(len(result), -1)
-            start += n
         return result
 
     def of_graph(self, graph) -> dict[int, np.ndarray]:
         """z -> (A_z, n): coupled onsite blocks of the owned atoms of each element, in their order, Hartree. Some atoms at a time."""
-        numbers = graph.atoms.numbers[graph.owned]
+        numbers, elements = graph.atoms.numbers[graph.owned], sorted(self.coupling.basis)
+        far = potentials(graph.atoms, elements) if graph.atoms.pbc.all() else None
         parts = {int(z): [] for z in np.unique(numbers)}
         for first in range(0, len(numbers), ATOMS_AT_ONCE):
             some = slice(first, first + ATOMS_AT_ONCE)
-            features = densities(graph, sorted(self.coupling.basis), self.coupling.lmax, some)
+            of_atoms = features(graph, elements, self.coupling.lmax, some, far)
             for z, part in parts.items():
-                part.append(self.onsite(z, features[numbers[some] == z]))
+                part.append(self.onsite(z, [f[numbers[some] == z] for f in of_atoms]))
         return {z: np.concatenate(part) for z, part in parts.items()}
 
     def gauge(self, structure: OnsiteBlocks) -> float:
         """mu (Hartree) that minimises |H - mu S - this reference|^2 over the onsite blocks."""
         up = down = 0.0
         for z, blocks in structure.blocks.items():
-            up += ((blocks - self.onsite(z, structure.densities[z])) @ structure.overlap[z]).sum()
+            up += ((blocks - self.onsite(z, structure.features[z])) @ structure.overlap[z]).sum()
             down += len(blocks) * (structure.overlap[z] ** 2).sum()
         return float(up / down)
+
+    def shifts(self, z: int, onsite: np.ndarray) -> np.ndarray:
+        """D_i S_ii^-1 of atoms of an element, (A_z, n, n), from their coupled onsite blocks."""
+        coupling, n = self.coupling[z, z], self.coupling.basis[z].n_orbitals
+        deviation = onsite.copy()
+        deviation[:, coupling.zero_order] -= self.centre[z]
+        S = coupling.blocks(self.overlap[z][None]).reshape(n, n)
+        D = coupling.blocks(deviation).reshape(-1, n, n)
+        return (0.5 * (D + D.transpose(0, 2, 1))) @ np.linalg.inv(S)
+
+
+def shifted(overlap: np.ndarray, of_i: np.ndarray, of_j: np.ndarray) -> np.ndarray:
+    """1/2 (D_i S_ii^-1 S_ij + S_ij S_jj^-1 D_j), (G, n_i * n_j), of blocks S_ij (G, n_i * n_j) and `shifts` of their atoms."""
+    S = overlap.reshape(-1, of_i.shape[1], of_j.shape[1])
+    return (0.5 * (of_i @ S + S @ of_j.transpose(0, 2, 1))).reshape(overlap.shape)
+
+
+def less_shifts(operators: Operators, structure: OnsiteBlocks, crystal_field: CrystalField) -> Operators:
+    """The same with blocks of bonds less what the crystal field at their two atoms makes of S."""
+    hamiltonian, onsite = operators.hamiltonian.copy(), is_onsite(operators.pairs)
+    shifts = {z: crystal_field.shifts(z, crystal_field.onsite(z, f)) for z, f in structure.features.items()}
+    for z_i, z_j, blocks, index in operators.groups():
+        far = ~onsite[blocks]
+        i, j = structure.rows[operators.pairs[blocks[far], :2]].T
+        hamiltonian[index[far]] -= shifted(operators.overlap[index[far]], shifts[z_i][i], shifts[z_j][j])
+    return replace(operators, hamiltonian=hamiltonian)
 
 
 def fit_crystal_field(structures: list[OnsiteBlocks], coupling: Coupling, periodic: bool) -> CrystalField:
@@ -129,16 +189,16 @@ def fit_crystal_field(structures: list[OnsiteBlocks], coupling: Coupling, period
     for z in sorted({z for s in structures for z in s.blocks}):
         of = [(mu, s) for mu, s in zip(gauges, structures) if z in s.blocks]
         blocks = np.concatenate([s.blocks[z] - mu * s.overlap[z] for mu, s in of])
-        features = np.concatenate([s.densities[z] for _, s in of])
-        tables, mean = [], np.zeros(coupling[z, z].n_slots)
+        result.tables[z], result.overlap[z] = [], of[0][1].overlap[z]
+        centre, mean = np.zeros((2, coupling[z, z].n_slots))
         for L, part in coupling[z, z].slices.items():
-            fit = _Fit(features, L)
+            fit = _Fit(np.concatenate([s.features[z][L] for _, s in of]), L, periodic, len(coupling.basis))
             Y = blocks[:, part].reshape(len(fit.X), -1)
             table = fit.table(Y - Y.mean(0) if L == 0 else Y)
             if L == 0:
-                mean[: Y.shape[1]] = Y.mean(0) - fit.mean @ table
-            tables.append(table)
-        result.mean[z], result.tables[z] = mean, np.concatenate(tables, 1)
+                centre[: Y.shape[1]], mean[: Y.shape[1]] = Y.mean(0), Y.mean(0) - fit.mean @ table
+            result.tables[z].append(table)
+        result.centre[z], result.mean[z] = centre, mean
     return result
 
 
@@ -151,7 +211,8 @@ def _gauges(structures: list[OnsiteBlocks], coupling: Coupling) -> np.ndarray:
     normal, right = np.zeros((n, n)), np.zeros(n)
     for z in sorted({z for s in structures for z in s.blocks}):
         of = [k for k, s in enumerate(structures) if z in s.blocks]
-        fit, part = _Fit(np.concatenate([structures[k].densities[z] for k in of]), 0), coupling[z, z].slices[0]
+        fit = _Fit(np.concatenate([structures[k].features[z][0] for k in of]), 0, True, len(coupling.basis))
+        part = coupling[z, z].slices[0]
         S = structures[of[0]].overlap[z][part]
         y = np.concatenate([structures[k].blocks[z][:, part] for k in of]) @ S[:, None]
         of_structure = np.zeros((len(y), n))
@@ -175,13 +236,16 @@ class _Fit:
     N V = P V d and V^T P V = 1 every a costs a few sums.
     """
 
-    def __init__(self, features: np.ndarray, L: int):
-        n = features.shape[2]
-        X = features[:, L * L : (L + 1) ** 2].reshape(-1, n)
+    def __init__(self, of_atoms: np.ndarray, L: int, periodic: bool, n_elements: int):
+        n = of_atoms.shape[2]
+        X = of_atoms.reshape(-1, n)
         self.mean = X.mean(0) if L == 0 else np.zeros(n)
         self.X = X - self.mean
-        bend = np.diff(np.eye(n), n=2, axis=0)
-        self.d, self.V = eigh(self.X.T @ self.X, bend.T @ bend + SIZE_PENALTY * np.eye(n))
+        far = columns(n_elements, L) if periodic else 0
+        bend = np.diff(np.eye(n - far), n=2, axis=0)
+        size = FAR_PENALTY * np.maximum((self.X[:, n - far :] ** 2).mean(0), 1e-12)
+        penalty = block_diag(bend.T @ bend + SIZE_PENALTY * np.eye(n - far), np.diag(size))
+        self.d, self.V = eigh(self.X.T @ self.X, penalty)
         self.d = np.maximum(self.d, 0)
 
     def penalty(self, Y: np.ndarray) -> float:

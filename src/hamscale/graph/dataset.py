@@ -116,7 +116,7 @@ def training_graph(operators: Operators, reference: Reference) -> Graph:
     graph = structure_graph(operators.atoms, reference.basis, reference.cutoff_angstrom)
     coupling = Coupling(reference.basis)
     of_atoms = onsite_blocks(operators, coupling, graph)
-    gauge = reference.crystal_field.gauge(of_atoms) if reference.periodic else 0.0
+    remainder = reference.remainder(operators, of_atoms)
     rows = graph.rows(match_pairs(operators.pairs, graph.edges))
     atom_rows = graph.atom_rows()
     for z_i, z_j in graph.kinds:
@@ -125,11 +125,12 @@ def training_graph(operators: Operators, reference: Reference) -> Graph:
         target[:, pair.zero_order] = -reference.offsite(z_i, z_j, distances)
     for z in np.unique(graph.atoms.numbers).tolist():
         graph.onsite[z] = np.zeros((len(graph.atoms_of(z)), coupling[z, z].size))
-    for z_i, z_j, blocks, onsite, coupled, vectors in coupled_groups(operators, coupling, gauge):
+    for z_i, z_j, blocks, onsite, coupled, vectors in coupled_groups(*remainder):
         pair = coupling[z_i, z_j]
         if onsite:
             row = atom_rows[operators.pairs[blocks, 0]]
-            graph.onsite[z_i][row] = coupled - reference.crystal_field.onsite(z_i, of_atoms.densities[z_i][row])
+            of_these = [f[row] for f in of_atoms.features[z_i]]
+            graph.onsite[z_i][row] = coupled - reference.crystal_field.onsite(z_i, of_these)
         else:
             near = rows[blocks] >= 0
             rotations = edge_rotations(vectors[near], max(pair.slots))
@@ -144,7 +145,7 @@ def training_graph(operators: Operators, reference: Reference) -> Graph:
     baseline = sum(sums) / sum(t.size for t in targets.values())
     outside, total = outside_sums(operators, reference.cutoff_angstrom)
     graph.attributes = {
-        "gauge_hartree": gauge,
+        "gauge_hartree": remainder[2],
         "outside_fraction": outside / total,
         "baseline_mae_hartree": float(baseline),
     }

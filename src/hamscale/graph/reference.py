@@ -18,10 +18,10 @@ from ..basis import Basis
 from ..files import create_h5, open_h5
 from ..operators import Operators, pair_vectors, read_basis, write_basis
 from .coupling import Coupling, coupled_groups
-from .crystal_field import CrystalField, OnsiteBlocks, fit_crystal_field, onsite_blocks
+from .crystal_field import CrystalField, OnsiteBlocks, fit_crystal_field, less_shifts, onsite_blocks
 from .neighbours import edges_within
 
-SCHEMA = "reference/2"
+SCHEMA = "reference/3"
 SPACING_ANGSTROM = 0.25
 SMALLEST_SCALE_HARTREE = 1e-7
 
@@ -58,6 +58,11 @@ class Reference:
         if not self.periodic:
             return 0.0
         return self.crystal_field.gauge(self.onsite_blocks(operators))
+
+    def remainder(self, operators: Operators, of_atoms: OnsiteBlocks) -> tuple[Operators, Coupling, float]:
+        """What `coupled_groups` takes to give H - mu S less what the crystal field does to bonds."""
+        gauge = self.crystal_field.gauge(of_atoms) if self.periodic else 0.0
+        return less_shifts(operators, of_atoms, self.crystal_field), self.coupling, gauge
 
     def offsite(self, z_i: int, z_j: int, distances: np.ndarray) -> np.ndarray:
         """Two-centre reference, M = 0 components in the edge frame, (G, slots), Hartree."""
@@ -108,8 +113,8 @@ def fit_reference(structures: Iterable[Operators], cutoff_angstrom, auto_thresho
     reference = _survey(structures, cutoff_angstrom, auto_threshold_hartree)
     of_structures = [reference.onsite_blocks(operators) for operators in structures]
     reference.crystal_field = fit_crystal_field(of_structures, reference.coupling, reference.periodic)
-    _fit_two_centre(reference, structures)
-    _fit_scale(reference, structures)
+    _fit_two_centre(reference, structures, of_structures)
+    _fit_scale(reference, structures, of_structures)
     return reference
 
 
@@ -145,15 +150,15 @@ def _block_maximum(operators: Operators) -> np.ndarray:
     return np.maximum.reduceat(np.abs(operators.hamiltonian), operators.offsets[:-1])
 
 
-def _fit_two_centre(reference: Reference, structures):
+def _fit_two_centre(reference: Reference, structures, of_structures):
     n_knots = int(reference.reach_angstrom / SPACING_ANGSTROM) + 2
     normal, right = {}, {}
     outside = total = 0.0
-    for operators in structures:
+    for operators, of_atoms in zip(structures, of_structures):
         _check_reach(reference, operators)
         far, everything = outside_sums(operators, reference.cutoff_angstrom)
         outside, total = outside + far, total + everything
-        for z_i, z_j, _, onsite, coupled, vectors in coupled_groups(operators, reference.coupling, reference.gauge(operators)):
+        for z_i, z_j, _, onsite, coupled, vectors in coupled_groups(*reference.remainder(operators, of_atoms)):
             coupling = reference.coupling[z_i, z_j]
             key = (z_i, z_j)
             if onsite:
@@ -195,18 +200,16 @@ def _check_reach(reference: Reference, operators: Operators):
             )
 
 
-def _fit_scale(reference: Reference, structures):
+def _fit_scale(reference: Reference, structures, of_structures):
     n_knots = int(reference.reach_angstrom / SPACING_ANGSTROM) + 2
     power, count, onsite_power, onsite_count = {}, {}, {}, {}
-    for operators in structures:
-        of_atoms = reference.onsite_blocks(operators)
-        gauge = reference.crystal_field.gauge(of_atoms) if reference.periodic else 0.0
-        for z_i, z_j, blocks, onsite, coupled, vectors in coupled_groups(operators, reference.coupling, gauge):
+    for operators, of_atoms in zip(structures, of_structures):
+        for z_i, z_j, blocks, onsite, coupled, vectors in coupled_groups(*reference.remainder(operators, of_atoms)):
             coupling = reference.coupling[z_i, z_j]
             components = 2 * coupling.slot_degree + 1
             if onsite:
-                of_these = of_atoms.densities[z_i][of_atoms.rows[operators.pairs[blocks, 0]]]
-                rest = coupled - reference.crystal_field.onsite(z_i, of_these)
+                rows = of_atoms.rows[operators.pairs[blocks, 0]]
+                rest = coupled - reference.crystal_field.onsite(z_i, [f[rows] for f in of_atoms.features[z_i]])
                 onsite_power[z_i] = onsite_power.get(z_i, 0) + _slot_power(coupling, rest).sum(0) / components
                 onsite_count[z_i] = onsite_count.get(z_i, 0) + len(coupled)
                 continue
@@ -249,7 +252,9 @@ def write_reference(path, reference: Reference):
         for z, mean in reference.crystal_field.mean.items():
             group = file.create_group(f"onsite/{z}")
             group["mean"], group["scale"] = mean, reference.onsite_scale[z]
-            group["crystal_field"] = reference.crystal_field.tables[z]
+            group["centre"], group["overlap"] = reference.crystal_field.centre[z], reference.crystal_field.overlap[z]
+            for L, table in enumerate(reference.crystal_field.tables[z]):
+                group[f"crystal_field/{L}"] = table
 
 
 def read_reference(path) -> Reference:
@@ -264,5 +269,7 @@ def read_reference(path) -> Reference:
         for name, group in file["onsite"].items():
             z = int(name)
             reference.crystal_field.mean[z], reference.onsite_scale[z] = group["mean"][:], group["scale"][:]
-            reference.crystal_field.tables[z] = group["crystal_field"][:]
+            field = reference.crystal_field
+            field.centre[z], field.overlap[z] = group["centre"][:], group["overlap"][:]
+            field.tables[z] = [group[f"crystal_field/{L}"][:] for L in range(len(group["crystal_field"]))]
     return reference

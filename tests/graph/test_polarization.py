@@ -1,0 +1,90 @@
+"""Potentials and fields of charges and induced dipoles, of all periodic images."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from scipy.spatial.transform import Rotation
+from scipy.special import erfc
+
+from conftest import hafnia, rotated
+from hamscale.angular import rotation_matrix
+from hamscale.graph.polarization import WIDTH_ANGSTROM, _Waves, columns, potentials
+from hamscale.units import angstrom_to_bohr
+
+ELEMENTS = [8, 72]
+
+
+def _direct(atoms: Atoms, charges, dipoles):
+    """Potential and field at the atoms, wave by wave."""
+    cell, r, width = (angstrom_to_bohr(np.asarray(x)) for x in (atoms.cell, atoms.positions, WIDTH_ANGSTROM))
+    reciprocal, phi, E = 2 * np.pi * np.linalg.inv(cell).T, np.zeros(len(atoms)), np.zeros((len(atoms), 3))
+    for order in np.ndindex(31, 31, 31):
+        k = (np.array(order) - 15) @ reciprocal
+        if 0 < k @ k < (6 / width) ** 2:
+            S = ((charges - 1j * dipoles @ k) * np.exp(-1j * r @ k)).sum()
+            w = 4 * np.pi / np.linalg.det(cell) * np.exp(-(k @ k) * width**2 / 2) / (k @ k)
+            phi += (w * S * np.exp(1j * r @ k)).real
+            E += (-1j * k * (w * S * np.exp(1j * r @ k))[:, None]).real
+    return phi, E
+
+
+def test_they_are_the_sums_over_plane_waves():
+    atoms = hafnia(0)
+    of = [np.where(atoms.numbers == z, 1.0, 0.0) for z in ELEMENTS]
+    phi, E = zip(*(_direct(atoms, q, np.zeros((len(atoms), 3))) for q in of))
+    scalars, vectors = potentials(atoms, ELEMENTS)
+    np.testing.assert_allclose(scalars[:, :2], np.stack(phi, 1), atol=1e-9)
+    np.testing.assert_allclose(vectors[:, :, :2], np.stack(E, 2)[:, [1, 2, 0]], atol=1e-9)
+    induced = _direct(atoms, np.zeros(len(atoms)), of[0][:, None] * E[1])  # at oxygen, of the field of hafnium
+    np.testing.assert_allclose(scalars[:, 3], induced[0], atol=1e-9)
+    np.testing.assert_allclose(vectors[:, :, 3], induced[1][:, [1, 2, 0]], atol=1e-9)
+    np.testing.assert_allclose(scalars[:, 7], (E[0] * E[1]).sum(1), atol=1e-9)
+    assert (scalars.shape[1], vectors.shape[2]) == (columns(2, 0), columns(2, 1))
+
+
+def test_with_the_short_ranged_remainder_it_is_madelungs_constant():
+    atoms = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
+    distance, width = angstrom_to_bohr(5.64 / 2), angstrom_to_bohr(WIDTH_ANGSTROM)
+    charges = np.where(atoms.numbers == 11, 1.0, -1.0)
+    phi, _ = _Waves(atoms).of_charges(charges)
+    many = atoms.repeat(5)
+    r = angstrom_to_bohr(np.linalg.norm(many.positions - many.positions[8 * 62], axis=1))
+    q = np.tile(charges, 125)
+    other = r > 0
+    near = (q * erfc(np.where(other, r, 1) / (2**0.5 * width)) / np.where(other, r, 1))[other].sum()
+    own = (2 / np.pi) ** 0.5 / width  # a Gaussian's potential at its own centre
+    assert (phi[0] + near - own) * distance == pytest.approx(-1.747564594633, abs=1e-7)
+
+
+def test_scalars_stay_and_vectors_turn_with_the_structure():
+    atoms, R = hafnia(2), Rotation.from_rotvec([0.3, 1.2, -0.5]).as_matrix()
+    (scalars, vectors), (scalars_turned, vectors_turned) = (potentials(a, ELEMENTS) for a in (atoms, rotated(atoms, R)))
+    np.testing.assert_allclose(scalars_turned, scalars, atol=1e-9)
+    np.testing.assert_allclose(vectors_turned, np.einsum("mn,anf->amf", rotation_matrix(1, R), vectors), atol=1e-9)
+
+
+def test_a_supercell_has_the_same():
+    atoms = hafnia(1)
+    for one, many in zip(potentials(atoms, ELEMENTS), potentials(atoms.repeat((2, 1, 3)), ELEMENTS)):
+        np.testing.assert_allclose(many, np.concatenate([one] * 6), atol=1e-8)
+
+
+def test_the_field_is_the_gradient():
+    atoms, step = hafnia(3), 1e-4
+    charges = np.where(atoms.numbers == 72, 2.0, -1.0)
+    charges[0] = 0  # a test charge
+    values = []
+    for sign in (1, -1):
+        moved = atoms.copy()
+        moved.positions[0, 1] += sign * step
+        values.append(_Waves(moved).of_charges(charges)[0][0])
+    slope = (values[0] - values[1]) / (2 * angstrom_to_bohr(step))
+    assert -slope == pytest.approx(_Waves(atoms).of_charges(charges)[1][0, 1], abs=1e-7)
+
+
+def test_an_element_that_is_absent_has_zeros():
+    scalars, vectors = potentials(hafnia(0), [8, 14, 72])
+    assert not scalars[:, 1].any()
+    assert not vectors[:, :, 1].any()
+    assert scalars[:, [0, 2]].all()
