@@ -30,6 +30,7 @@ localrules:
     graph,
     partition,
     view,
+    quality,
     structure_figures,
     summary,
     figures,
@@ -44,5 +45,8 @@ rule all:
         [
             target
             for run in RUNS
-            for target in predictions(run) + figures(run) + exports(run)
+            for target in predictions(run)
+            + figures(run)
+            + exports(run)
+            + qualities(run)
         ],

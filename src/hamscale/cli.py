@@ -27,6 +27,7 @@ from .verbs import (
     operators,
     partition,
     predict,
+    quality,
     reference,
     schema,
     structure,
@@ -127,6 +128,7 @@ def main(arguments=None) -> int:
         out={"type": Path, "metavar": "PATH", "help": "also write a row per structure: csv"},
     )
     verb(view, "predicted", parts={"type": int, "default": 8, "help": "ranks its atoms are shared by"}, out=out)
+    verb(quality, "structures+", out=out)
     verb(figures, "analysis", "train_csv", out=out)
     verb(
         figure_8,

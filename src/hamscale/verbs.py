@@ -278,6 +278,21 @@ def view(predicted: Path, parts: int, out: Path):
         write_table(out / f"{name}.csv", content, **facts)
 
 
+def quality(structures: list[Path], out: Path):
+    """Density, radial distribution and coordination of disordered structures: OUT/{distribution, coordination}.csv, OUT/quality.{pdf, png}."""
+    from .analysis.disorder import coordination, density_g_cm3, radial_distribution
+    from .figures.structure import draw_quality
+    from .structures import read_structure_file
+
+    atoms = [read_structure_file(path) for path in structures]
+    about = {"structures": len(atoms), "density_g_cm3": [round(density_g_cm3(a), 3) for a in atoms]}
+    distribution = radial_distribution(atoms)
+    numbers = coordination(atoms, distribution)
+    write_table(out / "distribution.csv", distribution, **about)
+    write_table(out / "coordination.csv", numbers, **about)
+    draw_quality(distribution, numbers, out / "quality")
+
+
 def figure_8(label: list[str], analysis: list[Path], view: Path, out: Path):
     """The tables of figure 8, OUT/fig8_*.csv, from those of `analyse` and `view`."""
     from .analysis.views import figure_8_tables

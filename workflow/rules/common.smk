@@ -39,6 +39,7 @@ wildcard_constraints:
     id=r"[A-Za-z0-9_]+-\d{3}",
     batch=r"\d+",
     parts=r"\d+",
+    set="[A-Za-z0-9_]+",
 
 
 def settings(*sections):
@@ -159,6 +160,16 @@ def figures(run):
         figure=FIGURES,
         suffix=("pdf", "png"),
     )
+
+
+def qualities(run):
+    """Of the sets of a run's material, or of the one it extends, that melt and quench made."""
+    sets = MATERIALS[run.material].structures
+    return [
+        f"results/{owner(run.material)}/quality/{name}/quality.png"
+        for name, s in sets.items()
+        if s.melt_quench
+    ]
 
 
 def summaries(wildcards):

@@ -115,6 +115,26 @@ def training(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
+def draw_quality(distribution: pd.DataFrame, numbers: pd.DataFrame, stem):
+    """STEM.pdf and .png: radial distributions of all pairs of elements, and shares of coordination numbers."""
+    with styled():
+        figure = new_figure(2 * COLUMN_INCHES, 2.4)
+        left, right = figure.subplots(1, 2)
+        for colour, (pair, part) in zip(COLOURS, distribution.groupby("pair", sort=False)):
+            left.plot(part["distance_angstrom"], part["g"], color=colour, label=pair)
+        left.axhline(1, color="0.8", linewidth=0.5, zorder=0)
+        left.set(xlabel="distance (Å)", ylabel="radial distribution", ylim=(0, None))
+        left.legend()
+        for colour, ((a, b), part) in zip(COLOURS, numbers.groupby(["centre", "neighbour"], sort=False)):
+            mean = (part["number"] * part["share"]).sum()
+            right.plot(part["number"], part["share"], "o-", color=colour, markersize=3, label=f"{b} around {a}: {mean:.2f}")
+        right.set(xlabel="neighbours in the first shell", ylabel="share of atoms", ylim=(0, None))
+        right.xaxis.get_major_locator().set_params(integer=True)
+        if len(numbers):
+            right.legend()
+        save(figure, stem)
+
+
 def draw_all(analysis_directory, train_csv, out):
     """Every figure of one structure, as pdf and png, from its folder of tables and the training's table."""
     directory, out = Path(analysis_directory), Path(out)

@@ -1,0 +1,80 @@
+"""What shows whether a disordered structure is a good one: density, radial distribution, coordination numbers."""
+
+from itertools import combinations_with_replacement
+
+import numpy as np
+import pandas as pd
+from ase import Atoms, units
+from ase.data import chemical_symbols
+
+from ..graph.neighbours import edges_within
+from ..operators import pair_vectors
+
+REACH_ANGSTROM = 7.0
+SPACING_ANGSTROM = 0.02
+WIDTH_ANGSTROM = 0.08
+SHORTEST_ANGSTROM = 4.5  # a first shell lies below this, or there is none
+
+
+def density_g_cm3(atoms: Atoms) -> float:
+    """Mass over volume, g / cm^3."""
+    grams, cubic_centimetres = atoms.get_masses().sum() * 1e3 / units.kg, atoms.get_volume() * 1e-24
+    return float(grams / cubic_centimetres)
+
+
+def radial_distribution(structures: list[Atoms]) -> pd.DataFrame:
+    """g_ab(r) = <atoms b in a shell around an atom a> / (4 pi r^2 dr n_b), n_b their number per volume: one where there is no order.
+
+    Mean over all atoms a of all structures, each distance a Gaussian of WIDTH_ANGSTROM. Columns distance_angstrom, pair, g.
+    """
+    r = np.arange(SPACING_ANGSTROM, REACH_ANGSTROM, SPACING_ANGSTROM)
+    found = _distances(structures)
+    frames = []
+    for a, b in combinations_with_replacement(sorted(found), 2):
+        at = np.concatenate(found[a][b]) if found[a][b] else np.empty(0)
+        counts, _ = np.histogram(at, np.append(r - SPACING_ANGSTROM / 2, r[-1] + SPACING_ANGSTROM / 2))
+        smooth = np.exp(-0.5 * ((r[:, None] - r) / WIDTH_ANGSTROM) ** 2)
+        smooth /= smooth.sum(0)  # a distance near the end stays whole
+        expected = sum((s.numbers == a).sum() * (s.numbers == b).sum() / s.get_volume() for s in structures)
+        g = smooth @ counts / (4 * np.pi * r**2 * SPACING_ANGSTROM * max(expected, 1e-300))
+        pair = f"{chemical_symbols[a]}-{chemical_symbols[b]}"
+        frames.append(pd.DataFrame({"distance_angstrom": r.round(3), "pair": pair, "g": g}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def coordination(structures: list[Atoms], distribution: pd.DataFrame) -> pd.DataFrame:
+    """Neighbours of each element up to the first minimum of g_ab behind its highest peak below SHORTEST_ANGSTROM.
+
+    Columns centre, neighbour, cutoff_angstrom, number, share: share of the centres that have so many. A pair without a peak
+    there (g > 1) has no first shell and no rows.
+    """
+    found, rows = _distances(structures), []
+    for pair, g in distribution.groupby("pair", sort=False):
+        r, g = g["distance_angstrom"].to_numpy(), g["g"].to_numpy()
+        peak = int(np.argmax(np.where(r < SHORTEST_ANGSTROM, g, 0)))
+        if g[peak] <= 1:
+            continue
+        rising = np.flatnonzero(np.diff(g[peak:]) > 0)
+        falls = np.flatnonzero(g[peak:] < 1e-3)
+        ends = [x[0] for x in (rising, falls) if len(x)]
+        cutoff = r[peak + min(ends)] if ends else r[-1]
+        for a, b in dict.fromkeys((tuple(pair.split("-")), tuple(pair.split("-")[::-1]))):
+            z = chemical_symbols.index(a), chemical_symbols.index(b)
+            numbers = np.array([(d < cutoff).sum() for d in found[z[0]][z[1]]])
+            for n, count in zip(*np.unique(numbers, return_counts=True)):
+                rows.append((a, b, cutoff, int(n), count / len(numbers)))
+    return pd.DataFrame(rows, columns=["centre", "neighbour", "cutoff_angstrom", "number", "share"])
+
+
+def _distances(structures: list[Atoms]) -> dict:
+    """a -> b -> distances (A) from each atom a to the atoms b within REACH_ANGSTROM."""
+    elements = sorted({int(z) for s in structures for z in s.numbers})
+    found = {a: {b: [] for b in elements} for a in elements}
+    for s in structures:
+        edges = edges_within(s, REACH_ANGSTROM)
+        d, ends = np.linalg.norm(pair_vectors(s, edges), axis=1), np.searchsorted(edges[:, 0], np.arange(len(s) + 1))
+        for i in range(len(s)):
+            of = slice(ends[i], ends[i + 1])
+            for b in elements:
+                found[int(s.numbers[i])][b].append(d[of][s.numbers[edges[of, 1]] == b])
+    return found
