@@ -101,7 +101,7 @@ def main(arguments=None) -> int:
         out=out,
         checkpoint={"type": Path, "required": True},
     )
-    reference_only = {"action": "store_true", "help": "the two-centre reference without the network: the baseline"}
+    reference_only = {"action": "store_true", "help": "the reference without the network: the baseline"}
     verb(predict, "model", "structure", out=out, reference_only=reference_only, exchange=exchange)
     verb(
         export,

@@ -122,7 +122,7 @@ class _Stored:
 
 
 def reference(material: Path, operators: list[Path], out: Path):
-    """Fit energy gauge, two-centre reference and scales to training structures."""
+    """Fit energy gauge, reference and scales to training structures."""
     from .graph.reference import fit_reference, write_reference
 
     settings = config.load_material(material)
@@ -372,7 +372,7 @@ def table(summary: Path):
     """Print a summary as a table."""
     content = pd.read_csv(summary)
     columns = {
-        "mae_mev": "MAE meV", "baseline_mae_mev": "two-centre", "mae_mev_onsite": "onsite", "mae_mev_offsite": "offsite",
+        "mae_mev": "MAE meV", "baseline_mae_mev": "reference", "mae_mev_onsite": "onsite", "mae_mev_offsite": "offsite",
         "eigenvalue_mae_mev_occupied": "occupied eig. meV", "gap_dft_ev": "gap DFT eV", "gap_predicted_ev": "predicted",
         "dft_seconds": "DFT s", "prediction_seconds": "prediction s",
     }  # fmt: skip

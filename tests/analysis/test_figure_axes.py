@@ -73,7 +73,7 @@ def test_density_of_states_has_three_lines(crystal, ax):
     figures.dos(crystal["dos"], ax)
     assert [line.get_linestyle() for line in ax.lines] == ["-", "-", "--"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("energy (eV)", "density of states (1/eV)")
-    assert set(legend(ax)) == {"DFT", "predicted", "two-centre reference"}
+    assert set(legend(ax)) == {"DFT", "predicted", "reference"}
 
 
 def test_error_by_pair_has_a_box_for_each_row(crystal, ax):
@@ -86,7 +86,7 @@ def test_error_by_pair_has_a_box_for_each_row(crystal, ax):
 
 def test_error_by_distance_has_the_size_of_h_and_the_baseline_beside(crystal, ax):
     figures.error_by_distance(crystal["by_distance"], ax)
-    assert legend(ax) == ["mean |H| of DFT", "two-centre reference", "predicted"]
+    assert legend(ax) == ["mean |H| of DFT", "reference", "predicted"]
     assert (ax.get_xlabel(), ax.get_yscale()) == ("distance (Å)", "log")
     assert "(meV)" in ax.get_ylabel()
 

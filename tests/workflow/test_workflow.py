@@ -25,6 +25,7 @@ BIN = Path(sys.executable).parent
 
 ON_REQUEST = {
     *("partition", "export", "export_sisl"),
+    "quality",  # of sets made by melt and quench
     *("domains", "partition_table", "scaling_measured", "scaling_modelled", "scaling_partitions", "throughput"),
 }
 MODEL = {"network": {"layers": 1, "channels": 4, "hidden": 4}, "training": {"steps": 6, "validate_every": 3}}

@@ -11,7 +11,7 @@ rule reference:
         file="config/materials/{material}.yaml",
         settings=settings("graph"),
     message:
-        "fit gauge, two-centre reference and scales: {wildcards.material}"
+        "fit gauge, reference and scales: {wildcards.material}"
     shell:
         "hamscale reference {params.file} {input} --out {output} > {log} 2>&1"
 

@@ -67,7 +67,7 @@ rule baseline:
     params:
         model=input_folder,
     message:
-        "two-centre reference alone: {wildcards.material} {wildcards.id}"
+        "reference alone: {wildcards.material} {wildcards.id}"
     shell:
         "hamscale predict {params.model} {input.structure} --out {output} --reference-only > {log} 2>&1"
 

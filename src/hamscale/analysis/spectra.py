@@ -55,7 +55,7 @@ def k_grid(size, periodic: bool = True) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass
 class Comparison:
-    """Eigenvalues (K, n) in Hartree of DFT, the prediction and the two-centre reference, the latter two shifted."""
+    """Eigenvalues (K, n) in Hartree of DFT, the prediction and the reference, the latter two shifted."""
 
     dft: np.ndarray
     predicted: np.ndarray

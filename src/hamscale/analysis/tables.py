@@ -34,7 +34,7 @@ def analysis_tables(
 
 
 def summary_row(dft: Operators, predicted: Operators, blocks, blocks_baseline, comparison: spectra.Comparison) -> dict:
-    """Errors of a structure in one row: of H, with the two-centre reference alone beside them, and of its spectrum."""
+    """Errors of a structure in one row: of H, with the reference alone beside them, and of its spectrum."""
     return (
         {"atoms": len(dft.atoms), "orbitals": dft.n_orbitals, "cutoff_angstrom": float(predicted.attributes["cutoff_angstrom"])}
         | errors.error_summary(blocks)

@@ -38,7 +38,7 @@ def bands(table: pd.DataFrame, ax: Axes, legend: bool = True) -> Axes:
 
 def dos(table: pd.DataFrame, ax: Axes) -> Axes:
     for name, label, colour, style in (
-        ("baseline", "two-centre reference", BASELINE, "-"),
+        ("baseline", "reference", BASELINE, "-"),
         ("dft", "DFT", DFT, "-"),
         ("predicted", "predicted", PREDICTED, "--"),
     ):
@@ -62,7 +62,7 @@ def error_by_pair(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.bxp(stats, showfliers=False, medianprops={"color": PREDICTED})
     x = np.arange(1, len(table) + 1)
     ax.plot(x, table["mae_mev"], "o", color=PREDICTED, markersize=4, label="mean")
-    ax.plot(x, table["baseline_mae_mev"], "_", color=BASELINE, markersize=14, markeredgewidth=2, label="two-centre reference")
+    ax.plot(x, table["baseline_mae_mev"], "_", color=BASELINE, markersize=14, markeredgewidth=2, label="reference")
     ax.set(yscale="log", ylabel="mean absolute error of a block (meV)")
     ax.legend()
     return ax
@@ -70,7 +70,7 @@ def error_by_pair(table: pd.DataFrame, ax: Axes) -> Axes:
 
 def error_by_distance(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.plot(table["distance_angstrom"], table["mean_abs_dft_mev"], color=DFT, label="mean |H| of DFT")
-    ax.plot(table["distance_angstrom"], table["baseline_mae_mev"], color=BASELINE, label="two-centre reference")
+    ax.plot(table["distance_angstrom"], table["baseline_mae_mev"], color=BASELINE, label="reference")
     ax.plot(table["distance_angstrom"], table["mae_mev"], "o-", color=PREDICTED, markersize=3, label="predicted")
     ax.set(yscale="log", xlabel="distance (Å)", ylabel="mean absolute error (meV)")
     ax.legend()
@@ -109,7 +109,7 @@ def training(table: pd.DataFrame, ax: Axes) -> Axes:
         ("train_mae_mev", "all, training", "0.6"),
     ):
         ax.plot(table["step"], table[name], color=colour, label=label)
-    ax.axhline(table["baseline_mae_mev"].iloc[0], color=BASELINE, linestyle=":", label="two-centre reference")
+    ax.axhline(table["baseline_mae_mev"].iloc[0], color=BASELINE, linestyle=":", label="reference")
     ax.set(yscale="log", xlabel="optimiser step", ylabel="mean absolute error (meV)")
     ax.legend(ncols=2)
     return ax

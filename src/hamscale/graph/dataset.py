@@ -1,6 +1,6 @@
 """The graph of a structure: edges sorted by destination, and what the network is to learn on each atom and edge.
 
-Targets are coupled blocks of H - mu S less the two-centre reference, in Hartree; those of edges stand in the edge frame, so
+Targets are coupled blocks of H - mu S less the reference, in Hartree; those of edges stand in the edge frame, so
 that training rotates nothing back. Layout of a coupled vector: graph/coupling.py. Schema `graph/1`: docs/files.md.
 """
 
@@ -108,7 +108,7 @@ def training_graph(operators: Operators, reference: Reference) -> Graph:
     """Graph and targets of a structure with DFT blocks. An edge without a block has H = 0.
 
     attributes: gauge_hartree; outside_fraction, the share of sum |H| on pairs beyond the cutoff; baseline_mae_hartree, the mean
-    error of the two-centre reference alone over all elements within the cutoff, blocks of edges in their frames.
+    error of the reference alone over all elements within the cutoff, blocks of edges in their frames.
     Raises ValueError if the basis differs from the reference's.
     """
     if difference := reference.basis.difference(operators.basis):

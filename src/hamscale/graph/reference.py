@@ -1,4 +1,4 @@
-"""What the network need not learn: energy gauge, two-centre reference, scales. Fitted to training structures, then data.
+"""What the network need not learn: energy gauge, reference, scales. Fitted to training structures, then data.
 
 gauge      H and H + mu S are the same physics in a periodic cell. mu of a structure brings its onsite blocks as near as can be
            to their reference; mu S is taken from all blocks.

@@ -131,7 +131,7 @@ class NodeUpdate(nn.Module):
 
 
 class HamiltonianNetwork(nn.Module):
-    """Coupled blocks of H less the two-centre reference.
+    """Coupled blocks of H less the reference.
 
     slots: {(s_i, s_j): {L: slots}} for every pair of elements; L above lmax get no output (they stay at the reference).
     cutoff in Angstrom; c: the fields of config.Network.

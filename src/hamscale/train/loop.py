@@ -141,7 +141,7 @@ def train(
             progress(
                 f"step {step + 1} of {settings.steps}: training {row['train_mae_mev']:.3f}, validation {errors['mae_mev']:.3f} meV "
                 f"(onsite {errors['mae_mev_onsite']:.2f}, offsite {errors['mae_mev_offsite']:.3f}; "
-                f"two-centre reference {baseline['mae_mev']:.3f})"
+                f"reference {baseline['mae_mev']:.3f})"
             )
         if stop and step + 1 < settings.steps:
             save(step + 1)
@@ -165,7 +165,7 @@ def _loss(model, structure: Example, settings: Training):
 
 @torch.no_grad()
 def _evaluate(model, structures: list[Example], world: World) -> dict[str, float]:
-    """Errors over all ranks' structures; of the two-centre reference alone where model is None."""
+    """Errors over all ranks' structures; of the reference alone where model is None."""
     errors = Errors()
     for structure in structures:
         if model is None:
