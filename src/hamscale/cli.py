@@ -15,6 +15,7 @@ from .verbs import (
     check,
     collect,
     dft,
+    dos,
     draw,
     evaluate,
     export,
@@ -129,6 +130,17 @@ def main(arguments=None) -> int:
     )
     verb(view, "predicted", parts={"type": int, "default": 8, "help": "ranks its atoms are shared by"}, out=out)
     verb(quality, "structures+", out=out)
+    verb(
+        dos,
+        "operators",
+        moments={"type": int, "default": 500, "help": "default 500; the width of a level falls as 1 / moments"},
+        vectors={
+            "type": int,
+            "default": 4,
+            "help": "random vectors, at least two; default 4; the error falls as the root of their number",
+        },
+        out=out,
+    )
     verb(figures, "analysis", "train_csv", out=out)
     verb(
         figure_8,

@@ -278,6 +278,16 @@ def view(predicted: Path, parts: int, out: Path):
         write_table(out / f"{name}.csv", content, **facts)
 
 
+def dos(operators: Path, moments: int, vectors: int, out: Path):
+    """Density of states at the Gamma point of large H and S by the kernel polynomial method: OUT, a csv with standard errors."""
+    from .analysis.kpm import dos_table
+    from .operators import read_operators
+
+    content, about = dos_table(read_operators(operators), moments, vectors)
+    write_table(out, content, **about)
+    print(json.dumps(about))
+
+
 def quality(structures: list[Path], out: Path):
     """Density, radial distribution and coordination of disordered structures: OUT/{distribution, coordination}.csv, OUT/quality.{pdf, png}."""
     from .analysis.disorder import coordination, density_g_cm3, radial_distribution

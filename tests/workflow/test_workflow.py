@@ -93,7 +93,7 @@ def test_from_config_to_predicted_hamiltonian(finished):
     material.write_text(TOY)
 
     table = subprocess.run([BIN / "hamscale", "table", "results/summary.csv"], cwd=project, capture_output=True, text=True)
-    assert "two-centre" in table.stdout
+    assert "reference" in table.stdout
 
 
 def shown(driver, category: str, what: str):
