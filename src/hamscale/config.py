@@ -144,6 +144,14 @@ class Graph(Section):
     auto_threshold_hartree: PositiveFloat = Field(
         1e-4, description="auto: edges reach to the last block with an element above (Ha)"
     )
+    near_angstrom: PositiveFloat = Field(
+        4.5, description="reference: neighbours of an atom further away act by their charges alone; the first shells (A)"
+    )
+    charges: dict[str, float] = Field(
+        default_factory=dict,
+        description="reference: formal charges of ions, e.g. Hf: 4, O: -2: carries further from the structures trained on; of all "
+        "elements or of none",
+    )
 
 
 class Analysis(Section):
@@ -182,6 +190,10 @@ class Material(Section):
                 trajectories.setdefault(s.file.path, set()).add(s.split)
             if s.tile and s.tile.of not in self.identifiers():
                 raise ValueError(f"structures.{name}.tile.of is {s.tile.of!r}, expected one of {', '.join(self.identifiers())}")
+        if self.graph.charges and set(self.graph.charges) != set(self.species):
+            raise ValueError(
+                f"graph.charges has {', '.join(sorted(self.graph.charges))}, expected one for each of {', '.join(sorted(self.species))}, or none"
+            )
         for path, splits in trajectories.items():
             if len(splits) > 1:
                 raise ValueError(

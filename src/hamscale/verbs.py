@@ -123,10 +123,15 @@ class _Stored:
 
 def reference(material: Path, operators: list[Path], out: Path):
     """Fit energy gauge, reference and scales to training structures."""
+    from ase.data import atomic_numbers
+
+    from .graph.crystal_field import Ions
     from .graph.reference import fit_reference, write_reference
 
     settings = config.load_material(material)
-    result = fit_reference(_Stored(operators), settings.graph.cutoff_angstrom, settings.graph.auto_threshold_hartree)
+    charges = {atomic_numbers[element]: charge for element, charge in settings.graph.charges.items()}
+    ions = Ions(settings.graph.near_angstrom, charges)
+    result = fit_reference(_Stored(operators), settings.graph.cutoff_angstrom, settings.graph.auto_threshold_hartree, ions)
     outside = result.attributes["outside_fraction"]
     print(
         f"cutoff {result.cutoff_angstrom:.2f} A; H reaches {result.reach_angstrom:.2f} A; beyond the cutoff: {outside:.2%} of sum |H|"

@@ -9,11 +9,12 @@ from scipy.spatial.transform import Rotation
 from conftest import hafnia, model_hamiltonian, rotated
 from hamscale.graph import crystal_field
 from hamscale.graph.coupling import Coupling
-from hamscale.graph.crystal_field import densities, fit_crystal_field, onsite_blocks
+from hamscale.graph.crystal_field import Ions, densities, fit_crystal_field, onsite_blocks
 from hamscale.graph.dataset import structure_graph
 from hamscale.graph.polarization import columns
 
 CUTOFF = 5.0
+IONS = Ions()
 
 
 @pytest.fixture(scope="module")
@@ -22,18 +23,18 @@ def structures(szv):
     rng, coupling, made, tables = np.random.default_rng(0), Coupling(szv), [], {}
     for seed in range(12):
         operators = model_hamiltonian(hafnia(seed), szv)
-        of = onsite_blocks(operators, coupling, structure_graph(operators.atoms, szv, CUTOFF))
+        of = onsite_blocks(operators, coupling, structure_graph(operators.atoms, szv, CUTOFF), IONS)
         for z in of.blocks if seed == 0 else ():
             # smooth functions of the distance, one per slot and element of the neighbour; charges and polarizabilities
             tables[z] = []
             for L, slots in coupling[z, z].slots.items():
-                far = columns(2, L)
+                far = columns(2, L, False)
                 n_knots = (of.features[z][L].shape[2] - far) // 2
                 amplitude, phase = rng.normal(0, 0.1, (2, 2, len(slots)))
                 waves = amplitude[:, None] * np.cos(3 * np.arange(n_knots)[:, None] / n_knots + 20 * phase[:, None])
                 tables[z].append(np.concatenate([waves.reshape(2 * n_knots, -1), rng.normal(0, 1, (far, len(slots)))]))
         zeros = {z: np.zeros(coupling[z, z].n_slots) for z in tables}
-        exact = crystal_field.CrystalField(coupling, zeros, zeros, tables, of.overlap)
+        exact = crystal_field.CrystalField(coupling, IONS, zeros, zeros, tables, of.overlap)
         made.append(replace(of, blocks={z: exact.onsite(z, f) for z, f in of.features.items()}))
     return coupling, made
 
@@ -51,7 +52,7 @@ def _left(field, structures) -> float:
 
 def test_blocks_that_are_linear_in_the_neighbours_are_found_on_structures_not_seen(structures):
     coupling, made = structures
-    assert _left(fit_crystal_field(made[:9], coupling, True), made[9:]) < 0.02
+    assert _left(fit_crystal_field(made[:9], coupling, True, IONS), made[9:]) < 0.02
 
 
 def test_a_gauge_of_each_structure_is_found_and_taken_out(structures):
@@ -59,7 +60,7 @@ def test_a_gauge_of_each_structure_is_found_and_taken_out(structures):
     shifts = np.random.default_rng(1).normal(0, 0.02, len(made))
     shifts -= shifts.mean()
     moved = [replace(s, blocks={z: b + mu * s.overlap[z] for z, b in s.blocks.items()}) for s, mu in zip(made, shifts)]
-    plain, shifted = (fit_crystal_field(some, coupling, True) for some in (made, moved))
+    plain, shifted = (fit_crystal_field(some, coupling, True, IONS) for some in (made, moved))
     for z in plain.tables:
         for a, b in zip(shifted.tables[z], plain.tables[z]):
             np.testing.assert_allclose(a, b, atol=1e-7)
@@ -70,7 +71,7 @@ def test_a_gauge_of_each_structure_is_found_and_taken_out(structures):
 def test_a_molecules_zero_is_its_own(structures):
     coupling, made = structures
     moved = [replace(s, blocks={z: b + 0.1 * s.overlap[z] for z, b in s.blocks.items()}) for s in made]
-    plain, shifted = (fit_crystal_field(some, coupling, False) for some in (made, moved))
+    plain, shifted = (fit_crystal_field(some, coupling, False, IONS) for some in (made, moved))
     for z in plain.mean:
         np.testing.assert_allclose(
             shifted.mean[z] - plain.mean[z], 0.1 * made[0].overlap[z][coupling[z, z].zero_order], atol=1e-9
@@ -104,7 +105,7 @@ def test_densities_are_the_sum_over_neighbours_and_turn_with_the_structure(szv):
 
 def test_some_atoms_at_a_time_are_all_atoms(structures, szv, monkeypatch):
     coupling, made = structures
-    field = fit_crystal_field(made, coupling, True)
+    field = fit_crystal_field(made, coupling, True, IONS)
     graph = structure_graph(hafnia(4), szv, CUTOFF)
     whole = field.of_graph(graph)
     monkeypatch.setattr(crystal_field, "ATOMS_AT_ONCE", 3)

@@ -33,14 +33,26 @@ def test_they_are_the_sums_over_plane_waves():
     atoms = hafnia(0)
     of = [np.where(atoms.numbers == z, 1.0, 0.0) for z in ELEMENTS]
     phi, E = zip(*(_direct(atoms, q, np.zeros((len(atoms), 3))) for q in of))
-    scalars, vectors = potentials(atoms, ELEMENTS)
+    scalars, vectors = potentials(atoms, ELEMENTS, {})
     np.testing.assert_allclose(scalars[:, :2], np.stack(phi, 1), atol=1e-9)
     np.testing.assert_allclose(vectors[:, :, :2], np.stack(E, 2)[:, [1, 2, 0]], atol=1e-9)
     induced = _direct(atoms, np.zeros(len(atoms)), of[0][:, None] * E[1])  # at oxygen, of the field of hafnium
     np.testing.assert_allclose(scalars[:, 3], induced[0], atol=1e-9)
     np.testing.assert_allclose(vectors[:, :, 3], induced[1][:, [1, 2, 0]], atol=1e-9)
     np.testing.assert_allclose(scalars[:, 7], (E[0] * E[1]).sum(1), atol=1e-9)
-    assert (scalars.shape[1], vectors.shape[2]) == (columns(2, 0), columns(2, 1))
+    assert (scalars.shape[1], vectors.shape[2]) == (columns(2, 0, False), columns(2, 1, False))
+
+
+def test_with_formal_charges_one_field_polarizes():
+    atoms = hafnia(0)
+    q = np.where(atoms.numbers == 72, 4.0, -2.0)
+    _, E = _direct(atoms, q, np.zeros((len(atoms), 3)))
+    scalars, vectors = potentials(atoms, ELEMENTS, {8: -2.0, 72: 4.0})
+    phi_hafnium, E_hafnium = _direct(atoms, np.zeros(len(atoms)), (atoms.numbers == 72)[:, None] * E)
+    np.testing.assert_allclose(scalars[:, 3], phi_hafnium, atol=1e-8)
+    np.testing.assert_allclose(vectors[:, :, 3], E_hafnium[:, [1, 2, 0]], atol=1e-8)
+    np.testing.assert_allclose(scalars[:, 4], (E**2).sum(1), atol=1e-8)
+    assert (scalars.shape[1], vectors.shape[2]) == (columns(2, 0, True), columns(2, 1, True)) == (5, 4)
 
 
 def test_with_the_short_ranged_remainder_it_is_madelungs_constant():
@@ -59,14 +71,14 @@ def test_with_the_short_ranged_remainder_it_is_madelungs_constant():
 
 def test_scalars_stay_and_vectors_turn_with_the_structure():
     atoms, R = hafnia(2), Rotation.from_rotvec([0.3, 1.2, -0.5]).as_matrix()
-    (scalars, vectors), (scalars_turned, vectors_turned) = (potentials(a, ELEMENTS) for a in (atoms, rotated(atoms, R)))
+    (scalars, vectors), (scalars_turned, vectors_turned) = (potentials(a, ELEMENTS, {}) for a in (atoms, rotated(atoms, R)))
     np.testing.assert_allclose(scalars_turned, scalars, atol=1e-9)
     np.testing.assert_allclose(vectors_turned, np.einsum("mn,anf->amf", rotation_matrix(1, R), vectors), atol=1e-9)
 
 
 def test_a_supercell_has_the_same():
     atoms = hafnia(1)
-    for one, many in zip(potentials(atoms, ELEMENTS), potentials(atoms.repeat((2, 1, 3)), ELEMENTS)):
+    for one, many in zip(potentials(atoms, ELEMENTS, {}), potentials(atoms.repeat((2, 1, 3)), ELEMENTS, {})):
         np.testing.assert_allclose(many, np.concatenate([one] * 6), atol=1e-8)
 
 
@@ -84,7 +96,7 @@ def test_the_field_is_the_gradient():
 
 
 def test_an_element_that_is_absent_has_zeros():
-    scalars, vectors = potentials(hafnia(0), [8, 14, 72])
+    scalars, vectors = potentials(hafnia(0), [8, 14, 72], {})
     assert not scalars[:, 1].any()
     assert not vectors[:, :, 1].any()
     assert scalars[:, [0, 2]].all()

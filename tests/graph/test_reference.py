@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from conftest import DZVP, SZV, basis_of, hafnia, model_hamiltonian, silicon
+from hamscale.graph.crystal_field import Ions
 from hamscale.graph.dataset import read_graph, training_graph, write_graph
 from hamscale.graph.reference import fit_reference, read_reference, write_reference
 from hamscale.units import mev_to_hartree
@@ -56,6 +57,15 @@ def test_targets_are_of_the_order_of_their_scale(structures, reference):
         scale = reference.offsite_scale(a, b, graph.distances[graph.edges_of(a, b)])[:, reference.coupling[a, b].slot]
         ratios.append((target / scale).ravel())
     assert 0.3 < np.sqrt(np.mean(np.concatenate(ratios) ** 2)) < 3
+
+
+def test_charges_are_kept_with_the_reference(structures, tmp_path):
+    fitted = fit_reference(structures, 6.0, ions=Ions(3.0, {8: -2.0, 72: 4.0}))
+    write_reference(tmp_path / "r.h5", fitted)
+    back = read_reference(tmp_path / "r.h5")
+    assert back.crystal_field.ions == Ions(3.0, {8: -2.0, 72: 4.0})
+    for key, target in training_graph(structures[1], fitted).onsite.items():
+        assert np.array_equal(training_graph(structures[1], back).onsite[key], target)
 
 
 def test_files_read_back_the_same(structures, reference, tmp_path):

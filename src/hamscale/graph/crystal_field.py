@@ -7,7 +7,7 @@ an onsite block is, in coupled form and exactly linear in the neighbours,
 
 F are tables over distance (linear elements that fade to zero at the cutoff), fitted by least squares with a penalty on their second
 differences. In a periodic structure the charges of ions reach further than any cutoff, and each ion polarizes the others: L = 0
-and L = 1 take the potentials and fields of polarization.py instead of neighbours further than SHORT_ANGSTROM, with a coefficient each.
+and L = 1 take the potentials and fields of polarization.py instead of neighbours that are not near, with a coefficient each.
 What a structure's potential does to an atom it does to its bonds, half from either end (R. S. Mulliken, J. Chem. Phys. 17, 1155 (1949)):
 
     H_ij <- 1/2 (D_i S_ii^-1 S_ij + S_ij S_jj^-1 D_j),    D_i = onsite block less the mean of its element
@@ -29,7 +29,6 @@ from .polarization import columns, potentials
 
 SPACING_ANGSTROM = 0.25
 ATOMS_AT_ONCE = 2000
-SHORT_ANGSTROM = 4.5
 SIZE_PENALTY = 1e-3  # of tables, beside that of their second differences
 FAR_PENALTY = 1e-2  # of the coefficients of potentials and fields, each times its mean square
 INFLATION = 2.0
@@ -66,14 +65,23 @@ def densities(graph, elements: list[int], lmax: int, atoms: slice = slice(None),
     return (hats @ harmonics).reshape(len(owned), len(elements) * n_knots, -1).transpose(0, 2, 1)
 
 
-def features(graph, elements: list[int], lmax: int, atoms: slice = slice(None), far=None) -> list[np.ndarray]:
+@dataclass(frozen=True)
+class Ions:
+    """What is assumed of the potentials in periodic structures. near_angstrom: neighbours further away act by their charges; charges:
+    z -> formal charge, or empty: every element's field polarizes on its own."""
+
+    near_angstrom: float = 4.5
+    charges: dict = field(default_factory=dict)
+
+
+def features(graph, elements: list[int], lmax: int, ions: Ions, atoms: slice = slice(None), far=None) -> list[np.ndarray]:
     """What onsite blocks are linear in, by L: (owned atoms, 2L+1, features). Of a periodic structure L = 0 and 1 have potentials
     and fields for what is not near; far: those of all its atoms, if they are known already."""
     numbers = graph.owned[atoms]
     if not graph.atoms.pbc.all():
         return _by_degree(densities(graph, elements, lmax, atoms))
-    far = far or potentials(graph.atoms, elements)
-    near = densities(graph, elements, min(1, lmax), atoms, SHORT_ANGSTROM)
+    far = far or potentials(graph.atoms, elements, ions.charges)
+    near = densities(graph, elements, min(1, lmax), atoms, ions.near_angstrom)
     scalars, vectors = (
         np.concatenate([near[:, :1], far[0][numbers, None]], 2),
         [np.concatenate([near[:, 1:4], far[1][numbers]], 2)],
@@ -96,10 +104,10 @@ class OnsiteBlocks:
     rows: np.ndarray
 
 
-def onsite_blocks(operators: Operators, coupling: Coupling, graph) -> OnsiteBlocks:
+def onsite_blocks(operators: Operators, coupling: Coupling, graph, ions: Ions) -> OnsiteBlocks:
     """What the fit takes of a structure; graph: its edges within the cutoff."""
     numbers = operators.atoms.numbers
-    of_atoms = features(graph, sorted(coupling.basis), coupling.lmax)
+    of_atoms = features(graph, sorted(coupling.basis), coupling.lmax, ions)
     result = OnsiteBlocks({}, {}, {}, np.empty(len(numbers), np.int64))
     for z in np.unique(numbers).tolist():
         atoms = np.flatnonzero(numbers == z)
@@ -120,6 +128,7 @@ class CrystalField:
     Hartree; features as `features` orders them. overlap: z -> (n,), coupled onsite block of S."""
 
     coupling: Coupling
+    ions: Ions = Ions()
     centre: dict = field(default_factory=dict)
     mean: dict = field(default_factory=dict)
     tables: dict = field(default_factory=dict)
@@ -139,11 +148,11 @@ class CrystalField:
     def of_graph(self, graph) -> dict[int, np.ndarray]:
         """z -> (A_z, n): coupled onsite blocks of the owned atoms of each element, in their order, Hartree. Some atoms at a time."""
         numbers, elements = graph.atoms.numbers[graph.owned], sorted(self.coupling.basis)
-        far = potentials(graph.atoms, elements) if graph.atoms.pbc.all() else None
+        far = potentials(graph.atoms, elements, self.ions.charges) if graph.atoms.pbc.all() else None
         parts = {int(z): [] for z in np.unique(numbers)}
         for first in range(0, len(numbers), ATOMS_AT_ONCE):
             some = slice(first, first + ATOMS_AT_ONCE)
-            of_atoms = features(graph, elements, self.coupling.lmax, some, far)
+            of_atoms = features(graph, elements, self.coupling.lmax, self.ions, some, far)
             for z, part in parts.items():
                 part.append(self.onsite(z, [f[numbers[some] == z] for f in of_atoms]))
         return {z: np.concatenate(part) for z, part in parts.items()}
@@ -183,16 +192,18 @@ def less_shifts(operators: Operators, structure: OnsiteBlocks, crystal_field: Cr
     return replace(operators, hamiltonian=hamiltonian)
 
 
-def fit_crystal_field(structures: list[OnsiteBlocks], coupling: Coupling, periodic: bool) -> CrystalField:
+def fit_crystal_field(structures: list[OnsiteBlocks], coupling: Coupling, periodic: bool, ions: Ions) -> CrystalField:
     """Penalised least squares over all structures, jointly with the gauge of each; gauges average to zero. Molecules have none."""
-    result, gauges = CrystalField(coupling), _gauges(structures, coupling) if periodic else np.zeros(len(structures))
+    result, n = CrystalField(coupling, ions), len(coupling.basis)
+    far = {L: columns(n, L, bool(ions.charges)) if periodic else 0 for L in range(coupling.lmax + 1)}
+    gauges = _gauges(structures, coupling, far[0]) if periodic else np.zeros(len(structures))
     for z in sorted({z for s in structures for z in s.blocks}):
         of = [(mu, s) for mu, s in zip(gauges, structures) if z in s.blocks]
         blocks = np.concatenate([s.blocks[z] - mu * s.overlap[z] for mu, s in of])
         result.tables[z], result.overlap[z] = [], of[0][1].overlap[z]
         centre, mean = np.zeros((2, coupling[z, z].n_slots))
         for L, part in coupling[z, z].slices.items():
-            fit = _Fit(np.concatenate([s.features[z][L] for _, s in of]), L, periodic, len(coupling.basis))
+            fit = _Fit(np.concatenate([s.features[z][L] for _, s in of]), L, far[L])
             Y = blocks[:, part].reshape(len(fit.X), -1)
             table = fit.table(Y - Y.mean(0) if L == 0 else Y)
             if L == 0:
@@ -202,7 +213,7 @@ def fit_crystal_field(structures: list[OnsiteBlocks], coupling: Coupling, period
     return result
 
 
-def _gauges(structures: list[OnsiteBlocks], coupling: Coupling) -> np.ndarray:
+def _gauges(structures: list[OnsiteBlocks], coupling: Coupling, far: int) -> np.ndarray:
     """Gauges of the joint fit, Hartree, (structures,): with the tables eliminated, min over mu of |(1 - P)(Y - mu S)|^2.
 
     Only L = 0 takes part: S of an atom alone is spherical.
@@ -211,7 +222,7 @@ def _gauges(structures: list[OnsiteBlocks], coupling: Coupling) -> np.ndarray:
     normal, right = np.zeros((n, n)), np.zeros(n)
     for z in sorted({z for s in structures for z in s.blocks}):
         of = [k for k, s in enumerate(structures) if z in s.blocks]
-        fit = _Fit(np.concatenate([structures[k].features[z][0] for k in of]), 0, True, len(coupling.basis))
+        fit = _Fit(np.concatenate([structures[k].features[z][0] for k in of]), 0, far)
         part = coupling[z, z].slices[0]
         S = structures[of[0]].overlap[z][part]
         y = np.concatenate([structures[k].blocks[z][:, part] for k in of]) @ S[:, None]
@@ -236,12 +247,11 @@ class _Fit:
     N V = P V d and V^T P V = 1 every a costs a few sums.
     """
 
-    def __init__(self, of_atoms: np.ndarray, L: int, periodic: bool, n_elements: int):
+    def __init__(self, of_atoms: np.ndarray, L: int, far: int):
         n = of_atoms.shape[2]
         X = of_atoms.reshape(-1, n)
         self.mean = X.mean(0) if L == 0 else np.zeros(n)
         self.X = X - self.mean
-        far = columns(n_elements, L) if periodic else 0
         bend = np.diff(np.eye(n - far), n=2, axis=0)
         size = FAR_PENALTY * np.maximum((self.X[:, n - far :] ** 2).mean(0), 1e-12)
         penalty = block_diag(bend.T @ bend + SIZE_PENALTY * np.eye(n - far), np.diag(size))

@@ -115,7 +115,7 @@ def training_graph(operators: Operators, reference: Reference) -> Graph:
         raise ValueError(f"basis of these operators differs from that of the reference: {difference}.")
     graph = structure_graph(operators.atoms, reference.basis, reference.cutoff_angstrom)
     coupling = Coupling(reference.basis)
-    of_atoms = onsite_blocks(operators, coupling, graph)
+    of_atoms = onsite_blocks(operators, coupling, graph, reference.crystal_field.ions)
     remainder = reference.remainder(operators, of_atoms)
     rows = graph.rows(match_pairs(operators.pairs, graph.edges))
     atom_rows = graph.atom_rows()

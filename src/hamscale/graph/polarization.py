@@ -6,11 +6,13 @@ background. Its field induces dipoles at the atoms, whose potential and field fo
     phi^b_i = sum_k w_k S^b_k exp(i k r_i),  w_k = 4 pi / (V k^2) exp(-k^2 width^2 / 2),  S^b_k = sum_{j in b} exp(-i k r_j)
     E^b = -grad phi^b;    of dipoles E^b_j at the atoms j of element a:  S^ab_k = sum_{j in a} (-i k . E^b_j) exp(-i k r_j)
 
-Charges, polarizabilities and screening are linear coefficients of these, for a fit to find; a point charge's remainder, erfc(r) / r, is
-short-ranged and a sum over near neighbours. The sums over k are non-uniform Fourier transforms, N log N in the atoms.
+Charges, polarizabilities and screening are linear coefficients of these, for a fit to find; with formal charges q_b the dipoles follow one
+field, sum_b q_b E^b, and fewer coefficients. A point charge's remainder, erfc(r) / r, is short-ranged and a sum over near neighbours. The sums over k are non-uniform Fourier transforms, N log N in the atoms.
 References: P. P. Ewald, Ann. Phys. 369, 253 (1921); B. G. Dick, A. W. Overhauser, Phys. Rev. 112, 90 (1958) for the ions;
 A. H. Barnett, J. F. Magland, L. af Klinteberg, SIAM J. Sci. Comput. 41, C479 (2019) for the transforms (finufft).
 """
+
+from itertools import combinations_with_replacement
 
 import finufft
 import numpy as np
@@ -24,22 +26,24 @@ ACCURACY = 1e-10
 FROM_XYZ = [1, 2, 0]  # the order of L = 1: y, z, x
 
 
-def potentials(atoms: Atoms, elements: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Scalars (A, n + n^2 + n (n+1) / 2): phi^b, that of the dipoles ab, E^a . E^b with a <= b; and vectors (A, 3, n + n^2), ordered as
-    L = 1: E^b and that of the dipoles ab. Atomic units, of n elements; zero for one that the structure lacks."""
-    waves, n = _Waves(atoms), len(elements)
+def potentials(atoms: Atoms, elements: list[int], charges: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Scalars (A, n + n m + m (m+1) / 2): phi^b; that of the dipoles of elements a in fields f; E^f . E^g with f <= g. Vectors (A, 3,
+    n + n m), ordered as L = 1: E^b; that of the dipoles. n elements; m = n fields, of each element, or with charges m = 1, that of
+    all. Atomic units; zero for an element that the structure lacks."""
+    waves = _Waves(atoms)
     of = [(atoms.numbers == z).astype(float) for z in elements]
     phi, field = zip(*(waves.of_charges(charge) for charge in of))
-    induced = [waves.of_dipoles(charge[:, None] * E) for charge in of for E in field]
-    squares = [(field[a] * field[b]).sum(1) for a in range(n) for b in range(a, n)]
+    fields = [sum(charges[z] * E for z, E in zip(elements, field))] if charges else field
+    induced = [waves.of_dipoles(charge[:, None] * E) for charge in of for E in fields]
+    squares = [(a * b).sum(1) for a, b in combinations_with_replacement(fields, 2)]
     scalars = np.stack([*phi, *(p for p, _ in induced), *squares], 1)
     return scalars, np.stack([*field, *(E for _, E in induced)], 2)[:, FROM_XYZ]
 
 
-def columns(n_elements: int, L: int) -> int:
+def columns(elements: int, L: int, charges: bool) -> int:
     """How many of `potentials` there are for L."""
-    n = n_elements
-    return {0: n + n * n + n * (n + 1) // 2, 1: n + n * n}.get(L, 0)
+    fields = 1 if charges else elements
+    return {0: elements + elements * fields + fields * (fields + 1) // 2, 1: elements + elements * fields}.get(L, 0)
 
 
 class _Waves:

@@ -18,7 +18,7 @@ from ..basis import Basis
 from ..files import create_h5, open_h5
 from ..operators import Operators, pair_vectors, read_basis, write_basis
 from .coupling import Coupling, coupled_groups
-from .crystal_field import CrystalField, OnsiteBlocks, fit_crystal_field, less_shifts, onsite_blocks
+from .crystal_field import CrystalField, Ions, OnsiteBlocks, fit_crystal_field, less_shifts, onsite_blocks
 from .neighbours import edges_within
 
 SCHEMA = "reference/3"
@@ -51,7 +51,8 @@ class Reference:
     def onsite_blocks(self, operators: Operators) -> OnsiteBlocks:
         """Onsite blocks of a structure, with what the crystal field is a function of."""
         edges = edges_within(operators.atoms, self.cutoff_angstrom)
-        return onsite_blocks(operators, self.coupling, _Neighbours(operators.atoms, edges, self.cutoff_angstrom))
+        graph = _Neighbours(operators.atoms, edges, self.cutoff_angstrom)
+        return onsite_blocks(operators, self.coupling, graph, self.crystal_field.ions)
 
     def gauge(self, operators: Operators) -> float:
         """mu (Hartree) of a structure, zero where the structure is not periodic: there energies have a zero of their own."""
@@ -104,15 +105,21 @@ def _interpolate(table: np.ndarray, distances: np.ndarray) -> np.ndarray:
     return table[left] * (1 - fraction)[:, None] + table[left + 1] * fraction[:, None]
 
 
-def fit_reference(structures: Iterable[Operators], cutoff_angstrom, auto_threshold_hartree: float = 1e-4) -> Reference:
+def fit_reference(
+    structures: Iterable[Operators],
+    cutoff_angstrom,
+    auto_threshold_hartree: float = 1e-4,
+    ions: Ions = Ions(),  # noqa: B008
+) -> Reference:
     """Fit gauge, reference and scales to the training structures (iterated over several times, one in memory at a time).
 
     cutoff_angstrom: a number, or "auto": the longest distance of a block with an element of H above the threshold.
     Raises ValueError if bases differ or the cutoff is larger than H reaches in the data.
     """
     reference = _survey(structures, cutoff_angstrom, auto_threshold_hartree)
+    reference.crystal_field.ions = ions
     of_structures = [reference.onsite_blocks(operators) for operators in structures]
-    reference.crystal_field = fit_crystal_field(of_structures, reference.coupling, reference.periodic)
+    reference.crystal_field = fit_crystal_field(of_structures, reference.coupling, reference.periodic, ions)
     _fit_two_centre(reference, structures, of_structures)
     _fit_scale(reference, structures, of_structures)
     return reference
@@ -243,7 +250,8 @@ def _slot_power(coupling, coupled: np.ndarray) -> np.ndarray:
 def write_reference(path, reference: Reference):
     with create_h5(
         path, SCHEMA, periodic=reference.periodic, cutoff_angstrom=reference.cutoff_angstrom,
-        reach_angstrom=reference.reach_angstrom, spacing_angstrom=SPACING_ANGSTROM, **reference.attributes,
+        reach_angstrom=reference.reach_angstrom, spacing_angstrom=SPACING_ANGSTROM,
+        near_angstrom=reference.crystal_field.ions.near_angstrom, **reference.attributes,
     ) as file:  # fmt: skip
         write_basis(file, reference.basis)
         for (z_i, z_j), table in reference.two_centre.items():
@@ -253,6 +261,8 @@ def write_reference(path, reference: Reference):
             group = file.create_group(f"onsite/{z}")
             group["mean"], group["scale"] = mean, reference.onsite_scale[z]
             group["centre"], group["overlap"] = reference.crystal_field.centre[z], reference.crystal_field.overlap[z]
+            if charges := reference.crystal_field.ions.charges:
+                group.attrs["charge"] = charges[z]
             for L, table in enumerate(reference.crystal_field.tables[z]):
                 group[f"crystal_field/{L}"] = table
 
@@ -266,6 +276,8 @@ def read_reference(path) -> Reference:
         for name, group in file["offsite"].items():
             key = tuple(int(z) for z in name.split("-"))
             reference.two_centre[key], reference.scale[key] = group["two_centre"][:], group["scale"][:]
+        charges = {int(z): float(group.attrs["charge"]) for z, group in file["onsite"].items() if "charge" in group.attrs}
+        reference.crystal_field.ions = Ions(float(a["near_angstrom"]), charges)
         for name, group in file["onsite"].items():
             z = int(name)
             reference.crystal_field.mean[z], reference.onsite_scale[z] = group["mean"][:], group["scale"][:]
