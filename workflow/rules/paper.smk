@@ -147,7 +147,7 @@ rule scaling_modelled:
         "python benchmarks/scaling.py model --raw results/raw > {log} 2>&1"
 
 
-# Of the material that the configuration names under figure_8: snakemake --configfile config/figures.yaml results/raw/fig8_summary.csv
+# Of the material that the configuration names under figure_8: snakemake results/raw/fig8_summary.csv --configfile config/figures.yaml
 if CONFIG.figure_8:
 
     rule figure_8_tables:

@@ -1,7 +1,7 @@
 """Eigenvalues, bands and densities of states of operators, and how those of a prediction compare with DFT's.
 
 The energy of a periodic calculation has no absolute zero: predicted eigenvalues are compared after one shift per structure,
-the mean difference of the occupied eigenvalues on the k-grid.
+the median difference of the occupied eigenvalues on the k-grid, which makes their mean absolute error least.
 """
 
 from dataclasses import dataclass
@@ -77,8 +77,15 @@ def compare_spectra(dft: Operators, predicted: Operators, baseline: Operators, a
     energies = [eigenvalues(o, kpoints) for o in (dft, predicted, baseline)]
     # a molecule's energies have a zero of their own, and nothing is shifted
     periodic = dft.atoms.pbc.all()
-    shifts = [float(weights @ (energies[0] - e)[:, :occupied].mean(1)) if periodic else 0.0 for e in energies[1:]]
+    shifts = [_median((energies[0] - e)[:, :occupied], weights) if periodic else 0.0 for e in energies[1:]]
     return Comparison(energies[0], energies[1] + shifts[0], energies[2] + shifts[1], weights, occupied, tuple(shifts))
+
+
+def _median(values: np.ndarray, weights: np.ndarray) -> float:
+    """Of values (K, n), with a weight per row."""
+    order, each = np.argsort(values, axis=None), np.repeat(weights, values.shape[1])
+    reached = np.cumsum(each[order])
+    return float(values.flat[order[np.searchsorted(reached, reached[-1] / 2)]])
 
 
 def gap(energies: np.ndarray, occupied: int) -> float:

@@ -108,7 +108,11 @@ def figure_8(raw: Path) -> Figure:
         panel(bands(of("bands", label), band, legend=False), "fh"[k], f"bands, {label.split(' (')[0]}")
         density_of_states(of("dos", label), density)
         panel(density, "gi"[k], "DOS")
-    bottom[0].set_ylim(-6, 7)
+    # about forty bands of the largest structure, else lines become a surface
+    near = t["bands"][t["bands"]["dft_ev"].abs() < 2].groupby("structure_label")["dft_ev"]
+    bands_per_ev = max(len(e) / 4 / t["bands"][t["bands"]["structure_label"] == n]["x_per_angstrom"].nunique() for n, e in near)
+    height = float(np.clip(20 / bands_per_ev, 1, 6.5))
+    bottom[0].set_ylim(-height, height)
     for ax in bottom[1:]:
         ax.set_ylabel("")
     handles, names = bottom[0].get_legend_handles_labels()
