@@ -24,7 +24,7 @@ from hamscale.basis import Basis, read_element_basis
 from hamscale.config import Network
 from hamscale.files import provenance
 from hamscale.graph.coupling import Coupling
-from hamscale.graph.crystal_field import SPACING_ANGSTROM
+from hamscale.graph.crystal_field import features
 from hamscale.graph.dataset import structure_graph
 from hamscale.graph.neighbours import edges_within
 from hamscale.graph.reference import Reference
@@ -68,10 +68,17 @@ def gst(n_atoms: int) -> Atoms:
 def unit_reference(basis: Basis, cutoff: float) -> Reference:
     """A reference of the right shapes: time does not depend on its numbers."""
     reference, coupling = Reference(basis, True, cutoff, cutoff), Coupling(basis)
+    field, one_each = (
+        reference.crystal_field,
+        Atoms(list(basis), [(2.0 * k, 0, 0) for k in range(len(basis))], cell=[20.0] * 3, pbc=True),
+    )
+    of_atoms = features(structure_graph(one_each, basis, cutoff), sorted(basis), coupling.lmax, field.ions)
     for a in basis:
-        slots = coupling[a, a].n_slots
-        reference.onsite_scale[a], reference.crystal_field.mean[a] = np.ones(slots), np.zeros(slots)
-        reference.crystal_field.tables[a] = np.zeros((len(basis) * round(cutoff / SPACING_ANGSTROM), slots))
+        pair, n = coupling[a, a], basis[a].n_orbitals
+        reference.onsite_scale[a] = np.ones(pair.n_slots)
+        field.centre[a], field.mean[a] = np.zeros((2, pair.n_slots))
+        field.overlap[a] = np.eye(n).ravel() @ pair.transform
+        field.tables[a] = [np.zeros((of_atoms[L].shape[2], len(slots))) for L, slots in pair.slots.items()]
         for b in basis:
             shape = (int(cutoff * 4) + 3, coupling[a, b].n_slots)
             reference.two_centre[a, b], reference.scale[a, b] = np.zeros(shape), np.ones(shape)

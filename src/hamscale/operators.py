@@ -170,6 +170,14 @@ def pair_vectors(atoms: Atoms, pairs: np.ndarray) -> np.ndarray:
     return ((positions[j] + shift - positions[i]) - (positions[i] - shift - positions[j])) / 2
 
 
+def rows_of_elements(numbers: np.ndarray) -> np.ndarray:
+    """Row of each atom among the atoms of its element, in their order, (A,)."""
+    rows = np.empty(len(numbers), np.int64)
+    for z in np.unique(numbers):
+        rows[numbers == z] = np.arange((numbers == z).sum())
+    return rows
+
+
 def is_onsite(pairs: np.ndarray) -> np.ndarray:
     """Mask of the pairs (i, i, 0), (E,)."""
     return (pairs[:, 0] == pairs[:, 1]) & ~pairs[:, 2:].any(1)

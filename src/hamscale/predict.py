@@ -24,6 +24,7 @@ from .operators import (
     join_shards,
     match_pairs,
     pair_vectors,
+    rows_of_elements,
     write_pieces,
 )
 from .parallel.env import World
@@ -53,10 +54,7 @@ class Prediction:
     attributes: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        numbers = self.graph.atoms.numbers
-        self.rows = np.empty(len(numbers), np.int64)  # of each atom among all of its element
-        for z in np.unique(numbers):
-            self.rows[numbers == z] = np.arange((numbers == z).sum())
+        self.rows = rows_of_elements(self.graph.atoms.numbers)
 
     def operators(self) -> Operators:
         atoms, basis = self.graph.atoms, self.reference.basis

@@ -26,19 +26,12 @@ MARGIN = 0.02  # of the spectrum's width, kept free at either end: T_n grows bey
 
 def gamma_matrices(operators: Operators) -> tuple[sp.csr_matrix, sp.csr_matrix]:
     """Sparse H (Hartree) and S at the Gamma point, (n, n): sums over cells R. Some atoms at a time."""
-    starts = np.concatenate([[0], np.cumsum(operators.orbitals)])
-    parts = ([], [])
+    starts, parts = np.concatenate([[0], np.cumsum(operators.orbitals)]), ([], [])
     for first in range(0, len(operators.atoms), ATOMS_AT_ONCE):
         last = min(first + ATOMS_AT_ONCE, len(operators.atoms))
         some = operators.select((operators.pairs[:, 0] >= first) & (operators.pairs[:, 0] < last))
-        row, column = np.empty((2, len(some.hamiltonian)), np.int32)
-        for _, z_j, blocks, index in some.groups():
-            a, b = np.divmod(np.arange(index.shape[1]), operators.basis[z_j].n_orbitals)
-            row[index] = starts[some.pairs[blocks, 0]][:, None] + a - starts[first]
-            column[index] = starts[some.pairs[blocks, 1]][:, None] + b
-        shape = starts[last] - starts[first], starts[-1]
         for part, values in zip(parts, (some.hamiltonian, some.overlap)):
-            part.append(sp.csr_matrix((values, (row, column)), shape=shape))
+            part.append(sum(some.csr(values).values())[starts[first] : starts[last]])
     return tuple(sp.vstack(part, format="csr") for part in parts)
 
 
@@ -65,14 +58,21 @@ class Moments:
 
 
 def moments(H: sp.csr_matrix, S: sp.csr_matrix, count: int, vectors: int = 8, seed: int = 0) -> Moments:
-    """Chebyshev moments of S^-1 H. Raises ValueError if S^-1 does not converge, as where S is not positive definite."""
+    """Chebyshev moments of S^-1 H. Raises ValueError if S is not positive definite."""
+    smallest = eigsh(S, 1, which="SA", tol=1e-3, return_eigenvectors=False)[0]
+    if smallest <= 0:
+        raise ValueError(
+            f"S at the Gamma point is not positive definite (smallest eigenvalue {smallest:.1e}). Are pairs missing that overlap?"
+        )
     scale = 1 / S.diagonal()
     preconditioner = LinearOperator(S.shape, lambda v: scale * v.ravel(), dtype=float)
 
     def solve(v):
         x, failed = cg(S, v, rtol=TOLERANCE, maxiter=1000, M=preconditioner)
         if failed:
-            raise ValueError("S^-1 does not converge in 1000 steps. Is S positive definite: are pairs missing that overlap?")
+            raise ValueError(
+                f"S^-1 does not converge in 1000 steps: S is nearly singular (smallest eigenvalue {smallest:.1e})."
+            )
         return x
 
     inverse = LinearOperator(S.shape, solve, dtype=float)

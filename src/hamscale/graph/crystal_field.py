@@ -23,7 +23,7 @@ import scipy.sparse as sp
 from scipy.linalg import block_diag, eigh
 
 from ..angular import real_spherical_harmonics
-from ..operators import Operators, is_onsite
+from ..operators import Operators, is_onsite, rows_of_elements
 from .coupling import Coupling, coupled_groups
 from .polarization import columns, potentials
 
@@ -77,16 +77,13 @@ class Ions:
 def features(graph, elements: list[int], lmax: int, ions: Ions, atoms: slice = slice(None), far=None) -> list[np.ndarray]:
     """What onsite blocks are linear in, by L: (owned atoms, 2L+1, features). Of a periodic structure L = 0 and 1 have potentials
     and fields for what is not near; far: those of all its atoms, if they are known already."""
-    numbers = graph.owned[atoms]
+    whole = _by_degree(densities(graph, elements, lmax, atoms))
     if not graph.atoms.pbc.all():
-        return _by_degree(densities(graph, elements, lmax, atoms))
-    far = far or potentials(graph.atoms, elements, ions.charges)
-    near = densities(graph, elements, min(1, lmax), atoms, ions.near_angstrom)
-    scalars, vectors = (
-        np.concatenate([near[:, :1], far[0][numbers, None]], 2),
-        [np.concatenate([near[:, 1:4], far[1][numbers]], 2)],
-    )
-    return [scalars, *vectors[:lmax], *_by_degree(densities(graph, elements, lmax, atoms))[2:]]
+        return whole
+    far = potentials(graph.atoms, elements, ions.charges) if far is None else far
+    near = _by_degree(densities(graph, elements, min(1, lmax), atoms, ions.near_angstrom))
+    scalars_and_vectors = (far[0][:, None], far[1])
+    return [np.concatenate([n, f[graph.owned[atoms]]], 2) for n, f in zip(near, scalars_and_vectors)] + whole[2:]
 
 
 def _by_degree(values: np.ndarray) -> list[np.ndarray]:
@@ -108,10 +105,9 @@ def onsite_blocks(operators: Operators, coupling: Coupling, graph, ions: Ions) -
     """What the fit takes of a structure; graph: its edges within the cutoff."""
     numbers = operators.atoms.numbers
     of_atoms = features(graph, sorted(coupling.basis), coupling.lmax, ions)
-    result = OnsiteBlocks({}, {}, {}, np.empty(len(numbers), np.int64))
+    result = OnsiteBlocks({}, {}, {}, rows_of_elements(numbers))
     for z in np.unique(numbers).tolist():
         atoms = np.flatnonzero(numbers == z)
-        result.rows[atoms] = np.arange(len(atoms))
         result.features[z], result.blocks[z] = [f[atoms] for f in of_atoms], np.zeros((len(atoms), coupling[z, z].size))
     for z, _, index, onsite, coupled, _ in coupled_groups(operators, coupling):
         if onsite:

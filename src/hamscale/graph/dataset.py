@@ -18,6 +18,7 @@ from ..operators import (
     pair_vectors,
     read_basis,
     read_structure,
+    rows_of_elements,
     write_basis,
     write_structure,
 )
@@ -87,9 +88,7 @@ class Graph:
     def atom_rows(self) -> np.ndarray:
         """Row of every owned atom among those of its element, -1 for others, (A,)."""
         row = np.full(len(self.atoms), -1)
-        for z in np.unique(self.atoms.numbers):
-            of_element = self.atoms_of(z)
-            row[of_element] = np.arange(len(of_element))
+        row[self.owned] = rows_of_elements(self.atoms.numbers[self.owned])
         return row
 
     def atoms_of(self, z: int) -> np.ndarray:

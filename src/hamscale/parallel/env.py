@@ -18,7 +18,7 @@ from torch import Tensor
 
 TIMEOUT_SECONDS = float(os.environ.get("HAMSCALE_TIMEOUT_SECONDS", 600))  # how long one rank waits for another
 BEAT_SECONDS = 1.0
-GRACE_SECONDS = 60.0
+GRACE_SECONDS = 60.0  # how long rank 0 keeps the store for others to read why a run ended
 
 
 class RankLost(RuntimeError):
