@@ -77,6 +77,7 @@ def unit_reference(basis: Basis, cutoff: float) -> Reference:
         pair, n = coupling[a, a], basis[a].n_orbitals
         reference.onsite_scale[a] = np.ones(pair.n_slots)
         field.centre[a], field.mean[a] = np.zeros((2, pair.n_slots))
+        field.spread[a] = np.ones(pair.n_slots)
         field.overlap[a] = np.eye(n).ravel() @ pair.transform
         field.tables[a] = [np.zeros((of_atoms[L].shape[2], len(slots))) for L, slots in pair.slots.items()]
         for b in basis:

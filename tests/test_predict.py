@@ -13,8 +13,9 @@ from hamscale.graph.reference import fit_reference, write_reference
 from hamscale.operators import read_operators
 from hamscale.predict import assemble, predict
 from hamscale.structures import wrap_as_cp2k
-from hamscale.train.checkpoint import save_model
+from hamscale.train.checkpoint import load_model, save_model
 from hamscale.train.tensors import build_network
+from hamscale.units import hartree_to_mev
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,26 @@ def model(tmp_path_factory, szv):
     torch.manual_seed(0)
     settings = Network(layers=2, channels=8, hidden=8, values=8)
     network = build_network(settings, reference)
-    save_model(root / "m", network, network.state_dict(), settings, root / "fitted.h5", {})
+    save_model(root / "m", [network.state_dict()], settings.model_dump(), root / "fitted.h5", {})
     return root / "m"
+
+
+def test_several_networks_predict_their_mean(model, tmp_path):
+    _, reference = load_model(model)
+    settings = Network(layers=2, channels=8, hidden=8, values=8).model_dump()
+    torch.manual_seed(3)
+    weights = [build_network(Network(**settings), reference).state_dict() for _ in range(3)]
+    for name, members in [("all", weights), *((f"{k}", [w]) for k, w in enumerate(weights))]:
+        save_model(tmp_path / name, members, settings, model / "reference.h5", {})
+    of = lambda name: predict(tmp_path / name, hafnia(5), dtype=torch.float64)  # noqa: E731
+    apart, together = [of(name) for name in "012"], of("all")
+    matrices = [p.operators().hamiltonian for p in apart]
+    np.testing.assert_allclose(together.operators().hamiltonian, np.mean(matrices, axis=0), atol=1e-13)
+    assert np.abs(matrices[0] - matrices[1]).max() > 1e-6
+    variances = [np.var([p.onsite[z] for p in apart], axis=0, ddof=1).ravel() for z in apart[0].onsite]
+    expected = hartree_to_mev(np.concatenate(variances).mean() ** 0.5)
+    assert together.attributes["onsite_spread_mev"] == pytest.approx(expected, rel=1e-9)
+    assert "onsite_spread_mev" not in apart[0].attributes
 
 
 def test_targets_put_back_give_the_dft_hamiltonian(szv):

@@ -96,6 +96,7 @@ def main(arguments=None) -> int:
         "reference",
         train=many,
         validation=many,
+        operators=many | {"help": "DFT of the training structures, in their order, where the model has an eigenvalue_weight"},
         partitions=many | {"help": "of the training, then of the validation structures; default: min-nn, made at the start"},
         ranks_per_structure={"type": int, "help": "default: all"},
         exchange=exchange,

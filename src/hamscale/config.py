@@ -233,7 +233,10 @@ class Network(Section):
 
 
 class Training(Section):
-    steps: PositiveInt = Field(1000, description="optimiser steps")
+    members: PositiveInt = Field(
+        1, description="networks, alike but for their seeds (seed, seed + 1, ...), whose mean is the prediction"
+    )
+    steps: PositiveInt = Field(1000, description="optimiser steps of each network")
     batch: PositiveInt = Field(1, description="structures per step")
     learning_rate: PositiveFloat = 5e-3
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
@@ -243,9 +246,19 @@ class Training(Section):
     weight_decay: NonNegativeFloat = Field(
         0.0, description="shrinks weights by rate x this each step, apart from the gradient (AdamW): against learning by heart"
     )
+    average: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay per step of a moving average of the weights, which is then what is validated and written; 0: none",
+    )
     gradient_clip: PositiveFloat = Field(1.0, description="largest norm of the gradient")
     l2_scale_mev: PositiveFloat = Field(10.0, description="loss = mean |d| + mean d^2 / this (meV)")
     onsite_weight: PositiveFloat = Field(0.1, description="weight of the onsite blocks' loss beside that of the offsite ones")
+    eigenvalue_weight: NonNegativeFloat = Field(
+        0.0, description="weight of the root mean square error of eigenvalues, to first order, beside the loss of blocks"
+    )
+    directions: PositiveInt = Field(32, description="random sums of states per structure that eigenvalue errors are taken of")
     validate_every: PositiveInt = Field(50, description="steps")
     seed: int = 0
     precision: Literal["float32", "float64", "mixed"] = Field(

@@ -33,6 +33,7 @@ from .structures import wrap_as_cp2k
 from .train.checkpoint import load_model
 from .train.ranks import rank_part
 from .train.tensors import graph_inputs
+from .units import hartree_to_mev
 
 STREAMED = 1 << 22  # values written at a time
 
@@ -149,36 +150,67 @@ def predict(
 ) -> Prediction:
     """H and S of any structure, Hermitian by construction, in the reference's energy gauge; of several ranks each has its rows.
 
-    H: the reference on all pairs, plus the network's output within its cutoff. S: exact two-centre integrals, so that
+    H: the reference on all pairs, plus the network's output within its cutoff, the mean of all networks of the model; how much these
+    differ, attribute onsite_spread_mev (standard deviation, root mean square over onsite components), tells a structure unlike those of training. S: exact two-centre integrals, so that
     eigenvalues need no DFT. The pairs are those that overlap by more than 1e-8 or lie within the cutoff.
     Raises ValueError if the structure holds an element, or a kind of periodicity, that the model was not trained on.
     """
     started = time.time()
-    model, reference = load_model(model_directory)
+    networks, reference = load_model(model_directory)
     _check_known(atoms, reference, model_directory)
     graph = structure_graph(wrap_as_cp2k(atoms), reference.basis, reference.cutoff_angstrom)
     halo = swap = None
     if world.size > 1:
         graph, halo, swap = rank_part(graph, reference, world, world.size, exchange=exchange)
-    offsite, onsite = {}, {}
-    if not reference_only:
-        model = model.to(world.device, dtype)
-        if world.size == 1:
-            offsite, onsite = forward_in_parts(model, graph, reference, dtype)
-        else:
-            with torch.inference_mode():
-                inputs = graph_inputs(graph, reference, model.lmax, dtype, halo=halo).to(world.device)
-                elements, of_rank = sorted(reference.basis), model(inputs, swap)
-            offsite = {(elements[i], elements[j]): v.cpu().numpy() for (i, j), v in of_rank[0].items()}
-            onsite = {elements[s]: v.cpu().numpy() for s, v in of_rank[1].items()}
-    prediction = assemble(graph, reference, offsite, onsite, world)
-    prediction.attributes = {
+    graph.crystal_field = reference.crystal_field.of_graph(graph)
+    attributes = {
         "source": "reference" if reference_only else "predicted",
         "model": Path(model_directory).name,
         "cutoff_angstrom": reference.cutoff_angstrom,
-        "wall_seconds": time.time() - started,
     }
+    offsite, onsite = {}, {}
+    if not reference_only:
+        networks = [network.to(world.device, dtype) for network in networks]
+        forward = _forward_on_ranks if world.size > 1 else forward_in_parts
+        results = (forward(network, graph, reference, dtype, *((halo, swap) if world.size > 1 else ())) for network in networks)
+        offsite, onsite, squares = _means(results)
+        if len(networks) > 1:
+            sums = torch.tensor([squares, sum(v.size for v in onsite.values())], dtype=torch.float64, device=world.device)
+            total, count = world.sum(sums).tolist()
+            attributes["onsite_spread_mev"] = hartree_to_mev((total / (len(networks) - 1) / count) ** 0.5)
+    prediction = assemble(graph, reference, offsite, onsite, world)
+    prediction.attributes = attributes | {"wall_seconds": time.time() - started}
     return prediction
+
+
+def _means(results) -> tuple[dict, dict, float]:
+    """Of what several networks give, in place and one at a time: offsite, onsite, and the sum of squared deviations of the latter
+    (B. P. Welford, Technometrics 4, 419 (1962))."""
+    means, squares = ({}, {}), 0.0
+    for n, result in enumerate(results, start=1):
+        for mean, values in zip(means, result):
+            for key, value in values.items():
+                if n == 1:
+                    mean[key] = value
+                    continue
+                value -= mean[key]
+                if mean is means[1]:
+                    squares += (n - 1) / n * float(np.square(value, dtype=np.float64).sum())
+                value /= n
+                mean[key] += value
+    return *means, squares
+
+
+@torch.inference_mode()
+def _forward_on_ranks(network, graph: Graph, reference: Reference, dtype, halo, swap) -> tuple[dict, dict]:
+    """What `forward_in_parts` gives, of a rank's part."""
+    device, elements = next(network.parameters()).device, sorted(reference.basis)
+    inputs = graph_inputs(graph, reference, network.lmax, dtype, halo=halo).to(device)
+    offsite, onsite = network(inputs, swap)
+    return (
+        {(elements[i], elements[j]): v.cpu().numpy() for (i, j), v in offsite.items()},
+        {elements[s]: v.cpu().numpy() for s, v in onsite.items()},
+    )
 
 
 def assemble(graph: Graph, reference: Reference, offsite: dict, onsite: dict, world: World = World()) -> Prediction:  # noqa: B008
@@ -187,7 +219,7 @@ def assemble(graph: Graph, reference: Reference, offsite: dict, onsite: dict, wo
     mine = np.zeros(len(graph.atoms), bool)
     mine[graph.owned] = True
     pairs = pairs[mine[pairs[:, 0]]]
-    blocks, shifts = reference.crystal_field.of_graph(graph), {}
+    blocks, shifts = dict(graph.crystal_field or reference.crystal_field.of_graph(graph)), {}
     for z in np.unique(graph.atoms.numbers).tolist():
         atoms, here = np.flatnonzero(graph.atoms.numbers == z), graph.atoms_of(z)
         # bonds reach atoms of other ranks, also beyond the cutoff: every rank has the reference of all
@@ -196,7 +228,7 @@ def assemble(graph: Graph, reference: Reference, offsite: dict, onsite: dict, wo
             whole[torch.from_numpy(np.searchsorted(atoms, here))] = torch.from_numpy(blocks[z]).to(world.device)
         shifts[z] = reference.crystal_field.shifts(z, world.sum(whole).cpu().numpy())
     for z, rest in onsite.items():
-        blocks[z] += rest
+        blocks[z] = blocks[z] + rest
     return Prediction(graph, reference, pairs, offsite, blocks, shifts)
 
 

@@ -28,6 +28,8 @@ def forward_in_parts(
     Equal to one pass to rounding, for any number of edges at once.
     """
     elements, device = sorted(reference.basis), next(model.parameters()).device
+    if not graph.crystal_field:  # of the whole: charges reach further than any part
+        graph = replace(graph, crystal_field=reference.crystal_field.of_graph(graph))
     species = torch.from_numpy(np.searchsorted(elements, graph.atoms.numbers)).to(device)
     x = [model.embed(species)]
     for layer, update in enumerate(model.node_updates):
@@ -61,7 +63,9 @@ def _parts(graph: Graph, edges_at_once: int):
         edges, owned = graph.edges[ends[atom] : ends[last]], np.arange(atom, last)
         sources = np.unique(edges[:, 1])
         ghosts = sources[(sources < atom) | (sources >= last)]
-        yield replace(graph, edges=edges, owned=owned, offsite={}, onsite={}), np.concatenate([owned, ghosts])
+        crystal_field = {z: graph.crystal_field[z][np.isin(graph.atoms_of(z), owned)] for z in graph.crystal_field}
+        part = replace(graph, edges=edges, owned=owned, offsite={}, onsite={}, crystal_field=crystal_field)
+        yield part, np.concatenate([owned, ghosts])
         atom = last
 
 

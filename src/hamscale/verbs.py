@@ -184,6 +184,7 @@ def train(
     reference: Path,
     train: list[Path],
     validation: list[Path],
+    operators: list[Path],
     partitions: list[Path],
     ranks_per_structure: int | None,
     exchange: str,
@@ -207,6 +208,7 @@ def train(
             run(
                 settings, reference, train, validation, out, checkpoint, show,
                 world=world, ranks_per_structure=ranks_per_structure, partitions=partitions, exchange=exchange,
+                operators_paths=operators,
             )  # fmt: skip
         except Stopped as stopped:
             if world.is_root:

@@ -94,6 +94,21 @@ class SlowNetwork:
             out[:, row] = value
         return out, scalars
 
+    def crystal_field(self, module, inputs):
+        rows = []
+        for atom in range(inputs.atoms):
+            s = int(inputs.species[atom])
+            block = inputs.atoms_of[s].crystal_field[int((inputs.atoms_of[s].atoms == atom).nonzero())]
+            row, start = [], 0
+            for l, n in self.fast.slots[s, s].items():
+                if l <= module.lmax:
+                    part = block[start : start + (2 * l + 1) * n].view(2 * l + 1, n)
+                    row.append(torch.einsum("mn,nc->mc", part, module.weights[f"{s}-{l}"]))
+                start += (2 * l + 1) * n
+            row.append(block.new_zeros((module.lmax + 1) ** 2 - sum(len(r) for r in row), module.channels))
+            rows.append(torch.cat(row))
+        return torch.stack(rows)
+
     def scale(self, x, weights):
         """x (E, K, C) times weights (E, lmax+1, C) of its degree."""
         return torch.cat([x[:, own] * weights[:, l : l + 1] for l, own in self.degrees()], 1)
@@ -136,7 +151,8 @@ class SlowNetwork:
                     v, _ = self.so2(values, [z[into]], module.value_channels)
                     parts.append((D[into].transpose(1, 2) @ (v * attention[:, h, None, None])).sum(0))
                 sums.append(torch.cat(parts, 1))
-            x = self.feed_forward(node.feed_forward, x + self.linear(node.out, torch.stack(sums)))
+            x = x + self.linear(node.out, torch.stack(sums))
+            x = self.feed_forward(node.feed_forward, x + self.crystal_field(node.crystal_field, inputs) if first else x)
             normed = self.norm(norm, x)
             weights = self.radial(edge, inputs.distances, pair)
             parts = [D @ normed[j], D @ normed[i]] + ([] if first else [self.norm(edge.edge_norm, e)])

@@ -139,13 +139,16 @@ def test_two_identical_forwards_are_bit_identical(network, reference):
 
 
 def test_far_apart_structures_do_not_see_each_other(network, reference):
-    """Receptive field of the network: a change beyond layers x cutoff (and the edge's own ends) changes no block."""
+    """Receptive field of messages: a change beyond layers x cutoff (and the edge's own ends) changes no block. Potentials reach
+    further, so they are those of the first structure in both."""
     atoms = Atoms("Hf2O2", [(0, 0, 0), (30, 0, 0), (0, 2, 0), (30, 2, 0)], cell=[80, 20, 20], pbc=True)
     moved = atoms.copy()
     moved.positions[3, 1] += 0.3
+    field = reference.crystal_field.of_graph(structure_graph(atoms, reference.basis, CUTOFF))
     results = []
     for x in (atoms, moved):
         graph = structure_graph(x, reference.basis, CUTOFF)
+        graph.crystal_field = field
         with torch.no_grad():
             offsite, onsite = network.double()(graph_inputs(graph, reference, network.lmax, torch.float64))
         results.append([*offsite.values(), *onsite.values()])

@@ -18,7 +18,7 @@ from hamscale.parallel.exchange import CupyExchange
 from hamscale.partition import partition
 from hamscale.predict import predict
 from hamscale.train.checkpoint import load_model, save_model
-from hamscale.train.loss import l1_l2
+from hamscale.train.loss import eigenvalue_error, l1_l2
 from hamscale.train.ranks import my_part, sum_gradients
 from hamscale.train.tensors import build_network, differences_mev
 
@@ -52,20 +52,23 @@ def cases(tmp_path_factory, szv):
         settings = Network(lmax=LMAX, layers=LAYERS, channels=CHANNELS, hidden=6, values=4, feed_forward=8, radial=8)
         torch.manual_seed(1)
         network = build_network(settings, reference).double()
-        save_model(folder / "model", network, network.state_dict(), settings, folder / "fitted.h5", {})
-        result[name] = folder, reference, training_graph(model_hamiltonian(atoms, basis), reference)
+        save_model(folder / "model", [network.state_dict()], settings.model_dump(), folder / "fitted.h5", {})
+        operators = model_hamiltonian(atoms, basis)
+        result[name] = folder, reference, training_graph(operators, reference), operators
     return result
 
 
 def step(world: World, cases: dict, out):
     """Of every case: loss, gradients, statistics; H goes to a file."""
     result = {}
-    for name, (folder, reference, graph) in cases.items():
-        network, _ = load_model(folder / "model")
+    for name, (folder, reference, graph, operators) in cases.items():
+        (network,), _ = load_model(folder / "model")
         network = network.double()
-        part = my_part(graph, reference, network.lmax, torch.float64, 200, world, world.size)
+        more = {"operators": operators, "directions": 3}
+        part = my_part(graph, reference, network.lmax, torch.float64, 200, world, world.size, **more)
         differences = differences_mev(network(part.inputs, part.exchange), part)
         loss = sum(l1_l2(d, 10.0, n) for d, n in zip(differences, part.counts))
+        loss = loss + 0.3 * eigenvalue_error(sum(a @ d for a, d in zip(part.directions, differences)), world)
         loss.backward()
         (total,) = sum_gradients(network, world, loss.item())
         gradients = {n: p.grad.numpy() for n, p in network.named_parameters()}
@@ -120,9 +123,9 @@ def _check_statistics(graph, ranks, statistics):
 def two_groups(world: World, cases: dict):
     """Each pair of ranks has a structure of its own; gradients are summed over all."""
     names = ["crystal", "small cell"]
-    folder, reference, graph = cases[names[world.rank // 2]]
+    _, reference, graph, _ = cases[names[world.rank // 2]]
     torch.manual_seed(1)
-    network = load_model(cases["crystal"][0] / "model")[0].double()
+    network = load_model(cases["crystal"][0] / "model")[0][0].double()
     part = my_part(graph, reference, network.lmax, torch.float64, 200, world, 2)
     sum(d.abs().sum() for d in differences_mev(network(part.inputs, part.exchange), part)).backward()
     sum_gradients(network, world)
@@ -130,9 +133,9 @@ def two_groups(world: World, cases: dict):
 
 
 def test_several_structures_at_once_with_several_ranks_each(cases):
-    network = load_model(cases["crystal"][0] / "model")[0].double()
+    network = load_model(cases["crystal"][0] / "model")[0][0].double()
     for name in ("crystal", "small cell"):
-        _, reference, graph = cases[name]
+        _, reference, graph, _ = cases[name]
         part = my_part(graph, reference, network.lmax, torch.float64, 200, World(), 1)
         sum(d.abs().sum() for d in differences_mev(network(part.inputs, part.exchange), part)).backward()
     for result in on_ranks(4, two_groups, cases):

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import hafnia, model_hamiltonian
-from hamscale.config import Model
+from hamscale.config import Analysis, Model
 from hamscale.graph.dataset import training_graph, write_graph
 from hamscale.graph.reference import fit_reference, write_reference
+from hamscale.operators import write_operators
 from hamscale.train.checkpoint import load_model
 from hamscale.train.loop import train
 from hamscale.train.loss import l1_l2
@@ -43,25 +44,44 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "plateau", "constant"])
-def test_a_resumed_run_repeats_an_undisturbed_one_bit_by_bit(data, tmp_path, schedule):
-    rows, weights = run(data, tmp_path / "whole", schedule=schedule, batch=3, patience=1)
+@pytest.mark.parametrize(("schedule", "members"), [("cosine", 1), ("plateau", 2), ("constant", 1)])
+def test_a_resumed_run_repeats_an_undisturbed_one_bit_by_bit(data, tmp_path, schedule, members):
+    settings = {"steps": 12, "validate_every": 4, "schedule": schedule, "batch": 3, "patience": 1, "members": members}
+    settings |= {"average": 0.8 if members == 2 else 0.0}
+    rows, weights = run(data, tmp_path / "whole", **settings)
 
     def stop(message):
-        if message.startswith("step 8"):
+        if message.startswith("network 2, step 8" if members == 2 else "step 8"):
             raise Stopped
 
-    settings = {"steps": 12, "validate_every": 4, "schedule": schedule, "batch": 3, "patience": 1}
     model = Model.model_validate({"network": NETWORK, "training": settings})
     with pytest.raises(Stopped):
         train(model, *data, tmp_path / "broken" / "model", tmp_path / "broken" / "checkpoint", stop)
     assert not (tmp_path / "broken" / "model").exists()
     messages = []
-    again, resumed = run(data, tmp_path / "broken", messages, schedule=schedule, batch=3, patience=1)
-    assert messages[0] == "resumed at step 8"
+    again, resumed = run(data, tmp_path / "broken", messages, **settings)
+    assert messages[0] == f"resumed at step 8 of network {members} of {members}"
     for a, b in zip(rows, again, strict=True):
         assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+def test_networks_of_one_training_are_those_of_its_seeds(data, tmp_path):
+    _, together = run(data, tmp_path / "both", members=2, seed=5)
+    for k in range(2):
+        _, alone = run(data, tmp_path / f"{k}", seed=5 + k)
+        assert all(torch.equal(together[f"{k}.{name.removeprefix('0.')}"], value) for name, value in alone.items())
+    assert not torch.equal(together["0.atom_embedding"], together["1.atom_embedding"])
+
+
+def test_the_moving_average_is_what_is_written(data, tmp_path):
+    """Of three steps: w_3 = d (d w_1 + (1 - d) w_2) + (1 - d) w_3, the weights after each being those of shorter runs."""
+    d, options = 0.7, {"schedule": "constant", "validate_every": 100}
+    _, averaged = run(data, tmp_path / "average", steps=3, average=d, **options)
+    plain = [run(data, tmp_path / f"{n}", steps=n, **options)[1] for n in (1, 2, 3)]
+    for name, found in averaged.items():
+        first, second, third = (weights[name] for weights in plain)
+        torch.testing.assert_close(found, d * (d * first + (1 - d) * second) + (1 - d) * third)
 
 
 def test_one_structure_is_learnt_by_heart(data, tmp_path):
@@ -73,7 +93,7 @@ def test_one_structure_is_learnt_by_heart(data, tmp_path):
 
 def test_the_written_model_is_the_best_one_seen_and_gives_its_error(data, tmp_path):
     rows, _ = run(data, tmp_path, steps=20, learning_rate=3e-2, schedule="constant")
-    model, reference = load_model(tmp_path / "model")
+    (model,), reference = load_model(tmp_path / "model")
     from hamscale.graph.dataset import read_graph
 
     errors = []
@@ -83,7 +103,9 @@ def test_the_written_model_is_the_best_one_seen_and_gives_its_error(data, tmp_pa
             errors += [torch.cat(differences_mev(model(structure.inputs), structure)).abs()]
     best = min(float(row["validation_mae_mev"]) for row in rows)
     assert torch.cat(errors).mean().item() == pytest.approx(best, rel=1e-5)
-    assert json.loads((tmp_path / "model" / "config.json").read_text())["training"]["validation_mae_mev"] == pytest.approx(best)
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["training"]["validation_mae_mev"] == pytest.approx(
+        [best]
+    )
 
 
 def test_other_settings_start_anew_and_keep_the_old_checkpoint(data, tmp_path):
@@ -98,7 +120,7 @@ def test_a_finished_training_is_not_repeated(data, tmp_path):
     _, first = run(data, tmp_path)
     messages = []
     _, second = run(data, tmp_path, messages)
-    assert messages == ["resumed at step 12"]
+    assert messages == ["resumed at step 12 of network 1 of 1"]
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
@@ -129,6 +151,31 @@ def test_loss_is_l1_plus_l2():
     d = torch.tensor([1.0, -3.0, 2.0])
     assert l1_l2(d, 10.0).item() == pytest.approx(2.0 + np.mean([1, 9, 4]) / 10)
     assert l1_l2(d[:0], 10.0).item() == 0
+
+
+def test_the_loss_of_eigenvalues_lowers_their_error(data, tmp_path, szv):
+    """Of the structures trained on: the same steps with and without it; and without the operators it needs there is an error."""
+    from hamscale.analysis.spectra import compare_spectra
+    from hamscale.predict import predict
+
+    reference, graphs, _ = data
+    operators, paths = [model_hamiltonian(hafnia(seed), szv) for seed in range(2)], [tmp_path / "0.h5", tmp_path / "1.h5"]
+    for path, of in zip(paths, operators):
+        write_operators(path, of)
+    found = {}
+    for weight in (0.0, 1.0):
+        settings = {"steps": 100, "validate_every": 100, "learning_rate": 1e-2, "eigenvalue_weight": weight}
+        model, out = Model.model_validate({"network": NETWORK, "training": settings}), tmp_path / f"{weight}"
+        train(model, reference, graphs[:2], graphs[:2], out, out / "checkpoint", operators_paths=paths)
+        errors = []
+        for of in operators:
+            predicted, baseline = (predict(out, of.atoms, reference_only=only).operators() for only in (False, True))
+            c = compare_spectra(of, predicted, baseline, Analysis(kgrid=(3, 3, 3)))
+            errors.append(np.abs(c.predicted - c.dft)[:, : c.occupied].mean())
+        found[weight] = np.mean(errors)
+    assert found[1.0] < 0.7 * found[0.0]
+    with pytest.raises(ValueError, match="needs the operators of every training structure: found 0, expected 2"):
+        train(model, reference, graphs[:2], graphs[:2], out, out / "checkpoint")
 
 
 def test_every_parameter_learns(data):

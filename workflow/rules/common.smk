@@ -120,6 +120,13 @@ def dft_ids(material):
     return [i for i in MATERIALS[material].identifiers() if i in needed]
 
 
+def operators_of_training(wildcards):
+    """DFT of the training structures, for models whose loss follows eigenvalues."""
+    if MODELS[wildcards.model].training.eigenvalue_weight == 0:
+        return []
+    return of_split("results/{owner}/operators/{id}.h5", "train")(wildcards)
+
+
 def batch_ids(wildcards):
     """Structures of a batch of CP2K runs."""
     first = int(wildcards.batch) * CLUSTER.runs_per_job

@@ -8,6 +8,9 @@ RAW_TABLES = [
     "scaling_node_update.csv",
     "scaling_modelled.csv",
     *(f"fig8_{table}.csv" for table in FIGURE_8_TABLES),
+    "ablation_hfo2.csv",
+    "ablation_gst124.csv",
+    "size.csv",
 ]
 
 
@@ -15,7 +18,10 @@ rule figures:
     input:
         expand("{raw}/{table}", raw=CONFIG.raw, table=RAW_TABLES),
     output:
-        pdf=expand("results/figures/fig{n}.pdf", n=(3, 5, 6, 7, 8)),
+        pdf=expand(
+            "results/figures/{name}.pdf",
+            name=("fig3", "fig5", "fig6", "fig7", "fig8", "learning", "size"),
+        ),
         fig3=report(
             "results/figures/fig3.png",
             caption="../report/fig3.rst",
@@ -46,6 +52,18 @@ rule figures:
             category="Figures of the method",
             labels={"what": "figure 8"},
         ),
+        learning=report(
+            "results/figures/learning.png",
+            caption="../report/learning.rst",
+            category="Figures of the method",
+            labels={"what": "errors against structures, steps and variants"},
+        ),
+        size=report(
+            "results/figures/size.png",
+            caption="../report/size.rst",
+            category="Figures of the method",
+            labels={"what": "time and memory against edges"},
+        ),
     log:
         "logs/figures.log",
     conda:
@@ -53,7 +71,7 @@ rule figures:
     params:
         raw=input_folder,
     message:
-        "figures 3 and 5 to 8"
+        "figures 3 and 5 to 8, learning, size"
     shell:
         "hamscale draw --raw {params.raw} --out results/figures > {log} 2>&1"
 
@@ -145,6 +163,41 @@ rule scaling_modelled:
         "model scaling over more ranks than there are"
     shell:
         "python benchmarks/scaling.py model --raw results/raw > {log} 2>&1"
+
+
+rule size_table:
+    output:
+        "results/raw/size.csv",
+    log:
+        "logs/raw/size.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    threads: 2
+    message:
+        "time and memory of predictions, up to 24,000 atoms"
+    shell:
+        "python benchmarks/size.py --out {output} > {log} 2>&1"
+
+
+rule ablation:
+    input:
+        lambda w: expand(
+            "results/{material}/operators/{id}.h5",
+            material=w.material,
+            id=load_material(f"config/materials/{w.material}.yaml").identifiers(
+                "train", "validation", "test"
+            ),
+        ),
+    output:
+        "results/raw/ablation_{material}.csv",
+    log:
+        "logs/raw/ablation_{material}.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    message:
+        "what each part of the training is worth: {wildcards.material}"
+    shell:
+        "python benchmarks/ablation.py {wildcards.material} --out {output} > {log} 2>&1"
 
 
 # Of the material that the configuration names under figure_8: snakemake results/raw/fig8_summary.csv --configfile config/figures.yaml

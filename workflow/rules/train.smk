@@ -3,6 +3,7 @@ rule train:
         reference="results/{material}/reference.h5",
         train=of_split("results/{material}/graphs/{id}.h5", "train"),
         validation=of_split("results/{material}/graphs/{id}.h5", "validation"),
+        operators=operators_of_training,
     output:
         "results/{material}/models/{model}/weights.safetensors",
         "results/{material}/models/{model}/config.json",
@@ -27,4 +28,4 @@ rule train:
         "train {wildcards.model} on {wildcards.material}"
     shell:
         "OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}} {resources.launch} hamscale train {params.file} {input.reference} --train {input.train}"
-        " --validation {input.validation} --out {params.out} --checkpoint {params.checkpoint} > {log} 2>&1"
+        " --validation {input.validation} --operators {input.operators} --out {params.out} --checkpoint {params.checkpoint} > {log} 2>&1"

@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from scipy.spatial import cKDTree
 
 from ..files import facts, read_table
+from .accuracy import figure_learning, figure_size
 from .material import atoms_3d, figure_8
 from .style import COLOURS, COLUMN_INCHES, ELEMENTS, METHODS, PAGE_INCHES, measured, modelled, new_figure, panel, save, styled
 
@@ -258,6 +259,8 @@ PAPER = {
     "fig6": (figure_6, ("scaling_measured.csv", "scaling_node_update.csv", "topology.csv")),
     "fig7": (figure_7, ("scaling_measured.csv", "scaling_modelled.csv", "topology.csv")),
     "fig8": (figure_8, tuple(f"fig8_{name}.csv" for name in ("summary", "decay", "blocks", "bands", "dos", "atoms", "image"))),
+    "learning": (figure_learning, ("ablation_hfo2.csv", "ablation_gst124.csv")),
+    "size": (figure_size, ("size.csv",)),
 }
 
 

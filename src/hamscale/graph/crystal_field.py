@@ -32,6 +32,7 @@ ATOMS_AT_ONCE = 2000
 SIZE_PENALTY = 1e-3  # of tables, beside that of their second differences
 FAR_PENALTY = 1e-2  # of the coefficients of potentials and fields, each times its mean square
 INFLATION = 2.0
+SMALLEST_SPREAD_HARTREE = 1e-3  # what varies less in the training structures is not magnified
 
 
 def densities(graph, elements: list[int], lmax: int, atoms: slice = slice(None), reach_angstrom: float = np.inf) -> np.ndarray:
@@ -121,7 +122,8 @@ def onsite_blocks(operators: Operators, coupling: Coupling, graph, ions: Ions) -
 @dataclass
 class CrystalField:
     """centre, mean: z -> (slots,), zero but for L = 0: the mean block, and what the tables start from; tables: z -> by L, (features, slots),
-    Hartree; features as `features` orders them. overlap: z -> (n,), coupled onsite block of S."""
+    Hartree; features as `features` orders them. overlap: z -> (n,), coupled onsite block of S. spread: z -> (slots,), root mean square of
+    what the tables give less the centre, Hartree."""
 
     coupling: Coupling
     ions: Ions = Ions()
@@ -129,6 +131,7 @@ class CrystalField:
     mean: dict = field(default_factory=dict)
     tables: dict = field(default_factory=dict)
     overlap: dict = field(default_factory=dict)
+    spread: dict = field(default_factory=dict)
 
     def onsite(self, z: int, of_z: list[np.ndarray]) -> np.ndarray:
         """Coupled onsite blocks of atoms of an element, (A_z, n), Hartree."""
@@ -161,13 +164,20 @@ class CrystalField:
             down += len(blocks) * (structure.overlap[z] ** 2).sum()
         return float(up / down)
 
+    def deviation(self, z: int, onsite: np.ndarray) -> np.ndarray:
+        """Coupled onsite blocks less the centre, in units of the spread by slot, (A_z, n): what the network is told."""
+        return self._less_centre(z, onsite) / np.maximum(self.spread[z], SMALLEST_SPREAD_HARTREE)[self.coupling[z, z].slot]
+
+    def _less_centre(self, z: int, onsite: np.ndarray) -> np.ndarray:
+        result = onsite.copy()
+        result[:, self.coupling[z, z].zero_order] -= self.centre[z]
+        return result
+
     def shifts(self, z: int, onsite: np.ndarray) -> np.ndarray:
         """D_i S_ii^-1 of atoms of an element, (A_z, n, n), from their coupled onsite blocks."""
         coupling, n = self.coupling[z, z], self.coupling.basis[z].n_orbitals
-        deviation = onsite.copy()
-        deviation[:, coupling.zero_order] -= self.centre[z]
         S = coupling.blocks(self.overlap[z][None]).reshape(n, n)
-        D = coupling.blocks(deviation).reshape(-1, n, n)
+        D = coupling.blocks(self._less_centre(z, onsite)).reshape(-1, n, n)
         return (0.5 * (D + D.transpose(0, 2, 1))) @ np.linalg.inv(S)
 
 
@@ -206,6 +216,9 @@ def fit_crystal_field(structures: list[OnsiteBlocks], coupling: Coupling, period
                 centre[: Y.shape[1]], mean[: Y.shape[1]] = Y.mean(0), Y.mean(0) - fit.mean @ table
             result.tables[z].append(table)
         result.centre[z], result.mean[z] = centre, mean
+        found = result._less_centre(z, np.concatenate([result.onsite(z, s.features[z]) for _, s in of]))
+        power = np.bincount(coupling[z, z].slot, (found**2).mean(0), coupling[z, z].n_slots)
+        result.spread[z] = np.sqrt(power / (2 * coupling[z, z].slot_degree + 1))
     return result
 
 

@@ -1,7 +1,7 @@
 """The graph of a structure: edges sorted by destination, and what the network is to learn on each atom and edge.
 
 Targets are coupled blocks of H - mu S less the reference, in Hartree; those of edges stand in the edge frame, so
-that training rotates nothing back. Layout of a coupled vector: graph/coupling.py. Schema `graph/1`: docs/files.md.
+that training rotates nothing back. Layout of a coupled vector: graph/coupling.py. Schema `graph/2`: docs/files.md.
 """
 
 from dataclasses import dataclass, field, replace
@@ -27,7 +27,7 @@ from .crystal_field import onsite_blocks
 from .neighbours import edges_within
 from .reference import Reference, outside_sums
 
-SCHEMA = "graph/1"
+SCHEMA = "graph/2"
 
 
 @dataclass
@@ -41,6 +41,7 @@ class Graph:
     kinds    # pairs of elements with edges between them in the whole structure
     offsite  # (z_i, z_j) -> (G, n) | targets in the edge frame, Hartree, for the edges `edges_of(z_i, z_j)`
     onsite   # z -> (A_z, n)        | targets, Hartree, for the atoms of that element
+    crystal_field  # z -> (A_z, n)  | their reference blocks, Hartree (CrystalField.of_graph)
     """
 
     atoms: Atoms
@@ -49,6 +50,7 @@ class Graph:
     edges: np.ndarray
     offsite: dict = field(default_factory=dict)
     onsite: dict = field(default_factory=dict)
+    crystal_field: dict = field(default_factory=dict)
     attributes: dict = field(default_factory=dict)
     owned: np.ndarray | None = None
     kinds: list[tuple[int, int]] | None = None
@@ -68,8 +70,15 @@ class Graph:
         mine[owned] = True
         keep = mine[self.edges[:, 0]]
         offsite = {pair: target[keep[self.edges_of(*pair)]] for pair, target in self.offsite.items()}
-        onsite = {z: target[mine[self.atoms_of(z)]] for z, target in self.onsite.items()}
-        return replace(self, edges=self.edges[keep], offsite=offsite, onsite=onsite, owned=np.asarray(owned))
+        of_atoms = lambda blocks: {z: b[mine[self.atoms_of(z)]] for z, b in blocks.items()}  # noqa: E731
+        return replace(
+            self,
+            edges=self.edges[keep],
+            offsite=offsite,
+            onsite=of_atoms(self.onsite),
+            crystal_field=of_atoms(self.crystal_field),
+            owned=np.asarray(owned),
+        )
 
     def edges_of(self, z_i: int, z_j: int) -> np.ndarray:
         """Indices of the edges between two elements, ascending."""
@@ -123,13 +132,13 @@ def training_graph(operators: Operators, reference: Reference) -> Graph:
         target = graph.offsite[z_i, z_j] = np.zeros((len(distances), pair.size))
         target[:, pair.zero_order] = -reference.offsite(z_i, z_j, distances)
     for z in np.unique(graph.atoms.numbers).tolist():
-        graph.onsite[z] = np.zeros((len(graph.atoms_of(z)), coupling[z, z].size))
+        graph.crystal_field[z] = reference.crystal_field.onsite(z, of_atoms.features[z])
+        graph.onsite[z] = np.zeros_like(graph.crystal_field[z])
     for z_i, z_j, blocks, onsite, coupled, vectors in coupled_groups(*remainder):
         pair = coupling[z_i, z_j]
         if onsite:
             row = atom_rows[operators.pairs[blocks, 0]]
-            of_these = [f[row] for f in of_atoms.features[z_i]]
-            graph.onsite[z_i][row] = coupled - reference.crystal_field.onsite(z_i, of_these)
+            graph.onsite[z_i][row] = coupled - graph.crystal_field[z_i][row]
         else:
             near = rows[blocks] >= 0
             rotations = edge_rotations(vectors[near], max(pair.slots))
@@ -162,6 +171,8 @@ def write_graph(path, graph: Graph):
         for z, target in graph.onsite.items():
             file[f"onsite/{z}"] = target
             file[f"onsite/{z}"].attrs["unit"] = "Hartree"
+            file[f"crystal_field/{z}"] = graph.crystal_field[z]
+            file[f"crystal_field/{z}"].attrs["unit"] = "Hartree"
 
 
 def read_graph(path) -> Graph:
@@ -173,6 +184,6 @@ def read_graph(path) -> Graph:
             float(file.attrs["cutoff_angstrom"]),
             file["edges"][:].astype(np.int64),
             {tuple(int(z) for z in name.split("-")): data[:] for name, data in file.get("offsite", {}).items()},
-            {int(name): data[:] for name, data in file["onsite"].items()},
+            *({int(name): data[:] for name, data in file[group].items()} for group in ("onsite", "crystal_field")),
             {name: file.attrs[name].item() for name in ("gauge_hartree", "outside_fraction", "baseline_mae_hartree")},
         )

@@ -21,7 +21,7 @@ from .coupling import Coupling, coupled_groups
 from .crystal_field import CrystalField, Ions, OnsiteBlocks, fit_crystal_field, less_shifts, onsite_blocks
 from .neighbours import edges_within
 
-SCHEMA = "reference/3"
+SCHEMA = "reference/4"
 SPACING_ANGSTROM = 0.25
 SMALLEST_SCALE_HARTREE = 1e-7
 
@@ -261,6 +261,7 @@ def write_reference(path, reference: Reference):
             group = file.create_group(f"onsite/{z}")
             group["mean"], group["scale"] = mean, reference.onsite_scale[z]
             group["centre"], group["overlap"] = reference.crystal_field.centre[z], reference.crystal_field.overlap[z]
+            group["spread"] = reference.crystal_field.spread[z]
             if charges := reference.crystal_field.ions.charges:
                 group.attrs["charge"] = charges[z]
             for L, table in enumerate(reference.crystal_field.tables[z]):
@@ -282,6 +283,6 @@ def read_reference(path) -> Reference:
             z = int(name)
             reference.crystal_field.mean[z], reference.onsite_scale[z] = group["mean"][:], group["scale"][:]
             field = reference.crystal_field
-            field.centre[z], field.overlap[z] = group["centre"][:], group["overlap"][:]
+            field.centre[z], field.overlap[z], field.spread[z] = (group[name][:] for name in ("centre", "overlap", "spread"))
             field.tables[z] = [group[f"crystal_field/{L}"][:] for L in range(len(group["crystal_field"]))]
     return reference

@@ -106,28 +106,63 @@ class PairInputs:
 
 @dataclass
 class AtomInputs:
-    """The atoms (A_s,) of element s; adjoint (n,), sign (n,): PairCoupling.adjoint; scale (n,): Hartree."""
+    """The atoms (A_s,) of element s; adjoint (n,), sign (n,): PairCoupling.adjoint; scale (n,): Hartree; crystal_field (A_s, n): what the
+    reference knows of each, CrystalField.deviation."""
 
     atoms: Tensor
     adjoint: Tensor
     sign: Tensor
     scale: Tensor
+    crystal_field: Tensor
+
+
+class CrystalFieldEmbedding(nn.Module):
+    """A linear map, per element and degree, of the crystal field at each atom: (A, K, C).
+
+    It brings what messages cannot carry, potentials and fields of charges at any distance, to where layers mix it with the rest.
+    """
+
+    def __init__(self, lmax: int, slots: dict, channels: int):
+        super().__init__()
+        self.lmax, self.channels = lmax, channels
+        self.slots = {s: of for (s, other), of in slots.items() if s == other}
+        self.weights = nn.ParameterDict(
+            {
+                f"{s}-{L}": nn.Parameter(torch.randn(n, channels) / n**0.5)
+                for s, of in self.slots.items()
+                for L, n in of.items()
+                if lmax >= L
+            }
+        )
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        result = inputs.distances.new_zeros(inputs.atoms, (self.lmax + 1) ** 2, self.channels)
+        for s, a in inputs.atoms_of.items():
+            blocks = a.crystal_field.split([(2 * L + 1) * n for L, n in self.slots[s].items()], 1)
+            parts = {L: block.unflatten(1, (2 * L + 1, n)) for (L, n), block in zip(self.slots[s].items(), blocks)}
+            for L, part in parts.items():
+                if self.lmax >= L:
+                    result[a.atoms, L * L : (L + 1) ** 2] = part @ self.weights[f"{s}-{L}"]
+        return result
 
 
 class NodeUpdate(nn.Module):
-    """x + linear(sum of messages); then feed-forward."""
+    """x + linear(sum of messages), and in the first layer what is known of the crystal field; then feed-forward."""
 
-    def __init__(self, lmax: int, species: int, cutoff: float, c: dict, first: bool):
+    def __init__(self, lmax: int, species: int, cutoff: float, c: dict, slots: dict | None):
+        first = slots is not None
         super().__init__()
         # before the first layer all features are scalars, and there is nothing to norm
         self.norm = nn.Identity() if first else Norm(lmax, c["channels"])
         self.messages = Messages(lmax, species, cutoff, c, first)
         self.out = DegreeLinear(lmax, c["heads"] * c["values"], c["channels"])
+        self.crystal_field = CrystalFieldEmbedding(lmax, slots, c["channels"]) if first else None
         self.feed_forward = FeedForward(lmax, c["channels"], c["feed_forward"])
 
     def forward(self, x: Tensor, edges: list[Tensor], inputs: Inputs, keep: bool) -> Tensor:
         (sums,) = apply(self.messages, inputs, x[:, 0] if self.messages.first else self.norm(x), edges, keep)
-        return self.feed_forward(x[: inputs.atoms] + self.out(sums))
+        x = x[: inputs.atoms] + self.out(sums)
+        return self.feed_forward(x if self.crystal_field is None else x + self.crystal_field(inputs))
 
 
 class HamiltonianNetwork(nn.Module):
@@ -143,7 +178,9 @@ class HamiltonianNetwork(nn.Module):
         C, layers = c["channels"], c["layers"]
         self.atom_embedding = nn.Parameter(torch.randn(species, C))
         self.edge_embedding = EdgeEmbedding(lmax, species, cutoff, c)
-        self.node_updates = nn.ModuleList(NodeUpdate(lmax, species, cutoff, c, k == 0) for k in range(layers))
+        self.node_updates = nn.ModuleList(
+            NodeUpdate(lmax, species, cutoff, c, slots if k == 0 else None) for k in range(layers)
+        )
         self.edge_updates = nn.ModuleList(
             EdgeUpdate(lmax, species, cutoff, c, k == 0, slots if k == layers - 1 else None) for k in range(layers)
         )

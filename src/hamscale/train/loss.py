@@ -14,6 +14,16 @@ def l1_l2(difference_mev: Tensor, l2_scale_mev: float, count: int | None = None)
     return (difference_mev.abs().sum() + difference_mev.square().sum() / l2_scale_mev) / max(1, count or difference_mev.numel())
 
 
+def eigenvalue_error(products: Tensor, world: World) -> Tensor:
+    """Root of the mean of squares of directions times errors, meV, (D,) -> (): the root mean square error of eigenvalues, to first order.
+
+    products: of this rank's components; each rank gives its share, and shares and their gradients add up over ranks to those of the sum.
+    """
+    total = world.sum(products.detach().clone())
+    rms = total.square().mean().sqrt().clamp(min=torch.finfo(total.dtype).tiny)
+    return (total * products).mean() / rms
+
+
 class Errors:
     """Mean absolute error of components, collected over structures: onsite, offsite and all, meV."""
 

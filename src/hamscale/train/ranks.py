@@ -6,11 +6,13 @@ import torch
 
 from ..graph.dataset import Graph
 from ..graph.reference import Reference
+from ..graph.states import eigenvalue_directions
+from ..operators import Operators
 from ..parallel.env import World
-from ..parallel.exchange import EXCHANGES, TorchExchange
+from ..parallel.exchange import EXCHANGES, NoExchange, TorchExchange
 from ..partition import partition
 from ..partition.halo import Halo, read_partition
-from .tensors import Example, block_plan, example
+from .tensors import Example, block_plan, example, flat_directions
 
 
 def my_part(
@@ -23,19 +25,21 @@ def my_part(
     ranks: int,
     partitions: Path | None = None,
     exchange: str = "torch",
+    operators: Operators | None = None,
+    directions: int = 0,
 ) -> Example:
     """This rank's part of a graph that `ranks` ranks share, the world's ranks n k to n k + n - 1 for some k.
 
-    partitions: file of `hamscale partition` for that number of parts; else min-nn cuts it here, the same on every rank.
+    partitions: file of `hamscale partition` for that number of parts; else min-nn cuts it here, the same on every rank. operators:
+    DFT's, for so many directions.
     """
-    whole = example_counts(graph)
-    if ranks == 1:
-        result = example(graph, reference, lmax, dtype, chunk)
-    else:
+    whole, part, halo, swap = example_counts(graph), graph, None, NoExchange()
+    if ranks > 1:
         part, halo, swap = rank_part(graph, reference, world, ranks, partitions, exchange)
-        result = example(part, reference, lmax, dtype, chunk, halo)
-        result.exchange = swap
-    result.counts = whole
+    result = example(part, reference, lmax, dtype, chunk, halo)
+    result.exchange, result.counts = swap, whole
+    if operators is not None:
+        result.directions = flat_directions(eigenvalue_directions(operators, part, directions), dtype)
     return result.to(world.device)
 
 

@@ -22,7 +22,8 @@ from ..units import hartree_to_mev
 class Example:
     """A structure, or a rank's part of it, with targets: offsite {(s_i, s_j): (G, n)} in edge frames, onsite {s: (A_s, n)}, Hartree.
 
-    exchange: with the ranks that have the other parts. counts: numbers of offsite and of onsite components of the whole.
+    exchange: with the ranks that have the other parts. counts: numbers of offsite and of onsite components of the whole. directions:
+    (D, offsite components) and (D, onsite components), whose products with errors are those of sums of eigenvalues (graph/states.py).
     """
 
     inputs: Inputs
@@ -30,6 +31,7 @@ class Example:
     onsite: dict
     exchange: NoExchange = field(default_factory=NoExchange)
     counts: tuple[int, int] | None = None
+    directions: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self):
         if self.counts is None:
@@ -37,7 +39,10 @@ class Example:
 
     def to(self, device) -> "Example":
         move = lambda part: {key: t.to(device) for key, t in part.items()}  # noqa: E731
-        return replace(self, inputs=self.inputs.to(device), offsite=move(self.offsite), onsite=move(self.onsite))
+        result = replace(self, inputs=self.inputs.to(device), offsite=move(self.offsite), onsite=move(self.onsite))
+        if self.directions is not None:
+            result.directions = tuple(d.to(device) for d in self.directions)
+        return result
 
 
 def build_network(network: Network, reference: Reference) -> HamiltonianNetwork:
@@ -69,6 +74,7 @@ def graph_inputs(
     """
     elements = sorted(reference.basis)
     coupling = Coupling(reference.basis)
+    crystal_field = graph.crystal_field or reference.crystal_field.of_graph(graph)
     if halo is not None:
         ghosts = halo.ghosts
     known = graph.owned if ghosts is None else np.concatenate([graph.owned, ghosts])
@@ -120,6 +126,7 @@ def graph_inputs(
                 torch.from_numpy(index),
                 torch.from_numpy(sign).to(dtype),
                 torch.from_numpy(scale).to(dtype),
+                torch.from_numpy(reference.crystal_field.deviation(z, crystal_field[z])).to(dtype),
             )
     return inputs
 
@@ -199,6 +206,15 @@ def example(
     onsite = {elements.index(z): torch.from_numpy(t).to(dtype) for z, t in graph.onsite.items() if len(t)}
     inputs = graph_inputs(graph, reference, lmax, dtype, chunk, halo)
     return Example(inputs, offsite, onsite)
+
+
+def flat_directions(directions: tuple[dict, dict], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Of `eigenvalue_directions`, components in the order of `differences_mev`."""
+    empty = [np.empty((next(iter(directions[1].values())).shape[0], 0), np.float32)]
+    return tuple(
+        torch.from_numpy(np.concatenate(empty + [d.reshape(len(d), -1) for d in part.values()], 1)).to(dtype)
+        for part in directions
+    )
 
 
 def differences_mev(predicted: tuple[dict, dict], example: Example) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,163 @@
+"""What each part of the training is worth: python benchmarks/ablation.py hfo2 --out resources/raw/ablation_hfo2.csv
+
+Trains variants of config/models/MATERIAL.yaml, one thread, on the DFT of results/MATERIAL (`make hfo2`, `make gst`) and writes a row per
+variant and test set: errors, CPU seconds of training, commit. Rows of other variants stay as they are. Each is a shorter training than the
+model's own, the same for all.
+"""
+
+import argparse
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+import torch
+
+from hamscale.config import Model, load_material, load_model
+from hamscale.evaluate import evaluate, summarise
+from hamscale.files import provenance, read_table, write_table
+from hamscale.graph import reference as reference_module
+from hamscale.graph.crystal_field import CrystalField, fit_crystal_field
+from hamscale.graph.dataset import training_graph, write_graph
+from hamscale.operators import read_operators
+from hamscale.train.loop import train
+from hamscale.verbs import reference as fit_verb
+
+# name: fields of Network and Training, and `structures`, `reference`, `deviation` of this script
+VARIANTS = {
+    "default": {},
+    "no reference": {"reference": "none"},
+    "two-centre reference": {"reference": "two-centre"},
+    "network not told of the crystal field": {"deviation": False},
+    "onsite weight 0.03": {"onsite_weight": 0.03},
+    "onsite weight 0.3": {"onsite_weight": 0.3},
+    "onsite weight 1": {"onsite_weight": 1.0},
+    "L1 alone": {"l2_scale_mev": 1e9},
+    "L1 + L2 / 1 meV": {"l2_scale_mev": 1.0},
+    "constant rate": {"schedule": "constant"},
+    "constant rate, average 0.98": {"schedule": "constant", "average": 0.98},
+    "average 0.98": {"average": 0.98},
+    "rate 1.5e-3": {"learning_rate": 1.5e-3},
+    "rate 6e-3": {"learning_rate": 6e-3},
+    "weight decay 0.1": {"weight_decay": 0.1},
+    "lmax 2": {"lmax": 2},
+    "lmax 6": {"lmax": 6},
+    "1 layer": {"layers": 1},
+    "3 layers": {"layers": 3},
+    "4 layers": {"layers": 4},
+    "8 channels": {"channels": 8, "hidden": 8, "values": 8, "feed_forward": 32},
+    "32 channels": {"channels": 32, "hidden": 32, "values": 32, "feed_forward": 128},
+    "12 gaussians": {"gaussians": 12},
+    "64 gaussians": {"gaussians": 64},
+    "eigenvalue weight 0.01": {"eigenvalue_weight": 0.01},
+    "eigenvalue weight 0.03": {"eigenvalue_weight": 0.03},
+    "eigenvalue weight 0.1": {"eigenvalue_weight": 0.1},
+    "2 networks": {"members": 2},
+    "4 networks": {"members": 4},
+    "a quarter of the structures": {"structures": 0.25},
+    "half of the structures": {"structures": 0.5},
+    "half of the steps": {"steps_factor": 0.5},
+    "twice the steps": {"steps_factor": 2},
+    "four times the steps": {"steps_factor": 4},
+}
+
+
+# material: steps, sets of training and of test
+CHOSEN = {
+    "hfo2": (500, ["train", "train_mild"], ["test", "test_mild"]),
+    "gst124": (300, ["train_28"], ["test_28", "nearly_crystalline"]),
+}
+
+
+def flat(structures, coupling, periodic, ions) -> CrystalField:
+    """The mean block of each element and nothing else."""
+    result = fit_crystal_field(structures, coupling, periodic, ions)
+    for z, tables in result.tables.items():
+        result.tables[z] = [np.zeros_like(t) for t in tables]
+        result.mean[z] = result.centre[z]
+    return result
+
+
+def without_two_centre(reference, structures, of_structures):
+    fit_two_centre(reference, structures, of_structures)
+    for key, table in reference.two_centre.items():
+        reference.two_centre[key] = np.zeros_like(table)
+
+
+fit_two_centre = reference_module._fit_two_centre
+
+
+def run(name: str, variant: dict, material, sets, o) -> pd.DataFrame:
+    variant = dict(variant)
+    kind, fraction = variant.pop("reference", None), variant.pop("structures", 1.0)
+    deviation, factor = variant.pop("deviation", True), variant.pop("steps_factor", 1)
+    content, steps = load_model(f"config/models/{o.material}.yaml").model_dump(), round(o.steps * factor)
+    content["training"] |= {"steps": steps, "validate_every": steps // 10, "members": 1}
+    for key, value in variant.items():
+        content["network" if key in content["network"] else "training"][key] = value
+    operators = {id: Path(f"results/{o.material}/operators/{id}.h5") for ids in sets.values() for id in ids}
+    kept = sets["train"][:: round(1 / fraction)]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if kind:
+            stack.enter_context(patch.object(reference_module, "fit_crystal_field", flat))
+        if kind == "none":
+            stack.enter_context(patch.object(reference_module, "_fit_two_centre", without_two_centre))
+        if not deviation:
+            stack.enter_context(patch.object(CrystalField, "deviation", lambda self, z, onsite: np.zeros_like(onsite)))
+        fit_verb(Path(f"config/materials/{o.material}.yaml"), [operators[id] for id in kept], folder / "reference.h5")
+        reference = reference_module.read_reference(folder / "reference.h5")
+        for id in [*kept, *sets["validation"]]:
+            write_graph(folder / f"{id}.h5", training_graph(read_operators(operators[id]), reference))
+        files = [[folder / f"{id}.h5" for id in ids] for ids in (kept, sets["validation"])]
+        started, cpu = time.time(), time.process_time()
+        show = lambda message: print(f"{name}: {message}", flush=True)  # noqa: E731
+        model = Model.model_validate(content)
+        of_kept = [operators[id] for id in kept] if model.training.eigenvalue_weight else []
+        train(model, folder / "reference.h5", *files, folder / "model", folder / "checkpoint", show, operators_paths=of_kept)
+        cost = {"train_cpu_s": round(time.process_time() - cpu), "train_wall_s": round(time.time() - started)}
+        table = pd.read_csv(folder / "model" / "train.csv")
+        rows = evaluate(folder / "model", material, [operators[id] for id in sets["test"]])
+    training_error = {"train_mae_mev": table["train_mae_mev"].iloc[-1], "validation_mae_mev": table["validation_mae_mev"].min()}
+    return pd.DataFrame(
+        [
+            {"variant": name, "set": of_set, "structures": len(kept), "steps": steps}
+            | {key: value for key, value in summarise(part).items() if key not in ("structures", "atoms", "elements")}
+            | training_error
+            | cost
+            | {"git_commit": provenance()["git_commit"]}
+            for of_set, part in rows.groupby("set", sort=False)
+        ]
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("material", choices=CHOSEN)
+    parser.add_argument("--steps", type=int, help="default: 500 for hfo2, 300 for gst124")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--out", type=Path, required=True)
+    o = parser.parse_args()
+    torch.set_num_threads(1)
+    material = load_material(f"config/materials/{o.material}.yaml")
+    steps, *chosen = CHOSEN[o.material]
+    o.steps = o.steps or steps
+    sets = {
+        split: [id for id in material.identifiers(split) if names is None or id.rsplit("-", 1)[0] in names]
+        for split, names in zip(("train", "test", "validation"), (*chosen, None))
+    }
+    for name in o.variants:
+        rows = run(name, VARIANTS[name], material, sets, o)
+        print(rows.to_string(index=False), flush=True)
+        table = read_table(o.out) if o.out.is_file() else pd.DataFrame({"variant": []})
+        table = pd.concat([table[table["variant"] != name], rows]).reset_index(drop=True)
+        order = {variant: k for k, variant in enumerate(VARIANTS)}
+        table = table.sort_values("variant", key=lambda column: column.map(order), kind="stable")
+        write_table(o.out, table, material=o.material, train=sets["train"], test=sets["test"])
+
+
+if __name__ == "__main__":
+    main()

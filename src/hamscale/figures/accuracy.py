@@ -1,0 +1,89 @@
+"""What accuracy and size cost, from the tables of benchmarks/ablation.py and benchmarks/size.py."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..files import read_table
+from .style import COLOURS, PAGE_INCHES, measured, new_figure, panel
+
+ERRORS = {
+    "mae_mev": ("all", "o"),
+    "mae_mev_onsite": ("onsite", "s"),
+    "eigenvalue_mae_mev_occupied": ("occupied eigenvalues", "^"),
+}
+BY_STRUCTURES = ("a quarter of the structures", "half of the structures", "default")
+BY_STEPS = ("half of the steps", "default", "twice the steps", "four times the steps")
+
+
+def learning_curve(table: pd.DataFrame, ax: Axes, variants, column: str, label: str) -> Axes:
+    """Errors of one test set against the number of structures or of steps, both logarithmic."""
+    rows = table[table["variant"].isin(variants)].sort_values(column)
+    for colour, (error, (name, marker)) in zip(COLOURS, ERRORS.items()):
+        ax.plot(rows[column], rows[error], "-", marker=marker, color=colour, label=name, markersize=4)
+    ax.set(xscale="log", yscale="log", xlabel=label, ylabel="error (meV)")
+    ax.set_xticks(rows[column], [f"{x:,}" for x in rows[column]])
+    ax.minorticks_off()
+    return ax
+
+
+def ablations(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Errors of one test set, each variant's over the default's: below one is better."""
+    default = table[table["variant"] == "default"].iloc[0]
+    rows = table[~table["variant"].isin({*BY_STRUCTURES, *BY_STEPS})].iloc[::-1]
+    for colour, (error, (name, marker)) in zip(COLOURS, ERRORS.items()):
+        ax.plot(rows[error] / default[error], np.arange(len(rows)), marker, color=colour, label=name, markersize=3.5)
+    ax.axvline(1, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(xscale="log", xlabel="error over that of the default", ylim=(-0.7, len(rows) - 0.3))
+    ax.set_yticks(np.arange(len(rows)), rows["variant"])
+    ticks = (0.7, 1, 1.5, 2, 3, 5)
+    ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    ax.minorticks_off()
+    return ax
+
+
+def figure_learning(raw: Path) -> Figure:
+    materials = {"hfo2": "HfO$_2$", "gst124": "GeSb$_2$Te$_4$"}
+    figure = new_figure(PAGE_INCHES, 8.4)
+    parts = figure.subfigures(2, 1)
+    for k, ((material, label), part) in enumerate(zip(materials.items(), parts)):
+        table = read_table(raw / f"ablation_{material}.csv")
+        table = table[table["set"] == table["set"].iloc[0]]
+        axes = part.subplot_mosaic([["structures", "variants"], ["steps", "variants"]], width_ratios=(1, 1.3))
+        letters = "abc" if k == 0 else "def"
+        learning_curve(table, measured(axes["structures"]), BY_STRUCTURES, "structures", "training structures")
+        learning_curve(table, measured(axes["steps"]), BY_STEPS, "steps", "steps")
+        ablations(table, axes["variants"])
+        axes["variants"].legend(loc="lower right")
+        panel(axes["structures"], letters[0], f"{label}, {table['set'].iloc[0]}")
+        panel(axes["steps"], letters[1])
+        panel(axes["variants"], letters[2], "one change at a time")
+    return figure
+
+
+def figure_size(raw: Path) -> Figure:
+    """Time and memory against edges, with lines of what is proportional to edges."""
+    table = read_table(raw / "size.csv")
+    figure = new_figure(PAGE_INCHES, 2.8)
+    kinds = {
+        ("hfo2", False): "HfO$_2$, prediction",
+        ("gst", False): "GeSb$_2$Te$_4$, prediction",
+        ("hfo2", True): "HfO$_2$, training step",
+    }
+    axes = figure.subplots(1, 2)
+    for ax, column, label in zip(axes, ("wall_s", "peak_gib"), ("wall time (s)", "peak resident memory (GiB)")):
+        for colour, marker, ((material, step), name) in zip(COLOURS, "os^", kinds.items()):
+            rows = table[(table["material"] == material) & (table["training_step"] == step)].sort_values("edges")
+            ax.plot(rows["edges"], rows[column], "-", marker=marker, color=colour, markersize=4, label=name)
+        largest = table[~table["training_step"]].nlargest(1, "edges").iloc[0]
+        x = np.array([table["edges"].min(), table["edges"].max()])
+        ax.plot(x, largest[column] * x / largest["edges"], ":", color="0.5", label="proportional to edges", zorder=0)
+        ax.set(xscale="log", yscale="log", xlabel="edges", ylabel=label)
+    axes[1].set_ylim(bottom=table["peak_gib"].min() / 2)
+    axes[0].legend(loc="lower right")
+    for letter, ax in zip("ab", axes):
+        panel(measured(ax), letter)
+    return figure

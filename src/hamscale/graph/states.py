@@ -1,0 +1,61 @@
+"""Which errors of H move eigenvalues: directions in the space of coupled components, from DFT's own states.
+
+To first order an error dH moves eigenvalue n at k by v^+ dH(k) v, with H(k) v = e S(k) v and v^+ S(k) v = 1: a linear function of the blocks,
+
+    d e_n(k) = sum_ijR sum_ab dH_ijR[a, b] Re(conj(v_ia) v_jb exp(2 pi i k.R))
+
+A structure has thousands of states. A sum over those of one k with random signs r_n holds them all: its square has the mean
+sum_n (d e_n)^2 over signs (M. F. Hutchinson, Commun. Stat. Simul. Comput. 19, 433 (1990)). Signs whose sum is zero leave out what is
+the same for all states, the energy gauge.
+"""
+
+import numpy as np
+from scipy.linalg import eigh
+
+from ..angular import edge_rotations
+from ..operators import Operators
+from .coupling import Coupling
+from .dataset import Graph
+
+
+def eigenvalue_directions(operators: Operators, graph: Graph, count: int, seed: int = 0):
+    """(offsite (z_i, z_j) -> (count, G, n) in edge frames, onsite z -> (count, A_z, n)), each direction at a random k.
+
+    The product of a direction with errors of coupled components, in the order of the targets, squared and averaged over directions
+    estimates the mean square error of eigenvalues less their common shift: of the occupied states and a quarter as many above.
+    """
+    random, occupied = np.random.default_rng(seed), operators.n_electrons // 2
+    states = min(operators.n_orbitals, occupied + max(1, occupied // 4))
+    parts = []
+    for _ in range(count):
+        k = random.random(3) if graph.atoms.pbc.all() else np.zeros(3)
+        signs = random.choice([-1.0, 1.0], states)
+        parts.append(direction(operators, graph, k, (signs - signs.mean()) / states**0.5))
+    return tuple({key: np.stack([part[kind][key] for part in parts]) for key in parts[0][kind]} for kind in range(2))
+
+
+def direction(operators: Operators, graph: Graph, k: np.ndarray, signs: np.ndarray) -> tuple[dict, dict]:
+    """What errors of offsite (G, n) and onsite (A_z, n) components are multiplied with, and summed, to give sum_n signs_n d e_n(k)."""
+    coupling, basis, numbers = Coupling(graph.basis), graph.basis, graph.atoms.numbers
+    starts = np.cumsum(basis.n_orbitals(numbers)) - basis.n_orbitals(numbers)
+    v = eigh(*operators.at_k(k), subset_by_index=(0, len(signs) - 1))[1]
+    density = (v.conj() * signs) @ v.T
+    offsite, onsite = {}, {}
+    for key in graph.kinds:
+        of_pair = graph.edges_of(*key)
+        edges = graph.edges[of_pair]
+        blocks = _blocks(density, starts[edges[:, 0]], starts[edges[:, 1]], basis[key[0]], basis[key[1]])
+        blocks = (blocks * np.exp(2j * np.pi * edges[:, 2:] @ k)[:, None]).real
+        turns = edge_rotations(graph.vectors[of_pair], max(coupling[key].slots))
+        offsite[key] = coupling[key].rotate(blocks @ coupling[key].transform, turns).astype(np.float32)
+    for z in np.unique(numbers).tolist():
+        at = starts[graph.atoms_of(z)]
+        onsite[z] = (_blocks(density, at, at, basis[z], basis[z]).real @ coupling[z, z].transform).astype(np.float32)
+    return offsite, onsite
+
+
+def _blocks(density, rows, columns, first, second) -> np.ndarray:
+    """(G, n_i * n_j)."""
+    i = rows[:, None, None] + np.arange(first.n_orbitals)[:, None]
+    j = columns[:, None, None] + np.arange(second.n_orbitals)
+    return density[i, j].reshape(len(rows), -1)
