@@ -15,9 +15,9 @@ demo: setup
 # accuracy on real DFT, from nothing: hours, most of them CP2K's
 hfo2 gst: setup
 	$(SNAKEMAKE) --configfile config/$@.yaml
-	$(RUN) hamscale evaluate results/$(MATERIAL_$@)/models/$(MATERIAL_$@) --split test
-MATERIAL_hfo2 := hfo2
-MATERIAL_gst := gst124
+	$(RUN) for name in $(MATERIALS_$@); do hamscale evaluate results/$$name/models/$$name --split test || exit 1; done
+MATERIALS_hfo2 := hfo2_amorphous hfo2
+MATERIALS_gst := gst124_amorphous gst124
 
 # from the tables of resources/raw: needs neither CP2K nor a GPU
 figures: .venv/installed

@@ -12,6 +12,7 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.text import Text
 
 from hamscale.figures import PAPER
+from hamscale.figures.accuracy import ablations
 from hamscale.figures.paper import boxes, domain_colours, throughput
 from hamscale.figures.style import is_modelled, new_figure, styled
 from hamscale.files import facts, read_table, write_table
@@ -67,6 +68,14 @@ def test_tables_say_when_and_by_what_they_were_made_and_name_no_machine():
             assert {"created", "git_commit", "hamscale_version"} <= set(about), path
     for name, (_, tables) in PAPER.items():
         assert all((RAW / table).is_file() for table in tables), name
+
+
+def test_an_ablation_is_drawn_over_the_default():
+    table = pd.DataFrame({"variant": ["default", "3 layers", "twice the steps"], "mae_mev": [2.0, 1.0, 9.0]})
+    table["mae_mev_onsite"], table["eigenvalue_mae_mev_occupied"] = [10.0, 15.0, 9.0], [30.0, 30.0, 9.0]
+    ax = ablations(table, new_figure().subplots())
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["3 layers"]  # a longer training is no change of the method
+    assert [line.get_xdata().tolist() for line in ax.lines[:3]] == [[0.5], [1.5], [1.0]]
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path):

@@ -15,7 +15,7 @@ ERRORS = {
     "mae_mev_onsite": ("onsite", "s"),
     "eigenvalue_mae_mev_occupied": ("occupied eigenvalues", "^"),
 }
-BY_STRUCTURES = ("a quarter of the structures", "half of the structures", "default")
+BY_STRUCTURES = ("a quarter of the structures", "half of the structures", "default", "all structures")
 BY_STEPS = ("half of the steps", "default", "twice the steps", "four times the steps")
 
 

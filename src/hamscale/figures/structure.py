@@ -102,13 +102,15 @@ def heatmap(table: pd.DataFrame, axes: list[Axes]) -> list[Axes]:
 
 
 def training(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Errors against steps, a line for each network."""
     for name, label, colour in (
         ("validation_mae_mev_onsite", "onsite", COLOURS[2]),
         ("validation_mae_mev_offsite", "offsite", COLOURS[0]),
         ("validation_mae_mev", "all", PREDICTED),
         ("train_mae_mev", "all, training", "0.6"),
     ):
-        ax.plot(table["step"], table[name], color=colour, label=label)
+        for member, rows in table.groupby("member"):
+            ax.plot(rows["step"], rows[name], color=colour, label=None if member else label)
     ax.axhline(table["baseline_mae_mev"].iloc[0], color=BASELINE, linestyle=":", label="reference")
     ax.set(yscale="log", xlabel="optimiser step", ylabel="mean absolute error (meV)")
     ax.legend(ncols=2)
