@@ -22,7 +22,7 @@ MATERIALS_gst := gst124_amorphous gst124
 # from the tables of resources/raw: needs neither CP2K nor a GPU
 figures: .venv/installed
 	$(SNAKEMAKE) -- figures
-	@echo "pictures: results/figures/fig*.pdf, .png"
+	@echo "pictures: results/figures/*.pdf, .png"
 
 test: setup
 	@tests/setup_programs.sh

@@ -43,6 +43,7 @@ def test_several_networks_predict_their_mean(model, tmp_path):
     matrices = [p.operators().hamiltonian for p in apart]
     np.testing.assert_allclose(together.operators().hamiltonian, np.mean(matrices, axis=0), atol=1e-13)
     assert np.abs(matrices[0] - matrices[1]).max() > 1e-6
+    # blocks less the reference: their variance over networks is that of the blocks
     variances = [np.var([p.onsite[z] for p in apart], axis=0, ddof=1).ravel() for z in apart[0].onsite]
     expected = hartree_to_mev(np.concatenate(variances).mean() ** 0.5)
     assert together.attributes["onsite_spread_mev"] == pytest.approx(expected, rel=1e-9)

@@ -152,7 +152,7 @@ def main(arguments=None) -> int:
     )
     verb(
         draw,
-        figure={"choices": ["fig3", "fig5", "fig6", "fig7", "fig8"], "nargs": "*", "help": "default: all"},
+        figure={"choices": ["fig3", "fig5", "fig6", "fig7", "fig8", "learning", "size"], "nargs": "*", "help": "default: all"},
         raw={"type": Path, "default": Path("resources/raw"), "help": "folder of tables; default resources/raw"},
         out=out,
     )

@@ -21,8 +21,7 @@ def evaluate(model_directory, material: Material, operators_paths: list[Path]) -
         blocks = [errors.block_errors(dft, o, float(predicted.attributes["cutoff_angstrom"])) for o in (predicted, baseline)]
         comparison = spectra.compare_spectra(dft, predicted, baseline, material.analysis)
         name = {"structure": path.stem, "set": path.stem.rsplit("-", 1)[0]}
-        spread = {key: predicted.attributes[key] for key in ("onsite_spread_mev",) if key in predicted.attributes}
-        rows.append(name | summary_row(dft, predicted, *blocks, comparison) | spread)
+        rows.append(name | summary_row(dft, predicted, *blocks, comparison))
     return pd.DataFrame(rows)
 
 

@@ -171,46 +171,36 @@ def predict(
     offsite, onsite = {}, {}
     if not reference_only:
         networks = [network.to(world.device, dtype) for network in networks]
-        forward = _forward_on_ranks if world.size > 1 else forward_in_parts
-        results = (forward(network, graph, reference, dtype, *((halo, swap) if world.size > 1 else ())) for network in networks)
-        offsite, onsite, squares = _means(results)
+        if world.size == 1:
+            offsite, of_networks = forward_in_parts(networks, graph, reference, dtype)
+        else:
+            offsite, of_networks = _forward_on_ranks(networks, graph, reference, dtype, halo, swap)
+        onsite = {z: values.mean(0) for z, values in of_networks.items()}
         if len(networks) > 1:
-            sums = torch.tensor([squares, sum(v.size for v in onsite.values())], dtype=torch.float64, device=world.device)
-            total, count = world.sum(sums).tolist()
-            attributes["onsite_spread_mev"] = hartree_to_mev((total / (len(networks) - 1) / count) ** 0.5)
+            variances = [np.var(values, axis=0, ddof=1, dtype=np.float64) for values in of_networks.values()]
+            sums = [sum(v.sum() for v in variances), sum(v.size for v in variances)]
+            total, count = world.sum(torch.tensor(sums, dtype=torch.float64, device=world.device)).tolist()
+            attributes["onsite_spread_mev"] = hartree_to_mev((total / count) ** 0.5)
     prediction = assemble(graph, reference, offsite, onsite, world)
     prediction.attributes = attributes | {"wall_seconds": time.time() - started}
     return prediction
 
 
-def _means(results) -> tuple[dict, dict, float]:
-    """Of what several networks give, in place and one at a time: offsite, onsite, and the sum of squared deviations of the latter
-    (B. P. Welford, Technometrics 4, 419 (1962))."""
-    means, squares = ({}, {}), 0.0
-    for n, result in enumerate(results, start=1):
-        for mean, values in zip(means, result):
-            for key, value in values.items():
-                if n == 1:
-                    mean[key] = value
-                    continue
-                value -= mean[key]
-                if mean is means[1]:
-                    squares += (n - 1) / n * float(np.square(value, dtype=np.float64).sum())
-                value /= n
-                mean[key] += value
-    return *means, squares
-
-
 @torch.inference_mode()
-def _forward_on_ranks(network, graph: Graph, reference: Reference, dtype, halo, swap) -> tuple[dict, dict]:
+def _forward_on_ranks(networks, graph: Graph, reference: Reference, dtype, halo, swap) -> tuple[dict, dict]:
     """What `forward_in_parts` gives, of a rank's part."""
-    device, elements = next(network.parameters()).device, sorted(reference.basis)
-    inputs = graph_inputs(graph, reference, network.lmax, dtype, halo=halo).to(device)
-    offsite, onsite = network(inputs, swap)
-    return (
-        {(elements[i], elements[j]): v.cpu().numpy() for (i, j), v in offsite.items()},
-        {elements[s]: v.cpu().numpy() for s, v in onsite.items()},
-    )
+    device, elements = next(networks[0].parameters()).device, sorted(reference.basis)
+    inputs = graph_inputs(graph, reference, networks[0].lmax, dtype, halo=halo).to(device)
+    means, onsite = {}, {}
+    for network in networks:
+        offsite, of_network = network(inputs, swap)
+        for pair, values in offsite.items():
+            values /= len(networks)
+            means[pair] = means[pair].add_(values) if pair in means else values
+        for s, values in of_network.items():
+            onsite.setdefault(elements[s], []).append(values.cpu().numpy())
+    offsite = {(elements[i], elements[j]): v.cpu().numpy() for (i, j), v in means.items()}
+    return offsite, {z: np.stack(of_networks) for z, of_networks in onsite.items()}
 
 
 def assemble(graph: Graph, reference: Reference, offsite: dict, onsite: dict, world: World = World()) -> Prediction:  # noqa: B008

@@ -21,37 +21,50 @@ EDGES_AT_ONCE = 1 << 17
 
 @torch.inference_mode()
 def forward_in_parts(
-    model: HamiltonianNetwork, graph: Graph, reference: Reference, dtype=torch.float32, edges_at_once: int = EDGES_AT_ONCE
+    networks: list[HamiltonianNetwork],
+    graph: Graph,
+    reference: Reference,
+    dtype=torch.float32,
+    edges_at_once: int = EDGES_AT_ONCE,
 ) -> tuple[dict, dict]:
-    """What the network gives of a whole graph, numpy: offsite (z_i, z_j) -> (G, n), onsite z -> (A_z, n), Hartree.
+    """What networks give of a whole graph, numpy: their mean offsite (z_i, z_j) -> (G, n), and onsite z -> (networks, A_z, n), Hartree.
 
-    Equal to one pass to rounding, for any number of edges at once.
+    Equal to one pass of each to rounding, for any number of edges at once.
     """
-    elements, device = sorted(reference.basis), next(model.parameters()).device
+    elements, device = sorted(reference.basis), next(networks[0].parameters()).device
     if not graph.crystal_field:  # of the whole: charges reach further than any part
         graph = replace(graph, crystal_field=reference.crystal_field.of_graph(graph))
     species = torch.from_numpy(np.searchsorted(elements, graph.atoms.numbers)).to(device)
-    x = [model.embed(species)]
-    for layer, update in enumerate(model.node_updates):
-        features = torch.empty_like(x[0])
+    lmax, layers = networks[0].lmax, len(networks[0].node_updates)
+    features = [[network.embed(species)] for network in networks]  # of each network, after each layer
+    for layer in range(layers):
+        for x in features:
+            x.append(torch.empty_like(x[0]))
         for part, known in _parts(graph, edges_at_once):
-            inputs, local = _inputs(part, known, model, reference, dtype, x)
-            edges = model.edge_features(inputs, local, layer)
-            features[known[: inputs.atoms]] = update(local[layer], edges, inputs, False)
-        x.append(features)
+            inputs, atoms = _inputs(part, known, reference, lmax, dtype, device)
+            for network, x in zip(networks, features):
+                local = [values[atoms] for values in x[: layer + 1]]
+                edges = network.edge_features(inputs, local, layer)
+                x[-1][atoms[: inputs.atoms]] = network.node_updates[layer](local[layer], edges, inputs, False)
     coupling, kept = Coupling(reference.basis), torch.empty(0, dtype=dtype).numpy().dtype
-    offsite = {(a, b): np.empty((len(graph.edges_of(a, b)), coupling[a, b].size), kept) for a, b in graph.kinds}
-    onsite, done = {}, dict.fromkeys(offsite, 0)
+    offsite = {(a, b): np.zeros((len(graph.edges_of(a, b)), coupling[a, b].size), kept) for a, b in graph.kinds}
+    onsite = {z: [[] for _ in networks] for z in np.unique(graph.atoms.numbers).tolist()}
+    done = dict.fromkeys(offsite, 0)
     for part, known in _parts(graph, edges_at_once):
-        inputs, local = _inputs(part, known, model, reference, dtype, x)
-        for (a, b), values in zip(inputs.pairs, model.edge_features(inputs, local, len(x) - 1)):
-            key = elements[a], elements[b]
-            offsite[key][done[key] : done[key] + len(values)] = values.cpu().numpy()
-            done[key] += len(values)
-        for s, values in model.read_onsite(inputs, model.read_norm(local[-1][: inputs.atoms])).items():
-            onsite.setdefault(elements[s], []).append(values.cpu().numpy())
+        inputs, atoms = _inputs(part, known, reference, lmax, dtype, device)
+        for k, (network, x) in enumerate(zip(networks, features)):
+            local = [values[atoms] for values in x]
+            for (a, b), values in zip(inputs.pairs, network.edge_features(inputs, local, layers)):
+                first = done[elements[a], elements[b]]
+                offsite[elements[a], elements[b]][first : first + len(values)] += values.cpu().numpy() / kept.type(
+                    len(networks)
+                )
+            for s, values in network.read_onsite(inputs, network.read_norm(local[-1][: inputs.atoms])).items():
+                onsite[elements[s]][k].append(values.cpu().numpy())
+        for (a, b), pair in inputs.pairs.items():
+            done[elements[a], elements[b]] += len(pair.edges)
     _make_hermitian(graph, coupling, offsite)
-    return offsite, {z: np.concatenate(values) for z, values in onsite.items()}
+    return offsite, {z: np.stack([np.concatenate(parts) for parts in of_networks]) for z, of_networks in onsite.items()}
 
 
 def _parts(graph: Graph, edges_at_once: int):
@@ -63,17 +76,16 @@ def _parts(graph: Graph, edges_at_once: int):
         edges, owned = graph.edges[ends[atom] : ends[last]], np.arange(atom, last)
         sources = np.unique(edges[:, 1])
         ghosts = sources[(sources < atom) | (sources >= last)]
-        crystal_field = {z: graph.crystal_field[z][np.isin(graph.atoms_of(z), owned)] for z in graph.crystal_field}
+        spans = {z: slice(*np.searchsorted(graph.atoms_of(z), [atom, last])) for z in graph.crystal_field}
+        crystal_field = {z: graph.crystal_field[z][span] for z, span in spans.items()}
         part = replace(graph, edges=edges, owned=owned, offsite={}, onsite={}, crystal_field=crystal_field)
         yield part, np.concatenate([owned, ghosts])
         atom = last
 
 
-def _inputs(part: Graph, known: np.ndarray, model, reference: Reference, dtype, x: list):
-    device = x[0].device
-    inputs = graph_inputs(part, reference, model.lmax, dtype, ghosts=known[len(part.owned) :]).to(device)
-    atoms = torch.from_numpy(known).to(device)
-    return inputs, [features[atoms] for features in x]
+def _inputs(part: Graph, known: np.ndarray, reference: Reference, lmax: int, dtype, device):
+    inputs = graph_inputs(part, reference, lmax, dtype, ghosts=known[len(part.owned) :]).to(device)
+    return inputs, torch.from_numpy(known).to(device)
 
 
 def _make_hermitian(graph: Graph, coupling: Coupling, offsite: dict):

@@ -342,14 +342,15 @@ def evaluate(model: Path, split: str, sets: list[str] | None, material: Path | N
     from .evaluate import evaluate as run
     from .evaluate import summarise
 
-    material = material or Path("config/materials") / f"{model.resolve().parents[1].name}.yaml"
+    shipped, folder = model.resolve().parent.parent.name == "resources", model.resolve().parents[2]
+    material = material or Path("config/materials") / f"{model.name if shipped else model.resolve().parents[1].name}.yaml"
     settings = config.load_material(material)
     of_split = list(dict.fromkeys(i.rsplit("-", 1)[0] for i in settings.identifiers(split)))
     if unknown := set(sets or ()) - set(of_split):
         raise ValueError(
             f"--sets {' '.join(sorted(unknown))}: not of the split {split}. Its sets: {', '.join(of_split) or 'none'}."
         )
-    results = model.resolve().parents[2] / (settings.extends or material.stem) / "operators"
+    results = (Path("results") if shipped else folder) / (settings.extends or material.stem) / "operators"
     ids = [i for i in settings.identifiers(split) if not sets or i.rsplit("-", 1)[0] in sets]
     if missing := [i for i in ids if not (results / f"{i}.h5").is_file()]:
         raise ValueError(
@@ -359,7 +360,7 @@ def evaluate(model: Path, split: str, sets: list[str] | None, material: Path | N
         raise ValueError(f"{material}: no structure of the split {split}.")
     rows = run(model, settings, [results / f"{i}.h5" for i in ids])
     if out:
-        write_text(out, rows.to_csv(index=False))
+        write_table(out, rows, model=model.name, split=split)
     for name, part in rows.groupby("set", sort=False):
         print(json.dumps({"set": name} | summarise(part)))
     print(json.dumps(summarise(rows)))

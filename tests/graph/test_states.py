@@ -4,12 +4,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy.linalg import eigh
 
 from conftest import hafnia, model_hamiltonian
-from hamscale.graph.dataset import training_graph
+from hamscale.graph.dataset import read_graph, training_graph, write_graph
 from hamscale.graph.reference import fit_reference
-from hamscale.graph.states import direction, eigenvalue_directions
+from hamscale.graph.states import directions, eigenvalue_directions
+from hamscale.parallel.env import World
+from hamscale.train.ranks import my_part
+from hamscale.train.tensors import differences_mev
 
 CUTOFF = 5.0
 
@@ -27,8 +31,8 @@ def case(szv):
     return operators, wrong, training_graph(operators, reference), training_graph(wrong, reference)
 
 
-def product(directions, a, b) -> float:
-    parts = zip(directions, (a.offsite, a.onsite), (b.offsite, b.onsite))
+def product(of_direction, a, b) -> float:
+    parts = zip(of_direction, (a.offsite, a.onsite), (b.offsite, b.onsite))
     return sum((d[key] * (of_b[key] - of_a[key])).sum() for d, of_a, of_b in parts for key in d)
 
 
@@ -45,8 +49,22 @@ def test_a_direction_gives_the_first_order_shift_of_eigenvalues(case, k):
         signs[n] = 1
         # targets are of H - mu S within the cutoff, and mu is fitted to each
         expected = after[n] - before[n] - gauge * (v[:, n].conj() @ within @ v[:, n]).real
-        found = product(direction(operators, graph, k, signs), graph, of_wrong)
+        found = directions(operators, graph, k[None], signs[None])
+        found = product([{key: d[0] for key, d in part.items()} for part in found], graph, of_wrong)
         assert found == pytest.approx(expected, abs=2e-3 * 1e-8)
+
+
+def test_directions_are_in_the_order_of_a_graph_that_was_a_file(case, tmp_path):
+    """Of elements whose order by name is not that by number."""
+    operators, _, graph, _ = case
+    reference = fit_reference([operators, model_hamiltonian(hafnia(1), operators.basis)], CUTOFF)
+    write_graph(tmp_path / "graph.h5", graph)
+    found = []
+    for of in (graph, read_graph(tmp_path / "graph.h5")):
+        part = my_part(of, reference, 2, torch.float64, 500, World(), 1, operators=operators, directions=3)
+        zero = tuple({key: torch.zeros_like(v) for key, v in targets.items()} for targets in (part.offsite, part.onsite))
+        found.append(sum(a @ d for a, d in zip(part.directions, differences_mev(zero, part))))
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_directions_average_to_the_mean_square_error_less_the_common_shift(case):

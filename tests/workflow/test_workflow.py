@@ -26,7 +26,16 @@ BIN = Path(sys.executable).parent
 ON_REQUEST = {
     *("partition", "export", "export_sisl"),
     "quality",  # of sets made by melt and quench
-    *("domains", "partition_table", "scaling_measured", "scaling_modelled", "scaling_partitions", "throughput"),
+    *(
+        "ablation",
+        "size_table",
+        "domains",
+        "partition_table",
+        "scaling_measured",
+        "scaling_modelled",
+        "scaling_partitions",
+        "throughput",
+    ),
 }
 MODEL = {"network": {"layers": 1, "channels": 4, "hidden": 4}, "training": {"steps": 6, "validate_every": 3}}
 
@@ -146,11 +155,21 @@ def test_figures_are_drawn_where_there_is_neither_cp2k_nor_a_gpu(tmp_path):
         (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
     result = snakemake(tmp_path, "figures", PATH=f"{BIN}:{tmp_path / 'bin'}", CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stderr
-    for n in (3, 5, 6, 7, 8):
-        assert (tmp_path / "results" / "figures" / f"fig{n}.pdf").read_bytes().startswith(b"%PDF")
-        assert (tmp_path / "results" / "figures" / f"fig{n}.png").stat().st_size > 50_000
+    for name in ("fig3", "fig5", "fig6", "fig7", "fig8", "learning", "size"):
+        assert (tmp_path / "results" / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert (tmp_path / "results" / "figures" / f"{name}.png").stat().st_size > 50_000
     anew = snakemake(tmp_path, "-n", "figures", "--configfile", "config/figures.yaml", "--config", "raw=results/raw").stdout
-    for rule in ("throughput", "domains", "partition_table", "scaling_measured", "scaling_modelled", "figure_8_tables", "dft"):
+    for rule in (
+        "throughput",
+        "domains",
+        "partition_table",
+        "scaling_measured",
+        "scaling_modelled",
+        "figure_8_tables",
+        "ablation",
+        "size_table",
+        "dft",
+    ):
         assert re.search(rf"^{rule} +\d", anew, re.M), rule
 
 

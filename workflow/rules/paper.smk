@@ -9,7 +9,6 @@ RAW_TABLES = [
     "scaling_modelled.csv",
     *(f"fig8_{table}.csv" for table in FIGURE_8_TABLES),
     "ablation_hfo2.csv",
-    "ablation_gst124.csv",
     "size.csv",
 ]
 
@@ -184,9 +183,13 @@ rule ablation:
         lambda w: expand(
             "results/{material}/operators/{id}.h5",
             material=w.material,
-            id=load_material(f"config/materials/{w.material}.yaml").identifiers(
-                "train", "validation", "test"
-            ),
+            id=[
+                id
+                for id in MATERIALS[w.material].identifiers(
+                    "train", "validation", "test"
+                )
+                if not MATERIALS[w.material].structures[id[:-4]].melt_quench
+            ],
         ),
     output:
         "results/raw/ablation_{material}.csv",

@@ -39,6 +39,7 @@ def summary_row(dft: Operators, predicted: Operators, blocks, blocks_baseline, c
         {"atoms": len(dft.atoms), "orbitals": dft.n_orbitals, "cutoff_angstrom": float(predicted.attributes["cutoff_angstrom"])}
         | errors.error_summary(blocks)
         | {f"baseline_{k}": v for k, v in errors.error_summary(blocks_baseline).items() if k.startswith("mae")}
+        | {key: predicted.attributes[key] for key in ("onsite_spread_mev",) if key in predicted.attributes}
         | spectra.spectral_summary(comparison)
         | {
             "dft_code": dft.attributes.get("code", ""),

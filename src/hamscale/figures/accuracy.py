@@ -15,6 +15,7 @@ ERRORS = {
     "mae_mev_onsite": ("onsite", "s"),
     "eigenvalue_mae_mev_occupied": ("occupied eigenvalues", "^"),
 }
+MATERIALS = {"hfo2": "HfO$_2$", "gst124": "GeSb$_2$Te$_4$"}
 BY_STRUCTURES = ("a quarter of the structures", "half of the structures", "default", "all structures")
 BY_STEPS = ("half of the steps", "default", "twice the steps", "four times the steps")
 
@@ -46,21 +47,20 @@ def ablations(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def figure_learning(raw: Path) -> Figure:
-    materials = {"hfo2": "HfO$_2$", "gst124": "GeSb$_2$Te$_4$"}
-    figure = new_figure(PAGE_INCHES, 8.4)
-    parts = figure.subfigures(2, 1)
-    for k, ((material, label), part) in enumerate(zip(materials.items(), parts)):
-        table = read_table(raw / f"ablation_{material}.csv")
+    """A row of panels for every material that has a table."""
+    tables = {name: raw / f"ablation_{name}.csv" for name in MATERIALS}
+    tables = {name: read_table(path) for name, path in tables.items() if path.is_file()}
+    figure = new_figure(PAGE_INCHES, 4.4 * len(tables))
+    parts = np.atleast_1d(figure.subfigures(len(tables), 1))
+    for letters, part, (name, table) in zip(("abc", "def"), parts, tables.items()):
         table = table[table["set"] == table["set"].iloc[0]]
         axes = part.subplot_mosaic([["structures", "variants"], ["steps", "variants"]], width_ratios=(1, 1.3))
-        letters = "abc" if k == 0 else "def"
         learning_curve(table, measured(axes["structures"]), BY_STRUCTURES, "structures", "training structures")
         learning_curve(table, measured(axes["steps"]), BY_STEPS, "steps", "steps")
         ablations(table, axes["variants"])
         axes["variants"].legend(loc="lower right")
-        panel(axes["structures"], letters[0], f"{label}, {table['set'].iloc[0]}")
-        panel(axes["steps"], letters[1])
-        panel(axes["variants"], letters[2], "one change at a time")
+        for letter, of, title in zip(letters, axes.values(), (MATERIALS[name], "one change at a time", "")):
+            panel(of, letter, title)
     return figure
 
 

@@ -141,7 +141,7 @@ class CrystalField:
             values = of_z[L] @ self.tables[z][L]
             if L == 0:
                 values = values + self.mean[z][: values.shape[2]]
-            result[:, part] = values.reshape(len(result), -1)
+            result[:, part] = values.reshape(len(result), part.stop - part.start)
         return result
 
     def of_graph(self, graph) -> dict[int, np.ndarray]:

@@ -26,31 +26,33 @@ def eigenvalue_directions(operators: Operators, graph: Graph, count: int, seed: 
     """
     random, occupied = np.random.default_rng(seed), operators.n_electrons // 2
     states = min(operators.n_orbitals, occupied + max(1, occupied // 4))
-    parts = []
-    for _ in range(count):
-        k = random.random(3) if graph.atoms.pbc.all() else np.zeros(3)
-        signs = random.choice([-1.0, 1.0], states)
-        parts.append(direction(operators, graph, k, (signs - signs.mean()) / states**0.5))
-    return tuple({key: np.stack([part[kind][key] for part in parts]) for key in parts[0][kind]} for kind in range(2))
+    signs = random.choice([-1.0, 1.0], (count, states))
+    kpoints = random.random((count, 3)) if graph.atoms.pbc.all() else np.zeros((count, 3))
+    return directions(operators, graph, kpoints, (signs - signs.mean(1, keepdims=True)) / states**0.5)
 
 
-def direction(operators: Operators, graph: Graph, k: np.ndarray, signs: np.ndarray) -> tuple[dict, dict]:
-    """What errors of offsite (G, n) and onsite (A_z, n) components are multiplied with, and summed, to give sum_n signs_n d e_n(k)."""
+def directions(operators: Operators, graph: Graph, kpoints: np.ndarray, signs: np.ndarray) -> tuple[dict, dict]:
+    """What errors of offsite (G, n) and onsite (A_z, n) components are multiplied with, and summed, to give sum_n signs_n d e_n(k), for every
+    k of kpoints (D, 3) with its signs, (D, states)."""
     coupling, basis, numbers = Coupling(graph.basis), graph.basis, graph.atoms.numbers
     starts = np.cumsum(basis.n_orbitals(numbers)) - basis.n_orbitals(numbers)
-    v = eigh(*operators.at_k(k), subset_by_index=(0, len(signs) - 1))[1]
-    density = (v.conj() * signs) @ v.T
+    densities = []
+    for k, of_k in zip(kpoints, signs):
+        v = eigh(*operators.at_k(k), subset_by_index=(0, len(of_k) - 1))[1]
+        densities.append((v.conj() * of_k) @ v.T)
     offsite, onsite = {}, {}
     for key in graph.kinds:
-        of_pair = graph.edges_of(*key)
-        edges = graph.edges[of_pair]
-        blocks = _blocks(density, starts[edges[:, 0]], starts[edges[:, 1]], basis[key[0]], basis[key[1]])
-        blocks = (blocks * np.exp(2j * np.pi * edges[:, 2:] @ k)[:, None]).real
-        turns = edge_rotations(graph.vectors[of_pair], max(coupling[key].slots))
-        offsite[key] = coupling[key].rotate(blocks @ coupling[key].transform, turns).astype(np.float32)
+        of_pair, pair = graph.edges_of(*key), coupling[key]
+        edges, turns = graph.edges[of_pair], edge_rotations(graph.vectors[of_pair], max(pair.slots))
+        offsite[key] = np.empty((len(kpoints), len(edges), pair.size), np.float32)
+        for m, (k, density) in enumerate(zip(kpoints, densities)):
+            blocks = _blocks(density, starts[edges[:, 0]], starts[edges[:, 1]], basis[key[0]], basis[key[1]])
+            blocks = (blocks * np.exp(2j * np.pi * edges[:, 2:] @ k)[:, None]).real
+            offsite[key][m] = pair.rotate(blocks @ pair.transform, turns)
     for z in np.unique(numbers).tolist():
-        at = starts[graph.atoms_of(z)]
-        onsite[z] = (_blocks(density, at, at, basis[z], basis[z]).real @ coupling[z, z].transform).astype(np.float32)
+        at, pair = starts[graph.atoms_of(z)], coupling[z, z]
+        blocks = [_blocks(density, at, at, basis[z], basis[z]).real @ pair.transform for density in densities]
+        onsite[z] = np.array(blocks, np.float32)
     return offsite, onsite
 
 
@@ -58,4 +60,4 @@ def _blocks(density, rows, columns, first, second) -> np.ndarray:
     """(G, n_i * n_j)."""
     i = rows[:, None, None] + np.arange(first.n_orbitals)[:, None]
     j = columns[:, None, None] + np.arange(second.n_orbitals)
-    return density[i, j].reshape(len(rows), -1)
+    return density[i, j].reshape(len(rows), first.n_orbitals * second.n_orbitals)

@@ -139,10 +139,9 @@ class CrystalFieldEmbedding(nn.Module):
         result = inputs.distances.new_zeros(inputs.atoms, (self.lmax + 1) ** 2, self.channels)
         for s, a in inputs.atoms_of.items():
             blocks = a.crystal_field.split([(2 * L + 1) * n for L, n in self.slots[s].items()], 1)
-            parts = {L: block.unflatten(1, (2 * L + 1, n)) for (L, n), block in zip(self.slots[s].items(), blocks)}
-            for L, part in parts.items():
+            for (L, n), block in zip(self.slots[s].items(), blocks):
                 if self.lmax >= L:
-                    result[a.atoms, L * L : (L + 1) ** 2] = part @ self.weights[f"{s}-{L}"]
+                    result[a.atoms, L * L : (L + 1) ** 2] = block.unflatten(1, (2 * L + 1, n)) @ self.weights[f"{s}-{L}"]
         return result
 
 

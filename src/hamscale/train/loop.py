@@ -96,12 +96,13 @@ def train(
     validation = validation[group::groups]
     baseline = _evaluate(None, validation, world)
     fingerprint = _fingerprint(model_config, reference_path, train_paths, validation_paths, operators_paths)
+    of_network = lambda member: f" of network {member + 1}" if settings.members > 1 else ""  # noqa: E731
     trained, recent = [], Errors()
     state = {"step": 0, "best": float("inf"), "rows": [], "seconds": 0.0, "fingerprint": fingerprint}
     if found := checkpoint.load_checkpoint(checkpoint_directory, learner, fingerprint, progress, world.is_root):
         trained, state = found
         recent = Errors(state["recent"]) if world.is_root else recent
-        progress(f"resumed at step {state['step']} of network {len(trained) + 1} of {settings.members}")
+        progress(f"resumed at step {state['step']}{of_network(len(trained))}")
     world.barrier()  # none writes a checkpoint before all have read it
     before = state["seconds"]
     bar = tqdm(
@@ -151,18 +152,22 @@ def train(
                 for name, value in row.items() if writer else ():
                     writer.add_scalar(name, value, member * settings.steps + step + 1)
                 progress(
-                    f"{f'network {member + 1}, ' if settings.members > 1 else ''}step {step + 1} of {settings.steps}: training "
+                    f"step {step + 1} of {settings.steps}{of_network(member)}: training "
                     f"{row['train_mae_mev']:.3f}, validation {errors['mae_mev']:.3f} meV (onsite {errors['mae_mev_onsite']:.2f}, "
                     f"offsite {errors['mae_mev_offsite']:.3f}; reference {baseline['mae_mev']:.3f})"
                 )
             bar.update()
             if stop and not (last and member + 1 == settings.members):
                 save(step + 1)
-                raise Stopped(f"stopped by a signal after step {step + 1} of {settings.steps}; start again to go on")
+                raise Stopped(
+                    f"stopped by a signal after step {step + 1} of {settings.steps}{of_network(member)}; start again to go on"
+                )
+        if not learner.best:
+            raise ValueError(f"no validation error{of_network(member)} was a number. Lower training.learning_rate.")
         trained.append(learner.best)
         state.update(step=0, best=float("inf"))
-        recent = Errors()
-        learner = Learner(model_config, reference, world, len(trained))
+        if len(trained) < settings.members:
+            recent, learner = Errors(), Learner(model_config, reference, world, len(trained))
     if world.is_root:
         write_text(Path(directory) / "train.csv", _table(state["rows"]))
         best = pd.DataFrame(state["rows"]).groupby("member")["validation_mae_mev"].min()

@@ -39,7 +39,8 @@ def my_part(
     result = example(part, reference, lmax, dtype, chunk, halo)
     result.exchange, result.counts = swap, whole
     if operators is not None:
-        result.directions = flat_directions(eigenvalue_directions(operators, part, directions), dtype)
+        found = eigenvalue_directions(operators, part, directions)
+        result.directions = flat_directions(found, result, sorted(reference.basis))
     return result.to(world.device)
 
 

@@ -208,13 +208,16 @@ def example(
     return Example(inputs, offsite, onsite)
 
 
-def flat_directions(directions: tuple[dict, dict], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Of `eigenvalue_directions`, components in the order of `differences_mev`."""
-    empty = [np.empty((next(iter(directions[1].values())).shape[0], 0), np.float32)]
-    return tuple(
-        torch.from_numpy(np.concatenate(empty + [d.reshape(len(d), -1) for d in part.values()], 1)).to(dtype)
-        for part in directions
+def flat_directions(directions: tuple[dict, dict], example: Example, elements: list[int]) -> tuple[Tensor, Tensor]:
+    """Of `eigenvalue_directions`: components in the order in which `differences_mev` has those of the example."""
+    offsite, onsite = directions
+    parts = (
+        [offsite[elements[i], elements[j]] for i, j in example.offsite],
+        [onsite[elements[s]] for s in example.onsite],
     )
+    empty, dtype = np.empty((len(next(iter(onsite.values()))), 0), np.float32), example.inputs.distances.dtype
+    flat = lambda d: d.reshape(len(d), d.shape[1] * d.shape[2])  # noqa: E731
+    return tuple(torch.from_numpy(np.concatenate([empty, *map(flat, part)], 1)).to(dtype) for part in parts)
 
 
 def differences_mev(predicted: tuple[dict, dict], example: Example) -> tuple[Tensor, Tensor]:
