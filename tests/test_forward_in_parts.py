@@ -21,7 +21,7 @@ def test_any_number_of_edges_at_once_gives_the_mean_of_what_one_pass_of_each_net
     settings = Network(layers=layers, channels=4, hidden=4, values=4)
     networks = [build_network(settings, reference).double() for _ in range(2)]
     # one atom has no neighbour: a part without edges
-    apart = Atoms("HfO", [(0, 0, 0), (20, 20, 20)], cell=[40] * 3, pbc=True)
+    apart = Atoms("HfO", [(0, 0, 0), (6, 6, 6)], cell=[12] * 3, pbc=True)
     for atoms in (hafnia(5), apart):
         graph = structure_graph(atoms, reference.basis, CUTOFF)
         inputs = graph_inputs(graph, reference, networks[0].lmax, torch.float64)

@@ -151,7 +151,7 @@ def predict(
     """H and S of any structure, Hermitian by construction, in the reference's energy gauge; of several ranks each has its rows.
 
     H: the reference on all pairs, plus the network's output within its cutoff, the mean of all networks of the model; how much these
-    differ, attribute onsite_spread_mev (standard deviation, root mean square over onsite components), tells a structure unlike those of training. S: exact two-centre integrals, so that
+    differ, attribute onsite_spread_mev (standard deviation, root mean square over onsite components), grows with the error, if less. S: exact two-centre integrals, so that
     eigenvalues need no DFT. The pairs are those that overlap by more than 1e-8 or lie within the cutoff.
     Raises ValueError if the structure holds an element, or a kind of periodicity, that the model was not trained on.
     """
