@@ -27,7 +27,11 @@ def learning_curve(table: pd.DataFrame, ax: Axes, variants, column: str, label: 
         ax.plot(rows[column], rows[error], "-", marker=marker, color=colour, label=name, markersize=4)
     ax.set(xscale="log", yscale="log", xlabel=label, ylabel="error (meV)")
     ax.set_xticks(rows[column], [f"{x:,}" for x in rows[column]])
+    least, most = rows[list(ERRORS)].min().min(), rows[list(ERRORS)].max().max()
+    ticks = [t for t in (0.5, 1, 2, 5, 10, 20, 50, 100) if 0.5 * least < t < 2 * most]
+    ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
     ax.minorticks_off()
+    ax.set_ylim(0.8 * least, 1.6 * most)  # room for the word above
     return ax
 
 
