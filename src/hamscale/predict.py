@@ -150,8 +150,9 @@ def predict(
 ) -> Prediction:
     """H and S of any structure, Hermitian by construction, in the reference's energy gauge; of several ranks each has its rows.
 
-    H: the reference on all pairs, plus the network's output within its cutoff, the mean of all networks of the model; how much these
-    differ, attribute onsite_spread_mev (standard deviation, root mean square over onsite components), grows with the error, if less. S: exact two-centre integrals, so that
+    H: the reference on all pairs, plus the mean of what the model's networks give within their cutoff; attribute onsite_spread_mev: how much
+    they differ (standard deviation, root mean square over onsite components), which grows with the error, if less. S: exact two-centre
+    integrals, so that
     eigenvalues need no DFT. The pairs are those that overlap by more than 1e-8 or lie within the cutoff.
     Raises ValueError if the structure holds an element, or a kind of periodicity, that the model was not trained on.
     """
@@ -209,7 +210,7 @@ def assemble(graph: Graph, reference: Reference, offsite: dict, onsite: dict, wo
     mine = np.zeros(len(graph.atoms), bool)
     mine[graph.owned] = True
     pairs = pairs[mine[pairs[:, 0]]]
-    blocks, shifts = dict(graph.crystal_field or reference.crystal_field.of_graph(graph)), {}
+    blocks, shifts = dict(reference.crystal_field.known_of(graph)), {}
     for z in np.unique(graph.atoms.numbers).tolist():
         atoms, here = np.flatnonzero(graph.atoms.numbers == z), graph.atoms_of(z)
         # bonds reach atoms of other ranks, also beyond the cutoff: every rank has the reference of all

@@ -32,8 +32,8 @@ def forward_in_parts(
     Equal to one pass of each to rounding, for any number of edges at once.
     """
     elements, device = sorted(reference.basis), next(networks[0].parameters()).device
-    if not graph.crystal_field:  # of the whole: charges reach further than any part
-        graph = replace(graph, crystal_field=reference.crystal_field.of_graph(graph))
+    # of the whole: charges reach further than any part
+    graph = replace(graph, crystal_field=reference.crystal_field.known_of(graph))
     species = torch.from_numpy(np.searchsorted(elements, graph.atoms.numbers)).to(device)
     lmax, layers = networks[0].lmax, len(networks[0].node_updates)
     features = [[network.embed(species)] for network in networks]  # of each network, after each layer
@@ -55,10 +55,8 @@ def forward_in_parts(
         for k, (network, x) in enumerate(zip(networks, features)):
             local = [values[atoms] for values in x]
             for (a, b), values in zip(inputs.pairs, network.edge_features(inputs, local, layers)):
-                first = done[elements[a], elements[b]]
-                offsite[elements[a], elements[b]][first : first + len(values)] += values.cpu().numpy() / kept.type(
-                    len(networks)
-                )
+                key = elements[a], elements[b]
+                offsite[key][done[key] : done[key] + len(values)] += (values / len(networks)).cpu().numpy()
             for s, values in network.read_onsite(inputs, network.read_norm(local[-1][: inputs.atoms])).items():
                 onsite[elements[s]][k].append(values.cpu().numpy())
         for (a, b), pair in inputs.pairs.items():

@@ -342,6 +342,7 @@ def evaluate(model: Path, split: str, sets: list[str] | None, material: Path | N
     from .evaluate import evaluate as run
     from .evaluate import summarise
 
+    # results/MATERIAL/models/NAME, or resources/models/MATERIAL, whose DFT is under results
     shipped, folder = model.resolve().parent.parent.name == "resources", model.resolve().parents[2]
     material = material or Path("config/materials") / f"{model.name if shipped else model.resolve().parents[1].name}.yaml"
     settings = config.load_material(material)

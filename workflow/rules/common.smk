@@ -119,12 +119,13 @@ def of_split(pattern, *splits):
 
 def dft_ids(material):
     """Structures of a material that need DFT for what is to be run, in its own order."""
-    users = [r.material for r in RUNS if owner(r.material) == material]
-    users = [
-        MATERIALS[name]
-        for name in {*users, *(name for name in ABLATED if name == material)}
-    ]
-    needed = {i for m in users for i in m.identifiers("train", "validation", "test")}
+    users = {r.material for r in RUNS if owner(r.material) == material}
+    users |= {material} & set(ABLATED)
+    needed = {
+        i
+        for name in users
+        for i in MATERIALS[name].identifiers("train", "validation", "test")
+    }
     return [i for i in MATERIALS[material].identifiers() if i in needed]
 
 

@@ -156,6 +156,10 @@ class CrystalField:
                 part.append(self.onsite(z, [f[numbers[some] == z] for f in of_atoms]))
         return {z: np.concatenate(part) for z, part in parts.items()}
 
+    def known_of(self, graph) -> dict[int, np.ndarray]:
+        """What the graph has of it, or else `of_graph`."""
+        return graph.crystal_field or self.of_graph(graph)
+
     def gauge(self, structure: OnsiteBlocks) -> float:
         """mu (Hartree) that minimises |H - mu S - this reference|^2 over the onsite blocks."""
         up = down = 0.0

@@ -74,7 +74,7 @@ def graph_inputs(
     """
     elements = sorted(reference.basis)
     coupling = Coupling(reference.basis)
-    crystal_field = graph.crystal_field or reference.crystal_field.of_graph(graph)
+    crystal_field = reference.crystal_field.known_of(graph)
     if halo is not None:
         ghosts = halo.ghosts
     known = graph.owned if ghosts is None else np.concatenate([graph.owned, ghosts])
