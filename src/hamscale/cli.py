@@ -134,11 +134,14 @@ def main(arguments=None) -> int:
     verb(
         dos,
         "operators",
-        moments={"type": int, "default": 500, "help": "default 500; the width of a level falls as 1 / moments"},
-        vectors={
-            "type": int,
-            "default": 4,
-            "help": "random vectors, at least two; default 4; the error falls as the root of their number",
+        clusters={"type": int, "default": 40, "help": "default 40; the error falls as the root of their number"},
+        radius={"type": float, "default": 10.0, "help": "Angstrom, of a cluster; default 10; more is slower and cuts less"},
+        core={"type": float, "default": 4.0, "help": "Angstrom; atoms so near the centre count; default 4"},
+        width={"type": float, "default": 0.2, "help": "eV, standard deviation of a level; default 0.2"},
+        window={"type": float, "default": 10.0, "help": "eV, either side of the Fermi level; default 10"},
+        exact={
+            "action": "store_true",
+            "help": "small systems: also from all eigenvalues at the Gamma point, to see how far the clusters are from it",
         },
         out=out,
     )

@@ -285,12 +285,11 @@ def view(predicted: Path, parts: int, out: Path):
         write_table(out / f"{name}.csv", content, **facts)
 
 
-def dos(operators: Path, moments: int, vectors: int, out: Path):
-    """Density of states at the Gamma point of large H and S by the kernel polynomial method: OUT, a csv with standard errors."""
-    from .analysis.kpm import dos_table
-    from .operators import read_operators
+def dos(operators: Path, clusters: int, radius: float, core: float, width: float, window: float, exact: bool, out: Path):
+    """Density of states of a large structure from clusters cut out around some of its atoms: OUT, a csv with standard errors."""
+    from .analysis.regions import dos_table
 
-    content, about = dos_table(read_operators(operators), moments, vectors)
+    content, about = dos_table(operators, clusters, radius, core, width, window, exact)
     write_table(out, content, **about)
     print(json.dumps(about))
 

@@ -76,6 +76,23 @@ def test_networks_of_one_training_are_those_of_its_seeds(data, tmp_path):
     assert not torch.equal(together["0.atom_embedding"], together["1.atom_embedding"])
 
 
+def test_more_networks_or_fewer_are_what_a_training_of_so_many_gives(data, tmp_path):
+    """The checkpoint of another number of networks is gone on from: only what it lacks is trained."""
+    whole_rows, whole = run(data, tmp_path / "whole", members=2)
+    run(data, tmp_path / "grown")
+    for members, what in [(2, "resumed at step"), (1, "networks trained already: 1")]:
+        messages = []
+        rows, found = run(data, tmp_path / "grown", messages, members=members)
+        assert messages[0].startswith(what)
+        assert not any("of network 1:" in message for message in messages)
+        expected = {name: value for name, value in whole.items() if int(name.split(".")[0]) < members}
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(value, found[name]) for name, value in expected.items())
+        assert [row["validation_mae_mev"] for row in rows] == [
+            row["validation_mae_mev"] for row in whole_rows if int(row["member"]) < members
+        ]
+
+
 def test_the_moving_average_is_what_is_written(data, tmp_path):
     """Of three steps: w_3 = d (d w_1 + (1 - d) w_2) + (1 - d) w_3, the weights after each being those of shorter runs."""
     d, options = 0.7, {"schedule": "constant", "validate_every": 100}

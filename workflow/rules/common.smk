@@ -16,7 +16,7 @@ try:
         MATERIALS.setdefault(parent, load_material(f"config/materials/{parent}.yaml"))
     MODELS = {run.model: load_model(f"config/models/{run.model}.yaml") for run in RUNS}
     # of tables that are measured anew (paper.smk)
-    ABLATED = ["hfo2"] if CONFIG.raw == "results/raw" else []
+    ABLATED = ["hfo2", "gst124"] if CONFIG.raw == "results/raw" else []
     for name in ABLATED:
         MATERIALS.setdefault(name, load_material(f"config/materials/{name}.yaml"))
 except ValueError as error:

@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..files import read_table
-from .style import COLOURS, PAGE_INCHES, measured, new_figure, panel
+from ..files import facts, read_table
+from .style import COLOURS, DFT, PAGE_INCHES, PREDICTED, measured, new_figure, panel
 
 ERRORS = {
     "mae_mev": ("all", "o"),
@@ -16,7 +16,8 @@ ERRORS = {
     "eigenvalue_mae_mev_occupied": ("occupied eigenvalues", "^"),
 }
 MATERIALS = {"hfo2": "HfO$_2$", "gst124": "GeSb$_2$Te$_4$"}
-BY_STRUCTURES = ("a quarter of the structures", "half of the structures", "default", "all structures")
+DOS_EV = 8
+BY_STRUCTURES = ("a quarter of the structures", "a third of the structures", "half of the structures", "default")
 BY_STEPS = ("half of the steps", "default", "twice the steps", "four times the steps")
 
 
@@ -68,17 +69,35 @@ def figure_learning(raw: Path) -> Figure:
     return figure
 
 
+def clusters_dos(table: pd.DataFrame, about: dict, ax: Axes) -> Axes:
+    """Density of states per orbital, two standard errors either side, and that of all eigenvalues where the table has it."""
+    near = table[table["energy_ev"].abs() < DOS_EV]
+    energies, orbitals = near["energy_ev"], about["orbitals"]
+    density, error = near["states_per_ev"] / orbitals, 2 * near["standard_error_states_per_ev"] / orbitals
+    ax.fill_between(
+        energies, density - error, density + error, color=PREDICTED, alpha=0.4, linewidth=0, label="two standard errors"
+    )
+    ax.plot(energies, density, color=PREDICTED, label=f"{about['clusters']} clusters")
+    if "exact_states_per_ev" in near:
+        ax.plot(energies, near["exact_states_per_ev"] / orbitals, "--", color=DFT, linewidth=0.8, label="all eigenvalues")
+    ax.axvline(0, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(xlabel="energy from the Fermi level (eV)", ylabel="states per eV and orbital", xlim=(-DOS_EV, DOS_EV))
+    ax.set_ylim(0, 1.35 * density.max())
+    ax.legend(loc="upper left")
+    return ax
+
+
 def figure_size(raw: Path) -> Figure:
-    """Time and memory against edges, with lines of what is proportional to edges."""
+    """Time and memory against edges, with lines of what is proportional to edges; what a large H is good for."""
     table = read_table(raw / "size.csv")
-    figure = new_figure(PAGE_INCHES, 2.8)
+    figure = new_figure(PAGE_INCHES, 5.4)
     kinds = {
         ("hfo2", False): "HfO$_2$, prediction",
         ("gst", False): "GeSb$_2$Te$_4$, prediction",
         ("hfo2", True): "HfO$_2$, training step",
     }
-    axes = figure.subplots(1, 2)
-    for ax, column, label in zip(axes, ("wall_s", "peak_gib"), ("wall time (s)", "peak resident memory (GiB)")):
+    above, below = figure.subplots(2, 2)
+    for ax, column, label in zip(above, ("cpu_s", "peak_gib"), ("CPU time (s)", "peak resident memory (GiB)")):
         for colour, marker, ((material, step), name) in zip(COLOURS, "os^", kinds.items()):
             rows = table[(table["material"] == material) & (table["training_step"] == step)].sort_values("edges")
             ax.plot(rows["edges"], rows[column], "-", marker=marker, color=colour, markersize=4, label=name)
@@ -86,8 +105,16 @@ def figure_size(raw: Path) -> Figure:
         x = np.array([table["edges"].min(), table["edges"].max()])
         ax.plot(x, largest[column] * x / largest["edges"], ":", color="0.5", label="proportional to edges", zorder=0)
         ax.set(xscale="log", yscale="log", xlabel="edges", ylabel=label)
-    axes[1].set_ylim(bottom=table["peak_gib"].min() / 2)
-    axes[0].legend(loc="lower right")
-    for letter, ax in zip("ab", axes):
-        panel(measured(ax), letter)
+    above[0].set_ylim(top=5 * table["cpu_s"].max())  # room for the word
+    above[1].set_ylim(bottom=table["peak_gib"].min() / 2)
+    above[0].legend(loc="lower right")
+    for ax in above:
+        measured(ax)
+    names = ("GeSb$_2$Te$_4$, 1,008 atoms", "8,064 atoms")
+    for letter, ax in zip("ab", above):
+        panel(ax, letter)
+    for letter, ax, id, name in zip("cd", below, ("cell_1008-000", "tiled-000"), names):
+        path = raw / f"dos_{id}.csv"
+        clusters_dos(read_table(path), facts(path), ax)
+        panel(ax, letter, f"{name}, predicted")
     return figure

@@ -259,8 +259,8 @@ PAPER = {
     "fig6": (figure_6, ("scaling_measured.csv", "scaling_node_update.csv", "topology.csv")),
     "fig7": (figure_7, ("scaling_measured.csv", "scaling_modelled.csv", "topology.csv")),
     "fig8": (figure_8, tuple(f"fig8_{name}.csv" for name in ("summary", "decay", "blocks", "bands", "dos", "atoms", "image"))),
-    "learning": (figure_learning, ("ablation_hfo2.csv",)),
-    "size": (figure_size, ("size.csv",)),
+    "learning": (figure_learning, ("ablation_hfo2.csv", "ablation_gst124.csv")),
+    "size": (figure_size, ("size.csv", "dos_cell_1008-000.csv", "dos_tiled-000.csv")),
 }
 
 

@@ -46,7 +46,7 @@ def train(
     operators_paths=(),
 ):
     """Train a network, or several one after another, and write them to `directory`; resumes from `checkpoint_directory` if a checkpoint is
-    there.
+    there. One of fewer networks is gone on from with the next.
 
     What is written of each has the lowest validation error seen. train.csv has a row per validation; errors are means over coupled
     components within the cutoff, those of edges in their frame. Any number of ranks gives what one rank gives, but
@@ -101,8 +101,13 @@ def train(
     state = {"step": 0, "best": float("inf"), "rows": [], "seconds": 0.0, "fingerprint": fingerprint}
     if found := checkpoint.load_checkpoint(checkpoint_directory, learner, fingerprint, progress, world.is_root):
         trained, state = found
+        trained = trained[: settings.members]
+        state["rows"] = [row for row in state["rows"] if row["member"] < settings.members]
         recent = Errors(state["recent"]) if world.is_root else recent
-        progress(f"resumed at step {state['step']}{of_network(len(trained))}")
+        if len(trained) < settings.members:
+            progress(f"resumed at step {state['step']}{of_network(len(trained))}")
+        else:
+            progress(f"networks trained already: {settings.members}")
     world.barrier()  # none writes a checkpoint before all have read it
     before = state["seconds"]
     bar = tqdm(
@@ -267,8 +272,9 @@ def _batch(n: int, settings: Training, member: int, step: int) -> list[int]:
 
 
 def _fingerprint(model_config: Model, *paths) -> str:
-    """Hash of the settings and of the data, by content."""
-    digest = hashlib.sha256(json.dumps(model_config.model_dump(mode="json"), sort_keys=True).encode())
+    """Hash of the data and of the settings that a network's weights depend on."""
+    content = model_config.model_dump(mode="json", exclude={"description": True, "training": {"members"}})
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for path in (p for group in paths for p in ([group] if isinstance(group, (str, Path)) else group)):
         digest.update(Path(path).read_bytes())
     return digest.hexdigest()
