@@ -29,6 +29,7 @@ ON_REQUEST = {
     *(
         "ablation",
         "size_table",
+        "dos_table",
         "domains",
         "partition_table",
         "scaling_measured",
@@ -168,6 +169,7 @@ def test_figures_are_drawn_where_there_is_neither_cp2k_nor_a_gpu(tmp_path):
         "figure_8_tables",
         "ablation",
         "size_table",
+        "dos_table",
         "dft",
     ):
         assert re.search(rf"^{rule} +\d", anew, re.M), rule
