@@ -152,8 +152,7 @@ def predict(
 
     H: the reference on all pairs, plus the mean of what the model's networks give within their cutoff; attribute onsite_spread_mev: how much
     they differ (standard deviation, root mean square over onsite components), which grows with the error, if less. S: exact two-centre
-    integrals, so that
-    eigenvalues need no DFT. The pairs are those that overlap by more than 1e-8 or lie within the cutoff.
+    integrals, so that eigenvalues need no DFT. The pairs are those that overlap by more than 1e-8 or lie within the cutoff.
     Raises ValueError if the structure holds an element, or a kind of periodicity, that the model was not trained on.
     """
     started = time.time()

@@ -44,35 +44,29 @@ class Structure:
         self.distances = np.linalg.norm(pair_vectors(self.atoms, self.pairs), axis=1)
 
     def rows(self, i: int) -> np.ndarray:
-        """Blocks (i, j, R) of an atom, sorted."""
-        return np.sort(self.order[self.starts[i] : self.starts[i + 1]])
+        """Blocks (i, j, R) of an atom: they lie together, in one shard of a file that many ranks wrote."""
+        return self.order[self.starts[i] : self.starts[i + 1]]
 
     def cluster(self, centre: int, radius: float) -> tuple[Operators, np.ndarray, np.ndarray]:
         """H and S of the atoms within the radius as of a molecule, which atoms they are, and how far from the centre."""
-        near = self.rows(centre)[self.distances[self.rows(centre)] <= radius]
-        members = self.pairs[near, 1:]  # (m, 4)  | j, R, sorted
-        pairs, values = [], {"hamiltonian": [], "overlap": []}
+        near = self.rows(centre)
+        near = near[self.distances[near] <= radius]
+        members = self.pairs[near, 1:]  # (m, 4)  | j, R
         place = {tuple(member): k for k, member in enumerate(members.tolist())}
+        pairs, values = [], {"hamiltonian": [], "overlap": []}
         for k, (j, *R) in enumerate(members.tolist()):
             rows = self.rows(j)
-            others = [place.get((b, x + R[0], y + R[1], z + R[2]), -1) for b, x, y, z in self.pairs[rows, 1:].tolist()]
-            others = np.array(others)
-            kept = np.flatnonzero(others >= 0)
-            kept = kept[np.argsort(others[kept])]
-            pairs.append(np.column_stack([np.full(len(kept), k), others[kept], np.zeros((len(kept), 3), int)]))
-            # an atom's blocks lie together, in one shard of a file that many ranks wrote
-            first, last = rows[0], rows[-1] + 1
-            sizes = self.offsets[rows[kept] + 1] - self.offsets[rows[kept]]
-            within = np.repeat(self.offsets[rows[kept]] - self.offsets[first] - np.cumsum(sizes) + sizes, sizes) + np.arange(
-                sizes.sum()
-            )
+            others = np.array([place.get(tuple(other), -1) for other in (self.pairs[rows, 1:] + [0, *R]).tolist()])
+            kept = others >= 0
+            pairs.append([(k, other, 0, 0, 0) for other in others[kept]])
+            of_kept = np.repeat(kept, self.offsets[rows + 1] - self.offsets[rows])
             for name, parts in values.items():
-                parts.append(self.file[name][self.offsets[first] : self.offsets[last]][within])
+                parts.append(self.file[name][self.offsets[rows[0]] : self.offsets[rows[-1] + 1]][of_kept])
         values = {name: np.concatenate(parts).astype(float) for name, parts in values.items()}
         for name, content in values.items():
             check_finite(name, content)
-        molecule = Atoms(self.atoms.numbers[members[:, 0]])
-        return Operators(molecule, self.basis, np.concatenate(pairs), **values), members[:, 0], self.distances[near]
+        molecule = Operators(Atoms(self.atoms.numbers[members[:, 0]]), self.basis, np.concatenate(pairs), **values)
+        return molecule.sorted(), members[:, 0], self.distances[near]
 
 
 def shares(operators: Operators) -> tuple[np.ndarray, np.ndarray]:
@@ -94,8 +88,8 @@ def dos_table(
     clusters: how many, around atoms drawn without replacement, all if there are no more; radius, core: Angstrom, of a cluster and of the
     atoms in it that count; width_ev: standard deviation of the Gaussian that a level becomes; window_ev: either side of the Fermi level.
     Columns energy_ev, states_per_ev, standard_error_states_per_ev; exact adds exact_states_per_ev, from all eigenvalues at the Gamma point,
-    and to the facts exact_fermi_level_ev, rms_deviation_states_per_ev and rms_standard_error_states_per_ev. Raises ValueError for fewer than two clusters, a
-    radius beyond the blocks of the file or below core, and for exact and more than DENSE orbitals.
+    and to the facts exact_fermi_level_ev, rms_deviation_states_per_ev and rms_standard_error_states_per_ev. Raises ValueError for fewer than
+    two clusters, a radius beyond the blocks of the file or below core, and for exact and more than DENSE orbitals.
     """
     width = ev_to_hartree(width_ev)
     with open_operators(path) as found:
@@ -135,10 +129,10 @@ def dos_table(
     # of all clusters, and of all but one
     whole = smooth(_over_elements(total, states.sum(0), counted.sum(0)))
     without = [smooth(_over_elements(total, states.sum(0) - s, counted.sum(0) - c)) for s, c in zip(states, counted)]
-    error = (np.square(np.array(without) - whole).sum(0) * (clusters - 1) / clusters) ** 0.5
+    error = _jackknife(whole, without)
     fermi_of = lambda density: float(np.interp(n_electrons, np.cumsum(density) * step, edges[1:]))  # noqa: E731
     fermi = fermi_of(whole)
-    fermi_error = (np.square([fermi_of(density) - fermi for density in without]).sum() * (clusters - 1) / clusters) ** 0.5
+    fermi_error = float(_jackknife(fermi, [fermi_of(density) for density in without]))
     per_ev = hartree_to_ev(1.0)
     columns = {
         "energy_ev": hartree_to_ev(energies - fermi),
@@ -174,3 +168,9 @@ def dos_table(
 def _over_elements(total, states, counted):
     """sum_z N_z <g_a>_z; an element that no cluster has met counts nothing."""
     return np.divide(total, counted, out=np.zeros(len(total)), where=counted > 0) @ states
+
+
+def _jackknife(whole, without):
+    """Standard error of what all samples give, from what all but one do, for each of them."""
+    n = len(without)
+    return (np.square(np.array(without) - whole).sum(0) * (n - 1) / n) ** 0.5
