@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import sisl
 import yaml
+from selenium.common.exceptions import ElementClickInterceptedException, NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -109,10 +110,11 @@ def test_from_config_to_predicted_hamiltonian(finished):
 def shown(driver, category: str, what: str):
     """Click through the report to a result, and give the picture or frame it is shown in."""
     driver.get(driver.current_url.split("#")[0])
-    wait = WebDriverWait(driver, 20)
-    wait.until(lambda d: d.find_element(By.LINK_TEXT, category)).click()
-    row = wait.until(lambda d: d.find_element(By.XPATH, f"//tr[td[normalize-space()='{what}']]"))
-    row.find_element(By.TAG_NAME, "a").click()
+    # rows move while the report lays them out: what a click does not meet is found and clicked again
+    moving = (NoSuchElementException, StaleElementReferenceException, ElementClickInterceptedException)
+    wait = WebDriverWait(driver, 20, ignored_exceptions=moving)
+    for by, place in ((By.LINK_TEXT, category), (By.XPATH, f"//tr[td[normalize-space()='{what}']]//a")):
+        wait.until(lambda d: d.find_element(by, place).click() is None)
     if what.startswith("table"):
         return wait.until(lambda d: d.find_element(By.CSS_SELECTOR, "iframe, object"))
     picture = wait.until(lambda d: d.find_element(By.CSS_SELECTOR, "img[src^='data:image/png']"))
