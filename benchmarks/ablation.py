@@ -23,6 +23,7 @@ from hamscale.graph import reference as reference_module
 from hamscale.graph.crystal_field import CrystalField, fit_crystal_field
 from hamscale.graph.dataset import training_graph, write_graph
 from hamscale.operators import read_operators
+from hamscale.train.checkpoint import join
 from hamscale.train.loop import train
 from hamscale.verbs import reference as fit_verb
 
@@ -120,7 +121,11 @@ def run(name: str, variant: dict, material, sets, o) -> pd.DataFrame:
         show = lambda message: print(f"{name}: {message}", flush=True)  # noqa: E731
         model = Model.model_validate(content)
         of_kept = [operators[id] for id in kept] if model.training.eigenvalue_weight else []
-        train(model, folder / "reference.h5", *files, folder / "model", folder / "checkpoint", show, operators_paths=of_kept)
+        networks = [folder / f"{k}" for k in range(model.training.members)]
+        for k, out in enumerate(networks):
+            checkpoint = folder / f"checkpoint-{k}"
+            train(model, folder / "reference.h5", *files, out, checkpoint, show, operators_paths=of_kept, network=k)
+        join(networks, folder / "model")
         cost = {"train_cpu_s": round(time.process_time() - cpu), "train_wall_s": round(time.time() - started)}
         table = pd.read_csv(folder / "model" / "train.csv")
         rows = evaluate(folder / "model", material, [operators[id] for id in sets["test"]])

@@ -25,6 +25,7 @@ from .verbs import (
     import_,
     index,
     input,
+    join,
     operators,
     partition,
     predict,
@@ -100,9 +101,11 @@ def main(arguments=None) -> int:
         partitions=many | {"help": "of the training, then of the validation structures; default: min-nn, made at the start"},
         ranks_per_structure={"type": int, "help": "default: all"},
         exchange=exchange,
+        network={"type": int, "default": 0, "help": "which of the model's `members`, from 0; `join` makes one model of them"},
         out=out,
         checkpoint={"type": Path, "required": True},
     )
+    verb(join, "networks+", out=out)
     reference_only = {"action": "store_true", "help": "the reference without the network: the baseline"}
     verb(predict, "model", "structure", out=out, reference_only=reference_only, exchange=exchange)
     verb(

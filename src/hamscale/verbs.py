@@ -188,10 +188,11 @@ def train(
     partitions: list[Path],
     ranks_per_structure: int | None,
     exchange: str,
+    network: int,
     out: Path,
     checkpoint: Path,
 ):
-    """Train a network: OUT/{weights.safetensors, config.json, reference.h5, train.csv}. Resumes from CHECKPOINT.
+    """Train a network of a model: OUT/{weights.safetensors, config.json, reference.h5, train.csv}. Resumes from CHECKPOINT.
 
     On many ranks: torchrun --nproc-per-node P -m hamscale train ..., or srun. SIGUSR1 or SIGTERM: checkpoint, exit code 85.
     """
@@ -208,13 +209,20 @@ def train(
             run(
                 settings, reference, train, validation, out, checkpoint, show,
                 world=world, ranks_per_structure=ranks_per_structure, partitions=partitions, exchange=exchange,
-                operators_paths=operators,
+                operators_paths=operators, network=network,
             )  # fmt: skip
         except Stopped as stopped:
             if world.is_root:
                 show(str(stopped))
             return STOPPED
     return 0
+
+
+def join(networks: list[Path], out: Path):
+    """Make one model of networks that differ in their seeds alone: its prediction is their mean."""
+    from .train.checkpoint import join as run
+
+    run(networks, out)
 
 
 def predict(model: Path, structure: Path, out: Path, reference_only: bool, exchange: str):

@@ -136,7 +136,7 @@ def test_a_run_refused_is_run_again_alone(pipeline):
 def test_the_profile_of_a_plain_slurm_with_conda_trains_on_a_node(pipeline, tmp_path):
     """Unchanged but for conda, which is not here: the rules take the environment Snakemake is in."""
     folder = copy_run(pipeline[0], tmp_path / "plain")
-    for made in ("models", "checkpoints"):
+    for made in ("models", "networks", "checkpoints"):
         shutil.rmtree(folder / "results" / "toy" / made)
     model = "results/toy/models/tiny/weights.safetensors"
     arguments = ["--sdm", "env-modules", "--rerun-triggers", "mtime", "--", model]
@@ -167,7 +167,7 @@ class Training:
     def __init__(self, pipeline: Path, folder: Path):
         self.folder = copy_run(pipeline, folder)
         (folder / "config" / "config.yaml").write_text("runs: [{material: toy, model: long}]\n")
-        self.log, self.checkpoint = folder / "logs/toy/train/long.log", folder / "results/toy/checkpoints/long"
+        self.log, self.checkpoint = folder / "logs/toy/train/long-0.log", folder / "results/toy/checkpoints/long-0"
         self.model = folder / "results/toy/models/long"
         self.process = self.start()
 

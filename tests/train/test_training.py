@@ -14,7 +14,7 @@ from hamscale.graph.dataset import read_graph, training_graph, write_graph
 from hamscale.graph.reference import fit_reference, write_reference
 from hamscale.operators import write_operators
 from hamscale.parallel.env import World
-from hamscale.train.checkpoint import load_model
+from hamscale.train.checkpoint import join, load_model
 from hamscale.train.loop import train
 from hamscale.train.loss import eigenvalue_error, l1_l2
 from hamscale.train.ranks import my_part
@@ -35,9 +35,10 @@ def data(tmp_path_factory, szv):
     return root / "reference.h5", [root / f"{k}.h5" for k in range(4)], [root / f"{k}.h5" for k in (4, 5)]
 
 
-def run(data, directory, messages=None, **training):
+def run(data, directory, messages=None, network=0, **training):
     model = Model.model_validate({"network": NETWORK, "training": {"steps": 12, "validate_every": 4} | training})
-    train(model, *data, directory / "model", directory / "checkpoint", (messages if messages is not None else []).append)
+    show = (messages if messages is not None else []).append
+    train(model, *data, directory / "model", directory / "checkpoint", show, network=network)
     with open(directory / "model" / "train.csv") as file:
         return list(csv.DictReader(file)), load_file(directory / "model" / "weights.safetensors")
 
@@ -46,14 +47,13 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize(("schedule", "members"), [("cosine", 1), ("plateau", 2), ("constant", 1)])
-def test_a_resumed_run_repeats_an_undisturbed_one_bit_by_bit(data, tmp_path, schedule, members):
-    settings = {"steps": 12, "validate_every": 4, "schedule": schedule, "batch": 3, "patience": 1, "members": members}
-    settings |= {"average": 0.8 if members == 2 else 0.0}
+@pytest.mark.parametrize(("schedule", "average"), [("cosine", 0.0), ("plateau", 0.8), ("constant", 0.0)])
+def test_a_resumed_run_repeats_an_undisturbed_one_bit_by_bit(data, tmp_path, schedule, average):
+    settings = {"steps": 12, "validate_every": 4, "schedule": schedule, "batch": 3, "patience": 1, "average": average}
     rows, weights = run(data, tmp_path / "whole", **settings)
 
     def stop(message):
-        if message.startswith("step 8 of 12 of network 2" if members == 2 else "step 8"):
+        if message.startswith("step 8"):
             raise Stopped
 
     model = Model.model_validate({"network": NETWORK, "training": settings})
@@ -62,35 +62,66 @@ def test_a_resumed_run_repeats_an_undisturbed_one_bit_by_bit(data, tmp_path, sch
     assert not (tmp_path / "broken" / "model").exists()
     messages = []
     again, resumed = run(data, tmp_path / "broken", messages, **settings)
-    assert messages[0] == "resumed at step 8" + (" of network 2" if members == 2 else "")
+    assert messages[0] == "resumed at step 8"
     for a, b in zip(rows, again, strict=True):
         assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
 
 
-def test_networks_of_one_training_are_those_of_its_seeds(data, tmp_path):
-    _, together = run(data, tmp_path / "both", members=2, seed=5)
+@pytest.fixture(scope="module")
+def two(data, tmp_path_factory):
+    """Folders of the two networks of a model."""
+    root = tmp_path_factory.mktemp("two")
     for k in range(2):
+        run(data, root / f"{k}", network=k, members=2, seed=5)
+    return [root / f"{k}" / "model" for k in range(2)]
+
+
+def test_networks_of_a_model_are_those_of_its_seeds(data, two, tmp_path):
+    for k, directory in enumerate(two):
         _, alone = run(data, tmp_path / f"{k}", seed=5 + k)
-        assert all(torch.equal(together[f"{k}.{name.removeprefix('0.')}"], value) for name, value in alone.items())
-    assert not torch.equal(together["0.atom_embedding"], together["1.atom_embedding"])
+        assert all(torch.equal(load_file(directory / "weights.safetensors")[name], value) for name, value in alone.items())
+    assert not torch.equal(*(load_file(directory / "weights.safetensors")["0.atom_embedding"] for directory in two))
 
 
-def test_more_networks_or_fewer_are_what_a_training_of_so_many_gives(data, tmp_path):
-    """The checkpoint of another number of networks is gone on from: only what it lacks is trained."""
-    whole_rows, whole = run(data, tmp_path / "whole", members=2)
-    run(data, tmp_path / "grown")
-    for members, what in [(2, "resumed at step"), (1, "networks trained already: 1")]:
-        messages = []
-        rows, found = run(data, tmp_path / "grown", messages, members=members)
-        assert messages[0].startswith(what)
-        assert not any("of network 1:" in message for message in messages)
-        expected = {name: value for name, value in whole.items() if int(name.split(".")[0]) < members}
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(value, found[name]) for name, value in expected.items())
-        assert [row["validation_mae_mev"] for row in rows] == [
-            row["validation_mae_mev"] for row in whole_rows if int(row["member"]) < members
-        ]
+def test_a_model_joined_holds_its_networks_and_the_rows_of_all(two, tmp_path):
+    join(two, tmp_path)
+    models, reference = load_model(tmp_path)
+    for model, directory in zip(models, two, strict=True):
+        (alone,), of_one = load_model(directory)
+        assert all(torch.equal(value, alone.state_dict()[name]) for name, value in model.state_dict().items())
+        assert of_one.cutoff_angstrom == reference.cutoff_angstrom
+    rows = (tmp_path / "train.csv").read_text().splitlines()
+    assert [row.split(",")[:2] for row in rows] == [["member", "step"], *([k, n] for k in "01" for n in ("4", "8", "12"))]
+    record = json.loads((tmp_path / "config.json").read_text())
+    assert (record["members"], len(record["training"]["seconds"])) == (2, 2)
+    each = [json.loads((directory / "config.json").read_text())["training"]["validation_mae_mev"] for directory in two]
+    assert record["training"]["validation_mae_mev"] == each[0] + each[1]
+
+
+def test_what_is_no_model_together_is_not_joined(data, two, tmp_path):
+    with pytest.raises(ValueError, match="holds network 0, as .* does"):
+        join([two[0], two[0]], tmp_path / "model")
+    run(data, tmp_path / "other", network=1, members=2, seed=5, learning_rate=1e-3)
+    with pytest.raises(ValueError, match="its settings of training differs from that"):
+        join([two[0], tmp_path / "other" / "model"], tmp_path / "model")
+    with pytest.raises(ValueError, match=r"config\.json: no such file"):
+        join([two[0], tmp_path / "nothing"], tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("network", [-1, 2])
+def test_a_network_the_model_lacks_is_refused(data, tmp_path, network):
+    with pytest.raises(ValueError, match=rf"network {network}: found training.members 2, expected 0 to 1"):
+        run(data, tmp_path, network=network, members=2)
+
+
+def test_a_finished_network_is_not_trained_again_for_a_model_of_more(data, tmp_path):
+    _, weights = run(data, tmp_path)
+    messages = []
+    _, again = run(data, tmp_path, messages, members=3)
+    assert messages == ["resumed at step 12"]
+    assert all(torch.equal(value, again[name]) for name, value in weights.items())
 
 
 def test_the_moving_average_is_what_is_written(data, tmp_path):

@@ -42,6 +42,7 @@ wildcard_constraints:
     model="[A-Za-z0-9_]+",
     id=r"[A-Za-z0-9_]+-\d{3}",
     batch=r"\d+",
+    network=r"\d+",
     parts=r"\d+",
     set="[A-Za-z0-9_]+",
 
@@ -102,7 +103,24 @@ def input_folder(wildcards, input):
 
 
 def model_settings(wildcards):
-    return MODELS[wildcards.model].model_dump(mode="json")
+    """What a network's weights depend on."""
+    return MODELS[wildcards.model].model_dump(
+        mode="json", exclude={"description": True, "training": {"members"}}
+    )
+
+
+def networks_of_model(wildcards):
+    return expand(
+        "results/{material}/networks/{model}-{network}/weights.safetensors",
+        network=range(MODELS[wildcards.model].training.members),
+        allow_missing=True,
+    )
+
+
+def threads_of_training(wildcards):
+    """Two networks of one thread each are twice as fast as one of two threads, or nearly."""
+    cores, members = workflow.cores or 8, MODELS[wildcards.model].training.members
+    return max(1, min(8, cores // members))
 
 
 def of_split(pattern, *splits):

@@ -1,3 +1,4 @@
+# A job per network; members of a model go side by side where there are cores for it.
 rule train:
     input:
         reference="results/{material}/reference.h5",
@@ -5,16 +6,19 @@ rule train:
         validation=of_split("results/{material}/graphs/{id}.h5", "validation"),
         operators=operators_of_training,
     output:
-        "results/{material}/models/{model}/weights.safetensors",
-        "results/{material}/models/{model}/config.json",
-        "results/{material}/models/{model}/reference.h5",
-        "results/{material}/models/{model}/train.csv",
+        multiext(
+            "results/{material}/networks/{model}-{network}/",
+            "weights.safetensors",
+            "config.json",
+            "reference.h5",
+            "train.csv",
+        ),
     log:
-        "logs/{material}/train/{model}.log",
+        "logs/{material}/train/{model}-{network}.log",
     retries: submissions_again(CLUSTER.train_retries)
     conda:
         "../../envs/hamscale.yaml"
-    threads: 8
+    threads: threads_of_training
     resources:
         # what starts one process per GPU, e.g. srun --nodes=2 --ntasks-per-node=4; a profile sets it
         launch="",
@@ -23,9 +27,35 @@ rule train:
         settings=model_settings,
         out=output_folder,
         # no output of the rule: Snakemake deletes outputs before it tries again
-        checkpoint="results/{material}/checkpoints/{model}",
+        checkpoint="results/{material}/checkpoints/{model}-{network}",
     message:
-        "train {wildcards.model} on {wildcards.material}"
+        "train {wildcards.model}, network {wildcards.network}, on {wildcards.material}"
     shell:
         "OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}} {resources.launch} hamscale train {params.file} {input.reference} --train {input.train}"
-        " --validation {input.validation} --operators {input.operators} --out {params.out} --checkpoint {params.checkpoint} > {log} 2>&1"
+        " --validation {input.validation} --operators {input.operators} --network {wildcards.network} --out {params.out}"
+        " --checkpoint {params.checkpoint} > {log} 2>&1"
+
+
+rule join:
+    input:
+        networks_of_model,
+    output:
+        multiext(
+            "results/{material}/models/{model}/",
+            "weights.safetensors",
+            "config.json",
+            "reference.h5",
+            "train.csv",
+        ),
+    log:
+        "logs/{material}/join/{model}.log",
+    localrule: True
+    conda:
+        "../../envs/hamscale.yaml"
+    params:
+        networks=lambda w, input: [Path(p).parent for p in input],
+        out=output_folder,
+    message:
+        "the model {wildcards.model} of {wildcards.material}"
+    shell:
+        "hamscale join {params.networks} --out {params.out} > {log} 2>&1"

@@ -3,6 +3,7 @@
 A checkpoint holds all that the next step depends on, so that a resumed run repeats an undisturbed one bit by bit.
 """
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -18,28 +19,25 @@ from ..model.network import HamiltonianNetwork
 from .tensors import build_network
 
 MODEL_SCHEMA = "model/2"
+SCHEMA = "checkpoint/2"
 CHECKPOINT = "checkpoint.safetensors"
+OF_EACH = ("validation_mae_mev", "seconds")  # of a model's training, a number for each network
 
 
-def save_checkpoint(directory, learner, trained: list[dict], state: dict):
-    """Weights, Adam's moments, best weights so far, those of networks trained before, and a JSON state (step, schedule, rows of
-    train.csv) in one file."""
+def save_checkpoint(directory, learner, state: dict):
+    """Weights, Adam's moments, best weights so far and a JSON state (step, schedule, rows of train.csv) in one file."""
     tensors = {f"model.{n}": t for n, t in learner.model.state_dict().items()}
     for n, p in learner.model.named_parameters():
         tensors |= {f"adam.{k}.{n}": torch.as_tensor(v) for k, v in learner.optimizer.state.get(p, {}).items()}
-    for k, weights in enumerate([*trained, learner.best]):
-        tensors |= {f"best.{k}.{n}": t for n, t in weights.items()}
+    tensors |= {f"best.{n}": t for n, t in learner.best.items()}
     if learner.average:
         tensors |= {f"average.{n}": t for n, t in learner.average.state_dict().items()}
-    state = state | {"trained": len(trained)}
     with atomic(Path(directory) / CHECKPOINT) as temporary:
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(state)})
 
 
-def load_checkpoint(
-    directory, learner, fingerprint: str, progress=print, is_root: bool = True
-) -> tuple[list[dict], dict] | None:
-    """(weights of networks trained before, state) and the learner filled in; None if there is none to go on from.
+def load_checkpoint(directory, learner, fingerprint: str, progress=print, is_root: bool = True) -> dict | None:
+    """The state, and the learner filled in; None if there is none to go on from.
 
     One that belongs to other settings or data than `fingerprint` names is put aside, by the root, and not used. Raises ValueError if the file
     is cut short.
@@ -68,8 +66,8 @@ def load_checkpoint(
     if learner.average:
         learner.average.load_state_dict(_part(tensors, "average."))
     learner.plateau.load_state_dict(state["plateau"])
-    *trained, learner.best = (_part(tensors, f"best.{k}.") for k in range(state["trained"] + 1))
-    return trained, state
+    learner.best = _part(tensors, "best.")
+    return state
 
 
 def _part(tensors: dict, prefix: str) -> dict:
@@ -96,21 +94,41 @@ def save_model(directory, members: list[dict], network: dict, reference_path, tr
     write_text(directory / "config.json", json.dumps(content, indent=2) + "\n")
 
 
+def join(directories: list[Path], out):
+    """One model of the networks of several, which differ in their seeds alone; train.csv has the rows of all.
+
+    Raises ValueError if networks, settings or references differ, or one network is given twice.
+    """
+    contents, tables = [_config(d) for d in directories], [(d / "train.csv").read_text() for d in directories]
+    first, reference = contents[0], directories[0] / "reference.h5"
+    settings = lambda content: {k: v for k, v in content["training"].items() if k not in OF_EACH}  # noqa: E731
+    weights = [load_file(d / "weights.safetensors") for d in directories]
+    for k, (directory, content) in enumerate(zip(directories, contents)):
+        for what, alike in (
+            ("network", content["network"] == first["network"]),
+            ("settings of training", settings(content) == settings(first)),
+            ("reference", (directory / "reference.h5").read_bytes() == reference.read_bytes()),
+        ):
+            if not alike:
+                raise ValueError(
+                    f"{directory}: its {what} differs from that of {directories[0]}. Join what one model file trained."
+                )
+        for other, earlier in zip(directories[:k], tables):
+            if both := _networks(tables[k]) & _networks(earlier):
+                raise ValueError(f"{directory}: holds network {min(both)}, as {other} does. Give each network once.")
+    members = [_part(tensors, f"{k}.") for content, tensors in zip(contents, weights) for k in range(content["members"])]
+    record = first["training"] | {name: sum((c["training"][name] for c in contents), []) for name in OF_EACH}
+    save_model(out, members, first["network"], reference, record)
+    write_text(Path(out) / "train.csv", tables[0] + "".join(t.split("\n", 1)[1] for t in tables[1:]))
+
+
 def load_model(directory) -> tuple[list[HamiltonianNetwork], Reference]:
     """The trained networks (float32, on the CPU), of which the mean is the prediction, and their reference.
 
     Raises ValueError (file, found, expected) if a part is missing, cut short or does not fit the others.
     """
     directory = Path(directory)
-    path = directory / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file. Expected a model folder as `hamscale train` writes it.")
-    try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}).") from None
-    if content.get("schema") != MODEL_SCHEMA:
-        raise ValueError(f"{path}: schema is {content.get('schema')!r}, expected {MODEL_SCHEMA!r}.")
+    path, content = directory / "config.json", _config(directory)
     reference = read_reference(directory / "reference.h5")
     network = validate(path, content["network"], Network)
     models = [build_network(network, reference).eval() for _ in range(content["members"])]
@@ -123,3 +141,21 @@ def load_model(directory) -> tuple[list[HamiltonianNetwork], Reference]:
             f"{directory / 'weights.safetensors'}: does not fit config.json: {' '.join(str(error).split())[:300]}"
         ) from None
     return models, reference
+
+
+def _networks(table: str) -> set[int]:
+    """Which networks a train.csv is of."""
+    return {int(row["member"]) for row in csv.DictReader(table.splitlines())}
+
+
+def _config(directory: Path) -> dict:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file. Expected a model folder as `hamscale train` writes it.")
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error}).") from None
+    if content.get("schema") != MODEL_SCHEMA:
+        raise ValueError(f"{path}: schema is {content.get('schema')!r}, expected {MODEL_SCHEMA!r}.")
+    return content

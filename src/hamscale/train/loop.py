@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -44,24 +43,26 @@ def train(
     partitions=(),
     exchange: str = "torch",
     operators_paths=(),
+    network: int = 0,
 ):
-    """Train a network, or several one after another, and write them to `directory`; resumes from `checkpoint_directory` if a checkpoint is
-    there. One of fewer networks is gone on from with the next.
+    """Train a network and write it to `directory`; resumes from `checkpoint_directory` if a checkpoint is there.
 
-    What is written of each has the lowest validation error seen. train.csv has a row per validation; errors are means over coupled
+    What is written has the lowest validation error seen. train.csv has a row per validation; errors are means over coupled
     components within the cutoff, those of edges in their frame. Any number of ranks gives what one rank gives, but
-    for rounding. ranks_per_structure: how many share one; default all; so many structures of a batch are in work at once as
+    for rounding. network: which of training.members, 0 and up; its seed is training.seed + network. ranks_per_structure: how many share one; default all; so many structures of a batch are in work at once as
     there are groups of ranks. partitions: a file for every training, then for every validation structure, or none. operators_paths: DFT's
     of every training structure, where training.eigenvalue_weight is not zero.
-    Raises ValueError if the loss is not finite, Stopped where a signal of world.stop_on_signals() came to any rank.
+    Raises ValueError if there is no such network or the loss is not finite, Stopped where a signal of world.stop_on_signals() came to any rank.
     """
     settings, started = model_config.training, time.time()
+    if not 0 <= network < settings.members:
+        raise ValueError(f"network {network}: found training.members {settings.members}, expected 0 to {settings.members - 1}.")
     progress = progress if world.is_root else lambda message: None
     ranks = ranks_per_structure or world.size
     if world.size % ranks:
         raise ValueError(f"{world.size} ranks, {ranks} per structure: expected a divisor of the number of ranks.")
     reference = read_reference(reference_path)
-    learner = Learner(model_config, reference, world, 0)
+    learner = Learner(model_config, reference, world, settings.seed + network)
     # a validation structure may be missing in a small set: then the training structures stand in, and the log says so
     if not validation_paths:
         progress("no validation structures: the training structures are used instead")
@@ -95,99 +96,80 @@ def train(
     group, groups = world.rank // ranks, world.size // ranks
     validation = validation[group::groups]
     baseline = _evaluate(None, validation, world)
-    fingerprint = _fingerprint(model_config, reference_path, train_paths, validation_paths, operators_paths)
-    of_network = lambda member: f" of network {member + 1}" if settings.members > 1 else ""  # noqa: E731
-    trained, recent = [], Errors()
+    fingerprint = _fingerprint(model_config, network, reference_path, train_paths, validation_paths, operators_paths)
     state = {"step": 0, "best": float("inf"), "rows": [], "seconds": 0.0, "fingerprint": fingerprint}
+    recent = Errors()
     if found := checkpoint.load_checkpoint(checkpoint_directory, learner, fingerprint, progress, world.is_root):
-        trained, state = found
-        trained = trained[: settings.members]
-        state["rows"] = [row for row in state["rows"] if row["member"] < settings.members]
+        state = found
         recent = Errors(state["recent"]) if world.is_root else recent
-        if len(trained) < settings.members:
-            progress(f"resumed at step {state['step']}{of_network(len(trained))}")
-        else:
-            progress(f"networks trained already: {settings.members}")
+        progress(f"resumed at step {state['step']}")
     world.barrier()  # none writes a checkpoint before all have read it
     before = state["seconds"]
-    bar = tqdm(
-        disable=not (world.is_root and sys.stderr.isatty()),
-        initial=len(trained) * settings.steps + state["step"],
-        total=settings.members * settings.steps,
-    )
+    bar = tqdm(disable=not (world.is_root and sys.stderr.isatty()), initial=state["step"], total=settings.steps)
     writer = _tensorboard(directory) if settings.tensorboard and world.is_root else None
 
     def save(step: int):
         state["recent"] = recent.over_ranks(world).totals.tolist()
         state.update(step=step, plateau=learner.plateau.state_dict(), seconds=before + time.time() - started)
         if world.is_root:
-            checkpoint.save_checkpoint(checkpoint_directory, learner, trained, state)
+            checkpoint.save_checkpoint(checkpoint_directory, learner, state)
 
-    while len(trained) < settings.members:
-        member = len(trained)
-        for step in range(state["step"], settings.steps):
-            rate = learner.set_rate(step)
-            learner.optimizer.zero_grad(set_to_none=True)
-            batch, total = _batch(len(training), settings, member, step), 0.0
-            for k in batch[group::groups]:
-                loss, differences = _loss(learner.model, training[k], settings, world if ranks > 1 else World())
-                (loss / settings.batch).backward()
-                recent.add(*differences)
-                total += loss.item()
-            total, stop = sum_gradients(learner.model, world, total, float(world.stop_requested))
-            if not np.isfinite(total):
-                raise ValueError(
-                    f"step {step}: the loss of {', '.join(str(train_paths[k]) for k in batch)} is {total}. Lower "
-                    f"training.learning_rate; the last checkpoint is in {checkpoint_directory}."
-                )
-            learner.step()
-            last = step + 1 == settings.steps
-            if (step + 1) % settings.validate_every == 0 or last:
-                errors = _evaluate(learner.result, validation, world)
-                learner.after_validation(errors["mae_mev"])
-                row = {"member": member, "step": step + 1, "learning_rate": rate}
-                row |= {"train_mae_mev": recent.over_ranks(world).means()["mae_mev"]}
-                row |= {f"validation_{k}": v for k, v in errors.items()} | {f"baseline_{k}": v for k, v in baseline.items()}
-                state["rows"].append(row | {"seconds": before + time.time() - started})
-                recent = Errors()
-                if errors["mae_mev"] < state["best"]:
-                    state["best"] = errors["mae_mev"]
-                    learner.best = {k: v.detach().clone() for k, v in learner.result.state_dict().items()}
-                save(step + 1)
-                for name, value in row.items() if writer else ():
-                    writer.add_scalar(name, value, member * settings.steps + step + 1)
-                progress(
-                    f"step {step + 1} of {settings.steps}{of_network(member)}: training "
-                    f"{row['train_mae_mev']:.3f}, validation {errors['mae_mev']:.3f} meV (onsite {errors['mae_mev_onsite']:.2f}, "
-                    f"offsite {errors['mae_mev_offsite']:.3f}; reference {baseline['mae_mev']:.3f})"
-                )
-            bar.update()
-            if stop and not (last and member + 1 == settings.members):
-                save(step + 1)
-                raise Stopped(
-                    f"stopped by a signal after step {step + 1} of {settings.steps}{of_network(member)}; start again to go on"
-                )
-        if not learner.best:
-            raise ValueError(f"no validation error{of_network(member)} was a number. Lower training.learning_rate.")
-        trained.append(learner.best)
-        state.update(step=0, best=float("inf"))
-        if len(trained) < settings.members:
-            recent, learner = Errors(), Learner(model_config, reference, world, len(trained))
+    for step in range(state["step"], settings.steps):
+        rate = learner.set_rate(step)
+        learner.optimizer.zero_grad(set_to_none=True)
+        batch, total = _batch(len(training), settings, network, step), 0.0
+        for k in batch[group::groups]:
+            loss, differences = _loss(learner.model, training[k], settings, world if ranks > 1 else World())
+            (loss / settings.batch).backward()
+            recent.add(*differences)
+            total += loss.item()
+        total, stop = sum_gradients(learner.model, world, total, float(world.stop_requested))
+        if not np.isfinite(total):
+            raise ValueError(
+                f"step {step}: the loss of {', '.join(str(train_paths[k]) for k in batch)} is {total}. Lower "
+                f"training.learning_rate; the last checkpoint is in {checkpoint_directory}."
+            )
+        learner.step()
+        last = step + 1 == settings.steps
+        if (step + 1) % settings.validate_every == 0 or last:
+            errors = _evaluate(learner.result, validation, world)
+            learner.after_validation(errors["mae_mev"])
+            row = {"member": network, "step": step + 1, "learning_rate": rate}
+            row |= {"train_mae_mev": recent.over_ranks(world).means()["mae_mev"]}
+            row |= {f"validation_{k}": v for k, v in errors.items()} | {f"baseline_{k}": v for k, v in baseline.items()}
+            state["rows"].append(row | {"seconds": before + time.time() - started})
+            recent = Errors()
+            if errors["mae_mev"] < state["best"]:
+                state["best"] = errors["mae_mev"]
+                learner.best = {k: v.detach().clone() for k, v in learner.result.state_dict().items()}
+            save(step + 1)
+            for name, value in row.items() if writer else ():
+                writer.add_scalar(name, value, step + 1)
+            progress(
+                f"step {step + 1} of {settings.steps}: training {row['train_mae_mev']:.3f}, validation {errors['mae_mev']:.3f} meV "
+                f"(onsite {errors['mae_mev_onsite']:.2f}, offsite {errors['mae_mev_offsite']:.3f}; "
+                f"reference {baseline['mae_mev']:.3f})"
+            )
+        bar.update()
+        if stop and not last:
+            save(step + 1)
+            raise Stopped(f"stopped by a signal after step {step + 1} of {settings.steps}; start again to go on")
+    if not learner.best:
+        raise ValueError("no validation error was a number. Lower training.learning_rate.")
     if world.is_root:
         write_text(Path(directory) / "train.csv", _table(state["rows"]))
-        best = pd.DataFrame(state["rows"]).groupby("member")["validation_mae_mev"].min()
-        record = settings.model_dump() | {"validation_mae_mev": best.tolist(), "seconds": round(state["seconds"], 1)}
-        network = model_config.network.model_dump() | {"lmax": lmax}
-        checkpoint.save_model(directory, trained, network, reference_path, record)
+        record = settings.model_dump() | {"validation_mae_mev": [state["best"]], "seconds": [round(state["seconds"], 1)]}
+        sizes = model_config.network.model_dump() | {"lmax": lmax}
+        checkpoint.save_model(directory, [learner.best], sizes, reference_path, record)
     world.barrier()
 
 
 class Learner:
     """A network that is being trained: with its optimiser and learning rate, and its best weights so far."""
 
-    def __init__(self, model_config: Model, reference: Reference, world: World, member: int):
+    def __init__(self, model_config: Model, reference: Reference, world: World, seed: int):
         self.settings = settings = model_config.training
-        torch.manual_seed(settings.seed + member)
+        torch.manual_seed(seed)
         self.model = build_network(model_config.network, reference).to(world.device, _dtype(settings))
         if settings.precision == "mixed":
             self.model.messages_in(torch.bfloat16)
@@ -265,16 +247,16 @@ def _evaluate(model, structures: list[Example], world: World) -> dict[str, float
     return errors.over_ranks(world).means()
 
 
-def _batch(n: int, settings: Training, member: int, step: int) -> list[int]:
+def _batch(n: int, settings: Training, network: int, step: int) -> list[int]:
     """Structures of a step: each epoch a new permutation, a function of seeds and step alone, so that a resume repeats it."""
     positions = np.arange(step * settings.batch, (step + 1) * settings.batch)
-    return [int(np.random.default_rng([settings.seed + member, p // n]).permutation(n)[p % n]) for p in positions]
+    return [int(np.random.default_rng([settings.seed + network, p // n]).permutation(n)[p % n]) for p in positions]
 
 
-def _fingerprint(model_config: Model, *paths) -> str:
+def _fingerprint(model_config: Model, network: int, *paths) -> str:
     """Hash of the data and of the settings that a network's weights depend on."""
     content = model_config.model_dump(mode="json", exclude={"description": True, "training": {"members"}})
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([checkpoint.SCHEMA, network, content], sort_keys=True).encode())
     for path in (p for group in paths for p in ([group] if isinstance(group, (str, Path)) else group)):
         digest.update(Path(path).read_bytes())
     return digest.hexdigest()
