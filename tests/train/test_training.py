@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def two(data, tmp_path_factory):
     """Folders of the two networks of a model."""
     root = tmp_path_factory.mktemp("two")
     for k in range(2):
-        run(data, root / f"{k}", network=k, members=2, seed=5)
+        run(data, root / f"{k}", network=k, members=2 + k, seed=5)  # the second of a model that has grown
     return [root / f"{k}" / "model" for k in range(2)]
 
 
@@ -103,10 +104,14 @@ def test_what_is_no_model_together_is_not_joined(data, two, tmp_path):
     with pytest.raises(ValueError, match="holds network 0, as .* does"):
         join([two[0], two[0]], tmp_path / "model")
     run(data, tmp_path / "other", network=1, members=2, seed=5, learning_rate=1e-3)
-    with pytest.raises(ValueError, match="its settings of training differs from that"):
+    with pytest.raises(ValueError, match="settings of training other than in"):
         join([two[0], tmp_path / "other" / "model"], tmp_path / "model")
     with pytest.raises(ValueError, match=r"config\.json: no such file"):
         join([two[0], tmp_path / "nothing"], tmp_path / "model")
+    torn = shutil.copytree(two[1], tmp_path / "torn")
+    (torn / "weights.safetensors").write_bytes((torn / "weights.safetensors").read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"weights\.safetensors: not readable"):
+        join([two[0], torn], tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 

@@ -97,26 +97,30 @@ def save_model(directory, members: list[dict], network: dict, reference_path, tr
 def join(directories: list[Path], out):
     """One model of the networks of several, which differ in their seeds alone; train.csv has the rows of all.
 
-    Raises ValueError if networks, settings or references differ, or one network is given twice.
+    Raises ValueError if sizes, settings or references differ, a network is given twice, or a file is cut short.
     """
     contents, tables = [_config(d) for d in directories], [(d / "train.csv").read_text() for d in directories]
     first, reference = contents[0], directories[0] / "reference.h5"
     settings = lambda content: {k: v for k, v in content["training"].items() if k not in OF_EACH}  # noqa: E731
-    weights = [load_file(d / "weights.safetensors") for d in directories]
+    members = []
     for k, (directory, content) in enumerate(zip(directories, contents)):
         for what, alike in (
-            ("network", content["network"] == first["network"]),
+            ("network's size", content["network"] == first["network"]),
             ("settings of training", settings(content) == settings(first)),
             ("reference", (directory / "reference.h5").read_bytes() == reference.read_bytes()),
         ):
             if not alike:
-                raise ValueError(
-                    f"{directory}: its {what} differs from that of {directories[0]}. Join what one model file trained."
-                )
+                raise ValueError(f"{directory}: {what} other than in {directories[0]}. Join what one model file trained.")
         for other, earlier in zip(directories[:k], tables):
             if both := _networks(tables[k]) & _networks(earlier):
                 raise ValueError(f"{directory}: holds network {min(both)}, as {other} does. Give each network once.")
-    members = [_part(tensors, f"{k}.") for content, tensors in zip(contents, weights) for k in range(content["members"])]
+        try:
+            tensors = load_file(directory / "weights.safetensors")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{directory / 'weights.safetensors'}: not readable ({error}). Train this network again."
+            ) from None
+        members += [_part(tensors, f"{n}.") for n in range(content["members"])]
     record = first["training"] | {name: sum((c["training"][name] for c in contents), []) for name in OF_EACH}
     save_model(out, members, first["network"], reference, record)
     write_text(Path(out) / "train.csv", tables[0] + "".join(t.split("\n", 1)[1] for t in tables[1:]))

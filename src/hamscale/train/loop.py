@@ -49,10 +49,12 @@ def train(
 
     What is written has the lowest validation error seen. train.csv has a row per validation; errors are means over coupled
     components within the cutoff, those of edges in their frame. Any number of ranks gives what one rank gives, but
-    for rounding. network: which of training.members, 0 and up; its seed is training.seed + network. ranks_per_structure: how many share one; default all; so many structures of a batch are in work at once as
-    there are groups of ranks. partitions: a file for every training, then for every validation structure, or none. operators_paths: DFT's
-    of every training structure, where training.eigenvalue_weight is not zero.
-    Raises ValueError if there is no such network or the loss is not finite, Stopped where a signal of world.stop_on_signals() came to any rank.
+    for rounding. network: which of training.members, 0 and up; its seed is training.seed + network. ranks_per_structure: how many
+    share one; default all; so many structures of a batch are in work at once as there are groups of ranks. partitions: a file for
+    every training, then for every validation structure, or none. operators_paths: DFT's of every training structure, where
+    training.eigenvalue_weight is not zero.
+    Raises ValueError if there is no such network or the loss is not finite, Stopped where a signal of world.stop_on_signals() came to
+    any rank.
     """
     settings, started = model_config.training, time.time()
     if not 0 <= network < settings.members:
@@ -158,7 +160,10 @@ def train(
         raise ValueError("no validation error was a number. Lower training.learning_rate.")
     if world.is_root:
         write_text(Path(directory) / "train.csv", _table(state["rows"]))
-        record = settings.model_dump() | {"validation_mae_mev": [state["best"]], "seconds": [round(state["seconds"], 1)]}
+        record = settings.model_dump(exclude={"members"}) | {
+            "validation_mae_mev": [state["best"]],
+            "seconds": [round(state["seconds"], 1)],
+        }
         sizes = model_config.network.model_dump() | {"lmax": lmax}
         checkpoint.save_model(directory, [learner.best], sizes, reference_path, record)
     world.barrier()
