@@ -45,7 +45,8 @@ def ablations(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.axvline(1, color="0.6", linewidth=0.8, zorder=0)
     ax.set(xscale="log", xlabel="error over that of the default", ylim=(-0.7, len(rows) - 0.3))
     ax.set_yticks(np.arange(len(rows)), rows["variant"])
-    ticks = (0.7, 1, 1.5, 2, 3, 5)
+    least, most = ax.get_xlim()
+    ticks = [t for t in ((0.7, 1, 1.5, 2, 3, 5) if most < 10 else (1, 3, 10, 30, 100)) if least < t < most]
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
     ax.minorticks_off()
     return ax
