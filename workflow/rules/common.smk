@@ -118,9 +118,11 @@ def networks_of_model(wildcards):
 
 
 def threads_of_training(wildcards):
-    """Two networks of one thread each are twice as fast as one of two threads, or nearly."""
-    cores, members = workflow.cores or 8, MODELS[wildcards.model].training.members
-    return max(1, min(8, cores // members))
+    """Two networks of one thread each are faster than one after the other of two; on a cluster each has a job of its own."""
+    cores = workflow.resource_settings.cores if workflow.is_main_process else None
+    if cores is None:
+        return 8
+    return max(1, min(8, cores // MODELS[wildcards.model].training.members))
 
 
 def of_split(pattern, *splits):
