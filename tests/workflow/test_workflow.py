@@ -216,6 +216,15 @@ def test_every_rule_of_the_shipped_configurations_is_planned(config, clone):
         assert f"{rule} " in result.stdout
 
 
+@pytest.mark.parametrize(("cores", "threads"), [(2, "1"), (16, "5")])
+def test_the_networks_of_a_model_share_the_cores(clone, cores, threads):
+    """Three of HfO2: side by side, not one after another on all cores."""
+    options = ["--cores", str(cores), "--configfile", "config/hfo2.yaml"]
+    planned = snakemake(clone, "-np", "results/hfo2/models/hfo2/weights.safetensors", *options).stdout
+    commands = re.findall(r"OMP_NUM_THREADS:-(\d+)}.* hamscale train .* --network (\d) ", planned)
+    assert sorted(commands) == [(threads, "0"), (threads, "1"), (threads, "2")]
+
+
 def test_lint_is_clean():
     result = snakemake(ROOT, "--lint")
     assert result.returncode == 0, result.stderr
