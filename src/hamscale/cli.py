@@ -80,10 +80,12 @@ def main(arguments=None) -> int:
     verb(operators, "material", "structure", "run", out=out)
     verb(reference, "material", "operators+", out=out)
     verb(graph, "reference", "operators", out=out)
+    frame = {"type": int, "metavar": "N", "help": "which structure of a trajectory, from 0"}
     exchange = {"choices": ["torch", "cupy"], "default": "torch", "help": "torch.distributed, or NCCL through CuPy"}
     verb(
         partition,
         "structure",
+        frame=frame,
         cutoff={"type": float, "help": "Angstrom: that of the graph; or give --reference"},
         reference={"type": Path, "help": "whose cutoff is taken"},
         parts={"type": int, "required": True},
@@ -107,7 +109,7 @@ def main(arguments=None) -> int:
     )
     verb(join, "networks+", out=out)
     reference_only = {"action": "store_true", "help": "the reference without the network: the baseline"}
-    verb(predict, "model", "structure", out=out, reference_only=reference_only, exchange=exchange)
+    verb(predict, "model", "structure", frame=frame, out=out, reference_only=reference_only, exchange=exchange)
     verb(
         export,
         "operators",

@@ -115,12 +115,15 @@ def open_h5(path, schema: str):
 
 @lru_cache
 def provenance() -> dict[str, str]:
-    """Who wrote a file: version of hamscale, git commit of its source (empty outside a checkout), time."""
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
+    """Who wrote a file: version of hamscale, git commit of its source (empty outside a checkout or without git), time."""
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+    except OSError:  # git is not installed: no reason to lose what was computed
+        commit = ""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": commit,

@@ -15,6 +15,7 @@ from ase import Atoms
 
 from .basis import Basis, ElementBasis
 from .files import create_h5, open_h5
+from .structures import GIVEN, given_cells
 
 SCHEMA = "operators/1"
 SHARD = "operators-shard/1"  # the same datasets, without the transposed blocks that other ranks have
@@ -376,13 +377,20 @@ def write_structure(file: h5py.File, atoms: Atoms):
     group["positions"] = atoms.positions
     group["cell"] = np.asarray(atoms.cell, dtype=float)
     group["pbc"] = atoms.pbc
-    for name in ("positions", "cell"):
+    names = ["positions", "cell"]
+    if given_cells(atoms) is not None:
+        group[GIVEN] = atoms.arrays[GIVEN]
+        names.append(GIVEN)
+    for name in names:
         group[name].attrs["unit"] = "Angstrom"
 
 
 def read_structure(file: h5py.File) -> Atoms:
     group = file["structure"]
-    return Atoms(group["numbers"][:], group["positions"][:], cell=group["cell"][:], pbc=group["pbc"][:])
+    atoms = Atoms(group["numbers"][:], group["positions"][:], cell=group["cell"][:], pbc=group["pbc"][:])
+    if GIVEN in group:
+        atoms.set_array(GIVEN, group[GIVEN][:], float, (3,))
+    return atoms
 
 
 def write_basis(file: h5py.File, basis: Basis):

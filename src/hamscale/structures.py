@@ -19,6 +19,7 @@ from ase.units import fs
 from .config import Material, MeltQuench, StructureSet
 from .files import atomic
 
+GIVEN = "given_positions"  # array of Atoms that were wrapped, (A, 3) Angstrom: where the user's file has them
 MINIMUM_DISTANCE_ANGSTROM = 0.5
 POSITION_DECIMALS = 8  # what extxyz holds: rounded here, so that a structure and its file are the same
 
@@ -76,7 +77,7 @@ def _build(material: Material, identifier: str, tiles: tuple[str, ...], tile: At
 def _source(name: str, s: StructureSet) -> list[Atoms]:
     try:
         if s.file:
-            return ase.io.read(s.file.path, index=":")
+            return read_frames(s.file.path)
         if s.builder:
             return [getattr(ase.build, s.builder.name)(**s.builder.arguments)]
         symbols, *coordinates = zip(*s.spacegroup.basis)
@@ -180,11 +181,14 @@ def wrap_as_cp2k(atoms: Atoms) -> Atoms:
     """Put atoms where CP2K puts them: fractions f - ANINT(f), in [-1/2, 1/2], along periodic directions.
 
     CP2K counts the cells of its H(R) from there. An atom at exactly 1/2 may round either way, so where one lies within 1e-6 of
-    it all atoms are first shifted together, by the same small step for the same structure.
+    it all atoms are first shifted together, by the same small step for the same structure. Where the atoms stood before is kept
+    in the array GIVEN, from the first wrapping on.
     """
     if not atoms.pbc.any():
         return atoms
     atoms = atoms.copy()
+    if given_cells(atoms) is None:
+        atoms.set_array(GIVEN, atoms.positions.copy(), float, (3,))
     fractions = atoms.cell.scaled_positions(atoms.positions)
     for axis in np.flatnonzero(atoms.pbc):
         f = fractions[:, axis]
@@ -193,6 +197,20 @@ def wrap_as_cp2k(atoms: Atoms) -> Atoms:
         fractions[:, axis] = f - np.trunc(f + np.copysign(0.5, f))
     atoms.positions = fractions @ np.asarray(atoms.cell)
     return atoms
+
+
+def given_cells(atoms: Atoms) -> np.ndarray | None:
+    """How many cells lie between where each atom stands and where the user's file has it, (A, 3) integers.
+
+    None where that is not known: the atoms were never wrapped, or were moved, repeated or strained since.
+    """
+    if GIVEN not in atoms.arrays:
+        return None
+    moved = atoms.cell.scaled_positions(atoms.arrays[GIVEN] - atoms.positions)
+    moved -= moved[:1] - np.round(moved[:1])  # the small step that all took together
+    cells = np.round(moved)
+    # files hold 8 decimals
+    return cells.astype(np.int64) if np.abs(moved - cells).max(initial=0.0) < 1e-6 else None
 
 
 def kpoint_counts(atoms: Atoms, counts, length_angstrom: float | None) -> tuple[int, int, int]:
@@ -234,9 +252,43 @@ def write_structure_file(path, atoms: Atoms):
         ase.io.write(temporary, atoms, format="extxyz", write_results=False)
 
 
-def read_structure_file(path) -> Atoms:
-    """Raises ValueError if the file is missing or is no extxyz."""
+def read_structure_file(path, frame: int | None = None) -> Atoms:
+    """Read one structure from any file that ASE reads. frame: which of a trajectory, from 0.
+
+    Raises ValueError as `read_frames` does, if there are several frames and none was chosen, and if there is no such frame.
+    """
+    frames = read_frames(path)
+    if frame is None and len(frames) > 1:
+        raise ValueError(
+            f"{path}: holds {len(frames)} structures, expected one. Choose one by --frame 0 to {len(frames) - 1}, or write each to a "
+            "file of its own."
+        )
+    if not 0 <= (frame or 0) < len(frames):
+        raise ValueError(f"{path}: no frame {frame}, it holds {len(frames)}. Choose one by --frame 0 to {len(frames) - 1}.")
+    return frames[frame or 0]
+
+
+def read_frames(path) -> list[Atoms]:
+    """Read all structures of a file that ASE reads.
+
+    Raises ValueError if the file is missing or ASE cannot read it, and if a site is shared by elements or partly empty: ASE
+    would take the element with the largest share for the only one.
+    """
     try:
-        return ase.io.read(path, format="extxyz")
-    except Exception as error:
-        raise ValueError(f"{path}: not a structure ASE reads ({type(error).__name__}: {error}). Expected extxyz.") from None
+        frames = ase.io.read(path, index=":", format="extxyz" if str(path).endswith(".extxyz") else None)
+    except Exception as error:  # ASE raises whatever its readers meet
+        raise ValueError(
+            f"{path}: not a structure ASE reads ({type(error).__name__}: {error}). Expected extxyz, CIF, ..."
+        ) from None
+    for atoms in frames:
+        # ASE says of every site kind which elements share it, once for each of them
+        kinds = {tuple(sorted(shares.items())) for shares in atoms.info.get("occupancy", {}).values()}
+        shared = [kind for kind in sorted(kinds) if len(kind) > 1 or kind[0][1] < 1]
+        if shared:
+            told = "; ".join(", ".join(f"{share:g} {symbol}" for symbol, share in kind) for kind in shared)
+            raise ValueError(
+                f"{path}: sites are shared by elements or partly empty ({told}), expected one atom on every site. Write "
+                "the file with one element on such sites, and let `decorate` of a material give them to others and to vacancies at random "
+                "(docs/new_material.md)."
+            )
+    return frames

@@ -159,7 +159,14 @@ def graph(reference: Path, operators: Path, out: Path):
 
 
 def partition(
-    structure: Path, cutoff: float | None, reference: Path | None, parts: int, method: str, ranks_per_node: int, out: Path
+    structure: Path,
+    frame: int | None,
+    cutoff: float | None,
+    reference: Path | None,
+    parts: int,
+    method: str,
+    ranks_per_node: int,
+    out: Path,
 ):
     """Decide which rank owns which atom, and what they send one another. Prints the quality as JSON."""
     from .graph.neighbours import edges_within
@@ -172,7 +179,7 @@ def partition(
         raise ValueError("give either --cutoff or --reference.")
     if cutoff is None:
         cutoff = read_reference(reference).cutoff_angstrom
-    atoms = wrap_as_cp2k(read_structure_file(structure))
+    atoms = wrap_as_cp2k(read_structure_file(structure, frame))
     edges = edges_within(atoms, cutoff)
     result = run(atoms, [(edges[:, 0], edges[:, 1])], cutoff, parts, method, ranks_per_node=ranks_per_node)
     write_partition(out, result, atoms)
@@ -225,13 +232,13 @@ def join(networks: list[Path], out: Path):
     run(networks, out)
 
 
-def predict(model: Path, structure: Path, out: Path, reference_only: bool, exchange: str):
+def predict(model: Path, structure: Path, frame: int | None, out: Path, reference_only: bool, exchange: str):
     """Predict H, with exact S, of a structure. On many ranks each writes a shard, and OUT reads as all of them."""
     from .predict import predict as run
     from .structures import read_structure_file
 
     with ranks() as world:
-        run(model, read_structure_file(structure), reference_only, world=world, exchange=exchange).write(out, world)
+        run(model, read_structure_file(structure, frame), reference_only, world=world, exchange=exchange).write(out, world)
 
 
 def export(operators: Path, to: str, out: Path, **options):

@@ -104,6 +104,8 @@ def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
             ),  # a string with blanks would be quoted
             "symmetry": False,
             "full_grid": False,
+            # all ranks work on each k-point: groups that share k-points print the energies of their own alone (cp2k issue 4396)
+            "parallel_group_size": 0,
         }
     cell = {name: tuple(float(x) for x in vector) for name, vector in zip("abc", np.asarray(atoms.cell))}
     return {

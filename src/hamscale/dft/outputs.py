@@ -1,7 +1,7 @@
 """From the files of a CP2K run to block-sparse H and S.
 
-Facts about the formats, each seen in CP2K 2023.1: docs/conventions.md. The table that says which file is which periodic image
-stands in the log alone; images count from the wrapped atoms; matrices are in Hartree with both triangles written.
+Facts about the formats, each seen in the versions of KNOWN_VERSIONS: docs/conventions.md. The table that says which file is which
+periodic image stands in the log alone; images count from the wrapped atoms; matrices are in Hartree with both triangles written.
 """
 
 import os
@@ -17,13 +17,17 @@ from scipy.sparse import bsr_array, csr_array
 
 from ..basis import Basis
 from ..operators import Operators, is_onsite, pair_keys
+from ..units import angstrom_to_bohr
+from .inputs import PROJECT
 
 OUTPUT = "run.out"
-KNOWN_VERSIONS = ("2023.1",)
+# runs of all but 2026.1 were compared; by upstream source its writer is that of 2026.2
+KNOWN_VERSIONS = ("2023.1", "2025.1", "2025.2", "2026.1", "2026.2")
 RECORD = np.dtype([("head", "<i4"), ("row", "<i4"), ("column", "<i4"), ("value", "<f8"), ("tail", "<i4")])
 TEXT_LINE = 40  # bytes of a line of a text CSR file: row, column, value
 CHUNK = 1 << 16  # records in work at a time: they stay in the cache
 CELL_TOLERANCE_ANGSTROM = 1e-3  # the log prints 3 decimals
+KPOINT_ROUNDING = 6e-6  # and 5 of k-points
 HERMITICITY_TOLERANCE = 1e-7  # Hartree and 1
 
 
@@ -31,14 +35,20 @@ HERMITICITY_TOLERANCE = 1e-7  # Hartree and 1
 class RunOutput:
     """What the log of a run says. Energies in Hartree, kpoints in fractions of the reciprocal lattice.
 
+    periodicity: the directions in which the run is periodic, e.g. "XYZ", or "NONE".
     images (N, 3): cell R of CSR file number n = 1..N; None for a run without k-points, which writes one file.
+    kpoints (K, 3): as the log prints them, to five decimals. scheme: "Monkhorst-Pack", "MacDonald", "General" or "Gamma".
+    kpoint_grid: divisions of a grid, None for a list of k-points.
     cell (3, 3): rows, Angstrom, to the log's 3 decimals. positions (A, 3): Angstrom, to its 6.
     mo_energies (K, n): energies of all orbitals at every k-point, as CP2K computed them.
     """
 
     version: str
+    periodicity: str
     images: np.ndarray | None
     kpoints: np.ndarray
+    scheme: str
+    kpoint_grid: tuple[int, int, int] | None
     mo_energies: np.ndarray
     fermi_level: float
     total_energy: float
@@ -50,11 +60,21 @@ class RunOutput:
     basis_sets: dict[str, tuple[str, int]]
 
 
-def parse_output(path) -> RunOutput:
-    """Read run.out. Raises ValueError, naming the file, if a part is missing or the version of CP2K is not known.
+def check_version(version: str):
+    """Raise ValueError if the formats of a version of CP2K are not known.
 
     Versions beside KNOWN_VERSIONS are accepted where $HAMSCALE_CP2K_VERSIONS lists them, separated by blanks.
     """
+    if version not in (*KNOWN_VERSIONS, *os.environ.get("HAMSCALE_CP2K_VERSIONS", "").split()):
+        raise ValueError(
+            f"this is CP2K {version}; the formats are known of {', '.join(KNOWN_VERSIONS)} only. Install one of these, or check "
+            f"tests/dft against this version and try it with HAMSCALE_CP2K_VERSIONS={version}."
+        )
+
+
+def parse_output(path) -> RunOutput:
+    """Read run.out. Raises ValueError, naming the file, if a part is missing, the version of CP2K is not known, or the matrices of
+    a periodic structure were written with all images folded into one."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file. Expected the log of a CP2K run.")
@@ -67,18 +87,28 @@ def parse_output(path) -> RunOutput:
         return match[1]
 
     version = find(r"CP2K version (\S+)", "CP2K's version").rstrip(".")
-    if version not in (*KNOWN_VERSIONS, *os.environ.get("HAMSCALE_CP2K_VERSIONS", "").split()):
-        raise ValueError(
-            f"{path}: written by CP2K {version}; the formats are known of {', '.join(KNOWN_VERSIONS)} only. Check tests/dft "
-            "against this version and add it to KNOWN_VERSIONS in dft/outputs.py, or try it with HAMSCALE_CP2K_VERSIONS="
-            f"{version}."
-        )
+    try:
+        check_version(version)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    periodicity = find(r"^ CELL\| Periodicity +(\S+)$", "the periodicity of the cell")
     tables = [_image_table(text, name) for name in ("KS", "S")]
     if (tables[0] is None) != (tables[1] is None) or (tables[0] is not None and not np.array_equal(*tables)):
         raise ValueError(f"{path}: the image tables of H and S differ. They must belong to one run.")
+    if tables[0] is None and periodicity != "NONE":
+        raise ValueError(
+            f"{path}: the run is periodic along {periodicity} and has no k-points, so CP2K folded the matrices of all periodic images "
+            "into one, from which H(R) cannot be had back. Add &KPOINTS with SCHEME MONKHORST-PACK 1 1 1 (the Gamma point alone), and "
+            "REAL_SPACE .TRUE. in &KS_CSR_WRITE and &S_CSR_WRITE, as `hamscale input` does; a molecule needs PERIODIC NONE in &CELL "
+            "and &POISSON."
+        )
     kpoints = [
         [float(x) for x in line.split()[-3:]] for line in re.findall(r"BRILLOUIN\| +\d+((?: +-?\d\.\d+){4})$", text, re.M)
     ]
+    if re.search(r"BRILLOUIN\| +Gamma-point calculation", text):
+        kpoints = [[0.0, 0.0, 0.0]]
+    scheme = re.search(r"BRILLOUIN\| K-point scheme +(\S+)$", text, re.M)
+    grid = re.search(r"BRILLOUIN\| K-Point grid +(\d+) +(\d+) +(\d+)$", text, re.M)
     if bool(kpoints) != (tables[0] is not None):
         raise ValueError(
             f"{path}: {len(kpoints)} k-points listed and {'an' if tables[0] is not None else 'no'} image table, expected both or "
@@ -91,11 +121,14 @@ def parse_output(path) -> RunOutput:
     )
     return RunOutput(
         version,
+        periodicity,
         tables[0],
         kpoints,
+        scheme[1] if scheme else "Gamma",
+        tuple(int(n) for n in grid.groups()) if grid else None,
         _orbital_energies(path, text, len(kpoints)),
         float(find(r"E\(Fermi\): +(\S+) a\.u\.", "the Fermi level")),
-        float(find(r"ENERGY\| Total FORCE_EVAL .*: +(\S+)", "the total energy")),
+        float(find(r"ENERGY\| Total FORCE_EVAL .*\]:? +(\S+)$", "the total energy")),
         int(find(r"SCF run converged in +(\d+) steps", "'SCF run converged'")),
         float(find(r"^ CP2K +1 .* (\S+)$", "CP2K's table of times")),
         [symbol for symbol, _ in atoms],
@@ -110,8 +143,8 @@ def _orbital_energies(path: Path, text: str, n_kpoints: int) -> np.ndarray:
     blocks = re.findall(r"MO\|  Index +Eigenvalue.*\n((?: MO\| +\d+ +\S+ +\S+ +\S+\n)+)", text)
     if len(blocks) != n_kpoints:
         raise ValueError(
-            f"{path}: orbital energies at {len(blocks)} k-points, expected {n_kpoints}. They come from &PRINT &MO: use "
-            "`hamscale input`."
+            f"{path}: orbital energies at {len(blocks)} k-points, expected {n_kpoints}. They come from &PRINT &MO, and of several MPI "
+            "ranks only with PARALLEL_GROUP_SIZE 0 in &KPOINTS: use `hamscale input`."
         )
     try:
         energies = np.array([[float(line.split()[2]) for line in block.splitlines()] for block in blocks])
@@ -235,16 +268,49 @@ def read_run(directory, atoms: Atoms, basis: Basis, attributes: dict | None = No
         }
         | _threshold(directory)
         | (attributes or {}),
-        (output.kpoints, output.mo_energies),
+        (exact_kpoints(directory, output, np.asarray(atoms.cell)), output.mo_energies),
     )
     _check_diagonal(directory, operators)
     _make_hermitian(directory, operators)
     return operators
 
 
+def exact_kpoints(directory, output: RunOutput, cell: np.ndarray) -> np.ndarray:
+    """Give the k-points of a run without the rounding of the log to five decimals, (K, 3), fractions of the reciprocal lattice.
+
+    A grid of n divisions has k = (2 r - n - 1) / (2 n) + shift along each vector, r = 1..n (H. J. Monkhorst, J. D. Pack, Phys. Rev.
+    B 13, 5188 (1976); with a shift A. H. MacDonald, Phys. Rev. B 18, 5897 (1978)): n stands in the log, the shift in the run's
+    input. A list of k-points is that of the input, in its units; cell (3, 3): rows, Angstrom. Without an input the k-points of
+    a shifted grid or of a list are those of the log. Raises ValueError if the exact k-points are not those of the log.
+    """
+    path = Path(directory) / f"{PROJECT}.inp"
+    text = path.read_text() if path.is_file() else ""
+    shifted = re.search(r"^ *SCHEME +MACDONALD +\S+ +\S+ +\S+ +(\S+) +(\S+) +(\S+) *$", text, re.M | re.I)
+    listed = re.findall(r"^ *KPOINT +(\S+) +(\S+) +(\S+)", text, re.M | re.I)
+    if output.kpoint_grid and (shifted or output.scheme == "Monkhorst-Pack"):
+        shift = np.array(shifted.groups(), dtype=float) if shifted else np.zeros(3)
+        twice = 2 * np.array(output.kpoint_grid)
+        exact = np.round((output.kpoints - shift) * twice) / twice + shift
+    elif output.scheme == "General" and len(listed) == len(output.kpoints):
+        units = re.search(r"^ *UNITS +(\S+)", text, re.M | re.I)
+        per_length = {"B_VECTOR": None, "CART_ANGSTROM": cell, "CART_BOHR": angstrom_to_bohr(cell)}
+        vectors = per_length.get(units[1].upper() if units else "B_VECTOR")
+        exact = np.array(listed, dtype=float)
+        if vectors is not None:
+            exact = exact @ vectors.T / (2 * np.pi)
+    else:
+        return output.kpoints
+    if (difference := np.abs(exact - output.kpoints).max()) > KPOINT_ROUNDING:
+        raise ValueError(
+            f"{path}: its k-points differ from those of {OUTPUT} by {difference:.1e}, expected at most the rounding of the log, "
+            f"{KPOINT_ROUNDING:.0e}. Was the input changed after the run? Run it again."
+        )
+    return exact
+
+
 def _threshold(directory: Path) -> dict[str, float]:
     """eps_threshold: the |element| below which CP2K wrote none, as the run's own input says; empty without an input."""
-    path = directory / "run.inp"
+    path = directory / f"{PROJECT}.inp"
     found = re.findall(r"^ *THRESHOLD +(\S+)", path.read_text(), re.M) if path.is_file() else []
     return {"eps_threshold": max(map(float, found))} if found else {}
 

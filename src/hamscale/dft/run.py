@@ -11,11 +11,12 @@ import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 from ..basis import CP2K_BINARIES
 from .inputs import PROJECT
-from .outputs import OUTPUT, image_files, parse_output
+from .outputs import OUTPUT, check_version, image_files, parse_output
 
 
 class Aborted(ValueError):
@@ -35,7 +36,25 @@ def cp2k_command(command: str | None = None) -> list[str]:
             f"CP2K: {words[0] if words else ', '.join(CP2K_BINARIES)} not found on PATH. Install Debian's package cp2k, the conda "
             "environment envs/cp2k.yaml, or load the uenv cp2k; or set HAMSCALE_CP2K to the command that runs it."
         )
-    return words
+    # a run has a folder of its own, from which a relative path leads elsewhere
+    return [os.path.abspath(word) if "/" in word and Path(word).is_file() else word for word in words]
+
+
+@lru_cache
+def check_command(words: tuple[str, ...]):
+    """Refuse a CP2K whose formats are not known before it computes anything: asks `WORDS --version` once.
+
+    Raises ValueError as `outputs.check_version` does. A command that says no version is left to the check of its log.
+    """
+    with tempfile.TemporaryDirectory() as folder:  # whatever the command leaves behind
+        result = subprocess.run(
+            [*words, "--version"], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+        )
+    if found := re.search(r"CP2K version (\d\S*)", result.stdout):
+        try:
+            check_version(found[1].rstrip("."))
+        except ValueError as error:
+            raise ValueError(f"{shlex.join(words)}: {error}") from None
 
 
 def run_cp2k(input_path, directory, command: str | None = None):
@@ -49,6 +68,7 @@ def run_cp2k(input_path, directory, command: str | None = None):
     words = cp2k_command(command)
     if not input_path.is_file():
         raise ValueError(f"{input_path}: no such file. Expected a CP2K input as `hamscale input` writes it.")
+    check_command(tuple(words))
     directory.parent.mkdir(parents=True, exist_ok=True)
     failed = directory.with_name(directory.name + ".failed")
     scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.scratch-"))
@@ -106,7 +126,7 @@ def run_batch(inputs: list[Path], store: Path, at_once: int = 1, command: str | 
                 aborted.add(path.stem)
             progress(str(error))
 
-    cp2k_command(command)  # says what to install before anything runs
+    check_command(tuple(cp2k_command(command)))  # says what to install before anything runs
     with ThreadPoolExecutor(at_once) as pool:
         list(pool.map(run, inputs))
     for path in inputs:
@@ -153,11 +173,12 @@ def check_run(directory: Path, returncode: int):
     if returncode < 0 or returncode > 128:
         number = -returncode if returncode < 0 else returncode - 128
         raise Aborted(f"CP2K was killed by signal {number} ({last}). Out of memory or time? Run it again.")
-    if returncode:
+    unconverged = "SCF run NOT converged" in text  # from 2024.1 on with exit code 1
+    if returncode and not unconverged:
         raise ValueError(
             f"CP2K stopped with exit code {returncode}: {_abort_message(text) or _last_line(directory / 'stderr')}."
         )
-    if "NOT converged" in text or "SCF run converged" not in text:
+    if unconverged or "SCF run converged" not in text:
         raise ValueError(
             f"the SCF did not converge ({last}). Raise dft.max_scf, lower dft.mixing_alpha, or set dft.smearing for a small gap."
         )

@@ -4,8 +4,8 @@ Started by torchrun (RANK, WORLD_SIZE, MASTER_ADDR ...) or by Slurm's srun (SLUR
 """
 
 import os
+import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -163,6 +163,20 @@ def _beat(world: World, ended: threading.Event):
             os._exit(1)  # no exception reaches a thread that waits in C++
 
 
+def first_host(hosts: str) -> str:
+    """Give the first host of a list as Slurm writes it, e.g. "nid[001-004,007],login1" -> "nid001".
+
+    Not by `scontrol show hostnames`, which is not there inside a container. Raises ValueError for an empty list.
+    """
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", hosts)
+    if not first:
+        raise ValueError(
+            "srun started more than one task, but neither SLURM_STEP_NODELIST nor MASTER_ADDR is set. Set MASTER_ADDR to the host of "
+            "rank 0."
+        )
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0])
+
+
 def _numbers() -> tuple[int, int, int]:
     """Rank, number of ranks, rank on this host. Sets what torch's rendezvous reads where Slurm started this process."""
     env = os.environ
@@ -175,10 +189,8 @@ def _numbers() -> tuple[int, int, int]:
     size = int(env.get("SLURM_STEP_NUM_TASKS", 1))
     if size == 1:
         return 0, 1, 0
-    hosts = subprocess.run(
-        ["scontrol", "show", "hostnames", env["SLURM_STEP_NODELIST"]], capture_output=True, text=True, check=True
-    ).stdout.split()
-    env.setdefault("MASTER_ADDR", hosts[0])
+    if "MASTER_ADDR" not in env:
+        env["MASTER_ADDR"] = first_host(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_NODELIST", ""))
     # steps of one job and jobs of one node each get a port of their own
     step = int(env.get("SLURM_JOB_ID", 0)) * 16 + int(env.get("SLURM_STEP_ID", 0))
     env.setdefault("MASTER_PORT", str(20000 + step % 20000))

@@ -1,0 +1,147 @@
+"""Recorded runs of several versions of CP2K, and what the log leaves to be known: exact k-points, folded matrices, ranks."""
+
+import gzip
+import re
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import DATA, DZVP, SZV, basis_of, material, silicon
+from hamscale.basis import material_basis
+from hamscale.dft.inputs import cp2k_input
+from hamscale.dft.outputs import eigenvalue_check, exact_kpoints, parse_output, read_run
+from hamscale.dft.run import check_run, run_batch, run_cp2k
+from hamscale.structures import read_structure_file
+
+RECORDED = DATA / "cp2k"
+VERSIONS = ("2023.1", "2025.1", "2026.2")
+CASES = {
+    "h2o": ("water.extxyz", {"H": DZVP, "O": DZVP}),
+    "si2": ("si2.extxyz", {"Si": SZV}),
+    "si8": ("si8p.extxyz", {"Si": SZV}),
+}
+
+
+def _unpacked(name: str, folder: Path) -> Path:
+    folder.mkdir()
+    for path in (RECORDED / name).glob("*.gz"):
+        (folder / path.name.removesuffix(".gz")).write_bytes(gzip.decompress(path.read_bytes()))
+    if (archive := RECORDED / name / "csr.tar.xz").is_file():
+        with tarfile.open(archive) as files:
+            files.extractall(folder, filter="data")
+    return folder
+
+
+def _read(name: str, folder: Path):
+    structure, sets = CASES[name.split("-")[0]]
+    return read_run(_unpacked(name, folder), read_structure_file(RECORDED / structure), basis_of(**sets))
+
+
+@pytest.mark.parametrize("case", ["h2o", "si2"])
+def test_versions_write_the_same_matrices(case, tmp_path):
+    of_version = {version: _read(f"{case}-{version}", tmp_path / version) for version in VERSIONS}
+    for version, operators in of_version.items():
+        check_run(tmp_path / version, 0)
+        assert operators.attributes["code"] == f"CP2K {version}"
+        assert eigenvalue_check(operators) < 5e-9
+        assert np.array_equal(operators.pairs, of_version["2023.1"].pairs)
+        for name in ("hamiltonian", "overlap"):
+            np.testing.assert_allclose(getattr(operators, name), getattr(of_version["2023.1"], name), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["si8-gamma-folded-accepted-2023.1", "si8-gamma-ot-text-2026.2"])
+def test_a_matrix_with_its_images_folded_is_refused(name, tmp_path):
+    """H of the Gamma point alone passes every other check: it is Hermitian, and its eigenvalues are those that CP2K printed."""
+    with pytest.raises(ValueError, match=r"folded.*SCHEME MONKHORST-PACK 1 1 1.*REAL_SPACE .TRUE."):
+        _read(name, tmp_path / "run")
+    with pytest.raises(ValueError, match="folded"):
+        check_run(tmp_path / "run", 0)
+
+
+@pytest.mark.parametrize("version", ["2023.1", "2026.2"])
+def test_ranks_that_shared_the_kpoints_are_told(version, tmp_path):
+    with pytest.raises(ValueError, match="2 k-points, expected 4.*PARALLEL_GROUP_SIZE 0"):
+        parse_output(_unpacked(f"si2-2ranks-{version}", tmp_path / "run") / "run.out")
+
+
+@pytest.mark.parametrize("version", ["2025.1", "2026.2"])
+def test_an_unconverged_run_of_a_version_that_aborts_gets_the_same_advice(version, tmp_path):
+    with pytest.raises(ValueError, match="the SCF did not converge.*last step 3.*Raise dft.max_scf"):
+        check_run(_unpacked(f"unconverged-{version}", tmp_path / "run"), 1)
+
+
+def _version_script(path: Path, version: str) -> str:
+    path.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && {{ echo " CP2K version {version}"; exit; }}\ntouch {path.parent}/ran\n'
+    )
+    path.chmod(0o755)
+    (path.parent / "run.inp").write_text("")
+    return str(path)
+
+
+def test_a_version_that_is_not_known_is_refused_before_it_runs(tmp_path, monkeypatch):
+    command = _version_script(tmp_path / "old", "7.1")
+    for run in (
+        lambda: run_cp2k(tmp_path / "run.inp", tmp_path / "run", command),
+        lambda: run_batch([tmp_path / "run.inp"], tmp_path / "store", command=command),
+    ):
+        with pytest.raises(ValueError, match="CP2K 7.1; the formats are known of 2023.1, .* only"):
+            run()
+    assert not (tmp_path / "ran").exists()
+    monkeypatch.setenv("HAMSCALE_CP2K_VERSIONS", "7.2")
+    with pytest.raises(ValueError, match="no SCF step"):
+        run_cp2k(tmp_path / "run.inp", tmp_path / "run", _version_script(tmp_path / "tried", "7.2"))
+    assert (tmp_path / "ran").exists()
+
+
+def _input(atoms, **dft) -> str:
+    settings = material({"Si": SZV}, **({"cutoff_ry": 80, "rel_cutoff_ry": 30} | dft))
+    return cp2k_input(atoms, settings, material_basis(settings))
+
+
+def _run(text: str, folder: Path, command: str | None = None):
+    folder.mkdir(exist_ok=True)
+    (folder / "run.inp").write_text(text)
+    run_cp2k(folder / "run.inp", folder / "run", command)
+    return read_run(folder / "run", silicon(1), basis_of(Si=SZV))
+
+
+SCHEMES = {
+    "full grid": "SCHEME MONKHORST-PACK 3 1 2\n FULL_GRID .TRUE.",
+    "shifted": "SCHEME MACDONALD 3 2 1 0.123456789 0.25 0.333333333",
+    "list": "SCHEME GENERAL\n KPOINT 0.123456789 0.1 0.333333333333 0.5\n KPOINT 0 0 0 0.5",
+    "cartesian list": "SCHEME GENERAL\n UNITS CART_ANGSTROM\n KPOINT 0.123456789 0.1 0.333333333333 0.5\n KPOINT 0 0 0 0.5",
+    "Gamma": "SCHEME GAMMA",
+}
+
+
+@pytest.mark.parametrize("scheme", [*[(2, 3, 1), (3, 3, 3), (1, 4, 5), (5, 1, 2), (6, 1, 1), (1, 1, 7)], *SCHEMES], ids=str)
+def test_kpoints_are_exact(scheme, tmp_path):
+    """The log prints 0.33333: eigenvalues at that k-point are 1e-6 Ha off."""
+    text = _input(silicon(1), kpoints=(1, 1, 1) if scheme in SCHEMES else scheme)
+    if scheme in SCHEMES:
+        text = re.sub("SCHEME.*", SCHEMES[scheme], re.sub(" +FULL_GRID.*\n", "", text))
+    operators = _run(text, tmp_path)
+    assert eigenvalue_check(operators) < 5e-9
+    printed = parse_output(tmp_path / "run" / "run.out").kpoints
+    assert np.abs(operators.orbital_energies[0] - printed).max() < 6e-6
+
+
+def test_an_input_of_other_kpoints_is_refused(tmp_path):
+    folder = _unpacked("si2-2023.1", tmp_path / "run")
+    output = parse_output(folder / "run.out")
+    output.kpoint_grid = (3, 3, 3)
+    with pytest.raises(ValueError, match="k-points differ.*by 8.3e-02"):
+        exact_kpoints(folder, output, np.eye(3))
+
+
+def test_two_ranks_print_all_their_kpoints(tmp_path):
+    if shutil.which("mpirun") is None:
+        pytest.fail("mpirun is not installed: it comes with Debian's package cp2k.")
+    command = "mpirun --allow-run-as-root --oversubscribe -n 2 cp2k.psmp"
+    operators = _run(_input(silicon(1), kpoints=(2, 2, 2)), tmp_path, command)
+    assert len(operators.orbital_energies[0]) == 4
+    assert eigenvalue_check(operators) < 5e-9
