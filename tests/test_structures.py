@@ -7,6 +7,7 @@ from hamscale.config import Material, load_material, validate
 from hamscale.structures import (
     build_structure,
     build_structures,
+    given_cells,
     kpoint_counts,
     read_structure_file,
     wrap_as_cp2k,
@@ -76,12 +77,68 @@ def test_a_trajectory_gives_one_structure_a_frame(tmp_path):
         ({"builder": {"name": "molecule", "arguments": {"name": "H2"}}}, "cell has rank 0.*box_angstrom"),
         ({"builder": {"name": "molecule", "arguments": {"name": "H2O"}}, "box_angstrom": 6.0}, "holds O, but species are H"),
         ({"builder": {"name": "bulk", "arguments": {"nonsense": 1}}}, "ASE could not make it"),
-        ({"file": {"path": "nowhere.xyz"}}, "ASE could not make it.*nowhere.xyz"),
+        ({"file": {"path": "nowhere.xyz"}}, "structures.a: nowhere.xyz: not a structure ASE reads"),
     ],
 )
 def test_bad_structures_are_refused_by_set(structure, message):
     with pytest.raises(ValueError, match=message):
         build_structures(_material(**structure))
+
+
+GETE = """data_gete
+_cell_length_a 6.03
+_cell_length_b 6.03
+_cell_length_c 6.03
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+_space_group_name_H-M_alt 'F m -3 m'
+loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+_atom_site_occupancy
+Te1 Te 0 0 0 1.0
+"""
+
+
+def test_a_site_that_elements_share_is_refused(tmp_path):
+    """ASE takes the element with the largest share for the only one: Ge0.25 Sb0.5 and vacancies would be antimony."""
+    shared, whole = tmp_path / "shared.cif", tmp_path / "whole.cif"
+    shared.write_text(GETE + "Ge1 Ge 0.5 0.5 0.5 0.25\nSb1 Sb 0.5 0.5 0.5 0.5\n")
+    whole.write_text(GETE + "Ge1 Ge 0.5 0.5 0.5 1.0\n")
+    with pytest.raises(ValueError, match=r"shared.cif: sites are shared .*\(0.25 Ge, 0.5 Sb\).*`decorate`"):
+        read_structure_file(shared)
+    with pytest.raises(ValueError, match="structures.a: .*decorate"):
+        build_structures(_material(file={"path": str(shared)}))
+    assert read_structure_file(whole).get_chemical_formula() == "Ge4Te4"
+
+
+def test_which_structure_of_a_trajectory_is_asked_for(tmp_path):
+    frames = [Atoms("H2", [(0, 0, 0), (0, 0, z)], cell=[6] * 3, pbc=True) for z in (0.7, 0.8, 0.9)]
+    ase.io.write(tmp_path / "md.extxyz", frames)
+    with pytest.raises(ValueError, match="md.extxyz: holds 3 structures, expected one. Choose one by --frame 0 to 2"):
+        read_structure_file(tmp_path / "md.extxyz")
+    assert read_structure_file(tmp_path / "md.extxyz", 1).positions[1, 2] == 0.8
+    for frame in (3, -1):
+        with pytest.raises(ValueError, match=f"no frame {frame}, it holds 3. Choose one by --frame 0 to 2"):
+            read_structure_file(tmp_path / "md.extxyz", frame)
+
+
+def test_wrapped_atoms_keep_where_the_file_had_them(tmp_path):
+    atoms = Atoms("H4", [(0.1, 0, z) for z in (0.5, 3.0, 6.0, 9.5)], cell=[4, 4, 10], pbc=True)
+    wrapped = wrap_as_cp2k(atoms)
+    assert given_cells(atoms) is None
+    assert given_cells(wrapped)[:, 2].tolist() == [0, 0, 1, 1]
+    write_structure_file(tmp_path / "a.extxyz", wrapped)
+    again = wrap_as_cp2k(read_structure_file(tmp_path / "a.extxyz"))
+    assert given_cells(again)[:, 2].tolist() == [0, 0, 1, 1]
+    # what was moved or repeated since is another structure
+    again.positions[0, 2] += 0.3
+    assert given_cells(again) is None
+    assert given_cells(wrapped.repeat((1, 1, 2))) is None
 
 
 def test_atoms_closer_than_half_an_angstrom_are_refused(tmp_path):

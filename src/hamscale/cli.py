@@ -109,7 +109,16 @@ def main(arguments=None) -> int:
     )
     verb(join, "networks+", out=out)
     reference_only = {"action": "store_true", "help": "the reference without the network: the baseline"}
-    verb(predict, "model", "structure", frame=frame, out=out, reference_only=reference_only, exchange=exchange)
+    verb(
+        predict,
+        "model",
+        "structure",
+        frame=frame,
+        material={"type": Path, "metavar": "FILE", "help": "whose k-grid the band edges are found on; default: 20 A over |a|"},
+        out=out,
+        reference_only=reference_only,
+        exchange=exchange,
+    )
     verb(
         export,
         "operators",
@@ -121,6 +130,12 @@ def main(arguments=None) -> int:
         out=out,
         transport={"metavar": "AXIS", "help": "quatrex: an open device along a, b or c, in blocks; default: the cell as it is"},
         repeat={"type": int, "metavar": "N", "help": "quatrex: copies of the structure along the axis; default 1"},
+        origin={
+            "type": float,
+            "metavar": "FRACTION",
+            "help": "quatrex: where the device begins along the axis, in fractions of the cell; default 0, the corner of the user's cell",
+        },
+        allow_mismatch={"action": "store_true", "default": None, "help": "quatrex: also a device whose ends do not repeat"},
         blocks={"type": int, "metavar": "N", "help": "quatrex: blocks along the axis; default: the most without a loss"},
     )
     verb(import_, "source", out=out)

@@ -150,7 +150,12 @@ class Graph(Section):
     charges: dict[str, float] = Field(
         default_factory=dict,
         description="reference: formal charges of ions, e.g. Hf: 4, O: -2: carries further from the structures trained on; of all "
-        "elements or of none",
+        "elements or of none; the training structures are to be neutral with them",
+    )
+    far: bool = Field(
+        True,
+        description="reference: potentials of charges and of the dipoles they induce, over all periodic images; only charges that leave the "
+        "training structures neutral have one, so there is none in a crystal of one element",
     )
 
 
@@ -160,6 +165,12 @@ class Analysis(Section):
     )
     kgrid_length_angstrom: PositiveFloat | None = Field(
         None, description="instead of kgrid: round(this / |a|) along each cell vector, so that cells of all sizes agree (A)"
+    )
+    temperature_kelvin: PositiveFloat = Field(
+        300.0, description="temperature of the Fermi function that fills the bands of a metal (K)"
+    )
+    slab_angstrom: PositiveFloat = Field(
+        5.5, description="thickness of the slabs along the longest cell vector whose mean potentials are compared (A), about"
     )
     band_path: str | None = Field(None, description="special points of ASE, e.g. GXWK; the lattice's own path by default")
     band_points: PositiveInt = Field(60, description="k-points along the band path")

@@ -6,23 +6,29 @@ import numpy as np
 import pandas as pd
 
 from .analysis import errors, spectra
+from .analysis.slabs import slab_table
 from .analysis.tables import summary_row
 from .config import Material
 from .operators import read_operators
 from .predict import predict
 
 
-def evaluate(model_directory, material: Material, operators_paths: list[Path]) -> pd.DataFrame:
-    """A row per structure: identifier, set, and what `summary_row` gives of it against its DFT operators."""
-    rows = []
+def evaluate(model_directory, material: Material, operators_paths: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Compare a model with DFT's operators: a row per structure, and a row per slab of all structures.
+
+    The rows of structures have identifier, set, and what `summary_row` gives; those of slabs identifier and what `slab_table` gives.
+    """
+    rows, slabs = [], []
     for path in operators_paths:
         dft = read_operators(path)
         predicted, baseline = (predict(model_directory, dft.atoms, reference_only=only).operators() for only in (False, True))
         blocks = [errors.block_errors(dft, o, float(predicted.attributes["cutoff_angstrom"])) for o in (predicted, baseline)]
         comparison = spectra.compare_spectra(dft, predicted, baseline, material.analysis)
+        of_slabs = slab_table(dft, predicted, baseline, material.analysis.slab_angstrom)
         name = {"structure": path.stem, "set": path.stem.rsplit("-", 1)[0]}
-        rows.append(name | summary_row(dft, predicted, *blocks, comparison))
-    return pd.DataFrame(rows)
+        rows.append(name | summary_row(dft, predicted, *blocks, comparison, of_slabs))
+        slabs.append(of_slabs.assign(**name)[[*name, *of_slabs]])
+    return pd.DataFrame(rows), pd.concat(slabs, ignore_index=True)
 
 
 def summarise(rows: pd.DataFrame) -> dict:

@@ -20,6 +20,9 @@ from .structures import GIVEN, given_cells
 SCHEMA = "operators/1"
 SHARD = "operators-shard/1"  # the same datasets, without the transposed blocks that other ranks have
 PIECE = 1 << 17  # values in work at a time
+# attributes NAME_hartree of a file whose band edges are known (analysis/levels.py)
+ENERGIES = ("fermi_level", "valence_band_maximum", "conduction_band_minimum", "mid_gap", "fermi_level_standard_error")
+LEVELS_UNKNOWN = -1  # the attribute `metal` of a file whose band edges are not known yet
 
 
 @dataclass
@@ -309,6 +312,24 @@ def join_shards(path, shards: list[Path], attributes: dict):
         for name, unit in (("hamiltonian", "Hartree"), ("overlap", "1")):
             file[name].attrs["unit"] = unit
         file.attrs.update(attributes)
+
+
+def store_levels(path, levels: dict) -> bool:
+    """Put band edges into the places that a predicted file has for them; says whether it did.
+
+    It does not where the file has no such places, or where those of a k-grid are known.
+
+    levels: `analysis.levels.Levels.attributes`. They are written in place and keep their size, so that nothing else of a file of
+    gigabytes is touched.
+    """
+    with h5py.File(path, "r") as file:
+        of_grid = file.attrs.get("metal", LEVELS_UNKNOWN) != LEVELS_UNKNOWN and not file.attrs.get("levels_clusters", 0)
+        if of_grid or not levels.keys() <= file.attrs.keys():
+            return False
+    with h5py.File(path, "r+") as file:
+        for name, value in levels.items():
+            file.attrs.modify(name, value)
+    return True
 
 
 def _check_shards(file: h5py.File):

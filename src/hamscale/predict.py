@@ -1,6 +1,7 @@
 """H and S of any structure from a trained network, or from the reference alone."""
 
 import time
+import warnings
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +11,10 @@ import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 
+from .analysis.levels import UNKNOWN
+from .analysis.spectra import find_levels
 from .angular import edge_rotations
+from .config import Analysis
 from .graph.crystal_field import shifted
 from .graph.dataset import Graph, structure_graph
 from .graph.overlap import overlap_table, two_centre_blocks
@@ -24,7 +28,9 @@ from .operators import (
     join_shards,
     match_pairs,
     pair_vectors,
+    read_operators,
     rows_of_elements,
+    store_levels,
     write_pieces,
 )
 from .parallel.env import World
@@ -36,6 +42,8 @@ from .train.tensors import graph_inputs
 from .units import hartree_to_mev
 
 STREAMED = 1 << 22  # values written at a time
+LARGEST_DENSE = 2000  # orbitals of which band edges are found while predicting; `hamscale dos` finds those of more
+K_GRID = Analysis(kgrid_length_angstrom=20)
 
 
 @dataclass
@@ -65,20 +73,24 @@ class Prediction:
             H[span], S[span] = hamiltonian, overlap
         return Operators(atoms, basis, self.pairs, H, S, self.attributes)
 
-    def write(self, path, world: World = World()):  # noqa: B008
-        """`operators/1`, a piece at a time: neither H nor S is ever whole in memory.
+    def write(self, path, world: World = World(), analysis: Analysis = K_GRID):  # noqa: B008
+        """Write `operators/1`, a piece at a time: neither H nor S is ever whole in memory.
 
         With several ranks, each writes a shard, PATH.shards/rank-N.h5, and the first then the file that reads as all of them.
+        Band edges are found on the k-grid of the analysis where there are no more than LARGEST_DENSE orbitals.
         """
         atoms, basis, path = self.graph.atoms, self.reference.basis, Path(path)
+        self.attributes |= UNKNOWN
         if world.size == 1:
             write_pieces(path, atoms, basis, self.pairs, self.pieces(), self.attributes)
-            return
-        shards = [path.with_name(f"{path.name}.shards") / f"rank-{rank}.h5" for rank in range(world.size)]
-        write_pieces(shards[world.rank], atoms, basis, self.pairs, self.pieces(), self.attributes, schema=SHARD)
-        world.barrier()
-        if world.is_root:
-            join_shards(path, shards, self.attributes)
+        else:
+            shards = [path.with_name(f"{path.name}.shards") / f"rank-{rank}.h5" for rank in range(world.size)]
+            write_pieces(shards[world.rank], atoms, basis, self.pairs, self.pieces(), self.attributes, schema=SHARD)
+            world.barrier()
+            if world.is_root:
+                join_shards(path, shards, self.attributes)
+        if world.is_root and basis.n_orbitals(atoms.numbers).sum() <= LARGEST_DENSE:
+            _add_levels(path, analysis)
         world.barrier()
 
     def pieces(self):
@@ -220,6 +232,15 @@ def assemble(graph: Graph, reference: Reference, offsite: dict, onsite: dict, wo
     for z, rest in onsite.items():
         blocks[z] = blocks[z] + rest
     return Prediction(graph, reference, pairs, offsite, blocks, shifts)
+
+
+def _add_levels(path: Path, analysis: Analysis):
+    try:
+        levels = find_levels(read_operators(path), analysis)
+    except ValueError as error:  # S that is not positive definite: the matrices are worth having all the same
+        warnings.warn(f"{path}: no band edges: {error}", stacklevel=2)
+        return
+    store_levels(path, levels.attributes())
 
 
 def _check_known(atoms: Atoms, reference: Reference, where):

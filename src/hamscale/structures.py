@@ -82,9 +82,9 @@ def _source(name: str, s: StructureSet) -> list[Atoms]:
             return [getattr(ase.build, s.builder.name)(**s.builder.arguments)]
         symbols, *coordinates = zip(*s.spacegroup.basis)
         return [crystal(symbols, list(zip(*coordinates)), spacegroup=s.spacegroup.spacegroup, cellpar=s.spacegroup.cellpar)]
-    except ValueError:
-        raise
-    except Exception as error:  # ASE raises whatever its readers and builders meet
+    except ValueError as error:
+        raise ValueError(f"structures.{name}: {error}") from None
+    except Exception as error:  # ASE raises whatever its builders meet
         raise ValueError(f"structures.{name}: ASE could not make it: {type(error).__name__}: {error}") from None
 
 

@@ -7,6 +7,7 @@ Source: P. J. Mohr, B. N. Taylor, D. B. Newell, Rev. Mod. Phys. 80, 633 (2008).
 
 BOHR_IN_ANGSTROM = 0.529177208590
 HARTREE_IN_EV = 27.2113838565563
+BOLTZMANN_IN_HARTREE_PER_KELVIN = 3.1668153e-6
 
 
 def bohr_to_angstrom(length_bohr):

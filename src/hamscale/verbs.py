@@ -89,7 +89,8 @@ def collect(input: Path, store: Path, record: Path, out: Path):
 
 
 def operators(material: Path, structure: Path, run: Path, out: Path):
-    """Parse H and S of a CP2K run."""
+    """Parse H and S of a CP2K run, and find the band edges on the k-grid of the analysis."""
+    from .analysis.spectra import find_levels
     from .basis import material_basis
     from .dft.outputs import eigenvalue_check, read_run
     from .operators import write_operators
@@ -106,6 +107,7 @@ def operators(material: Path, structure: Path, run: Path, out: Path):
             f"{run}: eigenvalues of the parsed H, S differ from those CP2K printed by {deviation:.1e} Ha, expected at most "
             f"{EIGENVALUE_TOLERANCE_HARTREE:.0e}. Is the run of this structure, complete, and of a CP2K version that is known?"
         )
+    result.attributes |= find_levels(result, settings.analysis).attributes()
     write_operators(out, result)
 
 
@@ -130,7 +132,7 @@ def reference(material: Path, operators: list[Path], out: Path):
 
     settings = config.load_material(material)
     charges = {atomic_numbers[element]: charge for element, charge in settings.graph.charges.items()}
-    ions = Ions(settings.graph.near_angstrom, charges)
+    ions = Ions(settings.graph.near_angstrom, charges, settings.graph.far)
     result = fit_reference(_Stored(operators), settings.graph.cutoff_angstrom, settings.graph.auto_threshold_hartree, ions)
     outside = result.attributes["outside_fraction"]
     print(
@@ -232,13 +234,18 @@ def join(networks: list[Path], out: Path):
     run(networks, out)
 
 
-def predict(model: Path, structure: Path, frame: int | None, out: Path, reference_only: bool, exchange: str):
+def predict(
+    model: Path, structure: Path, frame: int | None, material: Path | None, out: Path, reference_only: bool, exchange: str
+):
     """Predict H, with exact S, of a structure. On many ranks each writes a shard, and OUT reads as all of them."""
+    from .predict import K_GRID
     from .predict import predict as run
     from .structures import read_structure_file
 
+    analysis = config.load_material(material).analysis if material else K_GRID
     with ranks() as world:
-        run(model, read_structure_file(structure, frame), reference_only, world=world, exchange=exchange).write(out, world)
+        prediction = run(model, read_structure_file(structure, frame), reference_only, world=world, exchange=exchange)
+        prediction.write(out, world, analysis)
 
 
 def export(operators: Path, to: str, out: Path, **options):
@@ -270,7 +277,7 @@ def ranks():
 
 
 def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, out: Path):
-    """Compare predicted with DFT operators: OUT/{summary, by_pair, by_distance, blocks, decay, bands, dos, heatmap}.csv, errors.html."""
+    """Compare predicted with DFT operators: the tables OUT/*.csv of docs/files.md, and OUT/errors.html."""
     from .analysis.tables import analysis_tables
     from .operators import read_operators
     from .page import tables_page
@@ -281,7 +288,11 @@ def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, out: Pat
     tables = analysis_tables(*files, settings.analysis, name)
     for table_name, content in tables.items():
         write_text(out / f"{table_name}.csv", content.to_csv(index=False))
-    shown = {"By pair of elements": tables["by_pair"], "By distance": tables["by_distance"]}
+    shown = {
+        "By pair of elements": tables["by_pair"],
+        "By distance": tables["by_distance"],
+        "Mean potential of slabs along the longest cell vector": tables["slabs"],
+    }
     write_text(out / "errors.html", tables_page(f"Errors of {' / '.join(name.values())}", shown))
 
 
@@ -301,12 +312,16 @@ def view(predicted: Path, parts: int, out: Path):
 
 
 def dos(operators: Path, clusters: int, radius: float, core: float, width: float, window: float, exact: bool, out: Path):
-    """Density of states of a large structure from clusters cut out around some of its atoms: OUT, a csv with standard errors."""
-    from .analysis.regions import dos_table
+    """Density of states of a large structure from clusters cut out around some of its atoms: OUT, a csv with standard errors.
 
-    content, about = dos_table(operators, clusters, radius, core, width, window, exact)
+    The band edges it finds are stored in OPERATORS, a prediction, if there are none of a k-grid.
+    """
+    from .analysis.regions import dos_table
+    from .operators import store_levels
+
+    content, about, levels = dos_table(operators, clusters, radius, core, width, window, exact)
     write_table(out, content, **about)
-    print(json.dumps(about))
+    print(json.dumps(about | {"stored": store_levels(operators, levels.attributes())}))
 
 
 def quality(structures: list[Path], out: Path):
@@ -352,7 +367,11 @@ def index(results: Path, out: Path):
 
 
 def evaluate(model: Path, split: str, sets: list[str] | None, material: Path | None, out: Path | None):
-    """Errors of a model on the structures of a split that have DFT: a JSON line per set, and one over all last."""
+    """Errors of a model on the structures of a split that have DFT: a JSON line per set, and one over all last.
+
+    Before them a line per slab of each structure that is long enough for two: mean potentials of DFT and predicted. OUT is a row per
+    structure, and OUT with _slabs before its suffix a row per slab.
+    """
     from .evaluate import evaluate as run
     from .evaluate import summarise
 
@@ -373,9 +392,12 @@ def evaluate(model: Path, split: str, sets: list[str] | None, material: Path | N
         )
     if not ids:
         raise ValueError(f"{material}: no structure of the split {split}.")
-    rows = run(model, settings, [results / f"{i}.h5" for i in ids])
+    rows, slabs = run(model, settings, [results / f"{i}.h5" for i in ids])
     if out:
         write_table(out, rows, model=model.name, split=split)
+        write_table(out.with_name(f"{out.stem}_slabs{out.suffix}"), slabs, model=model.name, split=split)
+    for slab in slabs[slabs.groupby("structure")["slab"].transform("size") > 1].round(4).to_dict("records"):
+        print(json.dumps(slab))
     for name, part in rows.groupby("set", sort=False):
         print(json.dumps({"set": name} | summarise(part)))
     print(json.dumps(summarise(rows)))

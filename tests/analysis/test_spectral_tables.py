@@ -9,6 +9,7 @@ from ase.build import bulk
 from ase.dft.kpoints import parse_path_string
 
 from conftest import model_hamiltonian
+from hamscale.analysis.levels import levels_on_grid, occupations
 from hamscale.analysis.spectra import (
     Comparison,
     band_path,
@@ -17,12 +18,11 @@ from hamscale.analysis.spectra import (
     density_of_states,
     dos_table,
     eigenvalues,
-    gap,
     k_grid,
     spectral_summary,
 )
 from hamscale.config import Analysis
-from hamscale.units import hartree_to_mev
+from hamscale.units import ev_to_hartree, hartree_to_mev
 
 GRID = Analysis(kgrid=(3, 2, 1), band_points=12)
 
@@ -53,16 +53,11 @@ def test_a_constant_times_s_is_an_error_of_a_molecule(water):
     assert summary["eigenvalue_mae_mev_occupied"] == pytest.approx(hartree_to_mev(0.01), rel=1e-9)
 
 
-def test_states_are_filled_by_pairs_of_valence_electrons(dft, water):
-    assert compare_spectra(water, water, water, GRID).occupied == (6 + 1 + 1) // 2
-    assert compare_spectra(dft, dft, dft, GRID).occupied == dft.n_electrons // 2
-
-
-def test_gap_is_over_all_k_and_negative_where_bands_overlap():
-    energies = np.array([[0.0, 1.0, 3.0], [0.2, 1.5, 2.0]])
-    assert gap(energies, 2) == pytest.approx(0.5)
-    assert gap(np.array([[0.0, 1.0], [1.5, 2.0]]), 1) == pytest.approx(-0.5)
-    assert np.isnan(gap(energies, 3))
+def test_states_are_filled_by_pairs_of_valence_electrons(si8, water):
+    for operators, electrons in ((water, 6 + 1 + 1), (si8, 8 * 4)):
+        share = compare_spectra(operators, operators, operators, GRID).occupations
+        np.testing.assert_array_equal(share.sum(1), electrons // 2)
+        assert set(np.unique(share)) == {0, 1}
 
 
 def test_density_of_states_is_a_sum_of_gaussians():
@@ -78,7 +73,8 @@ def test_density_of_states_is_a_sum_of_gaussians():
     np.testing.assert_allclose(density_of_states(energies, weights, grid, 0.3), expected, rtol=1e-12)
 
 
-def test_energies_of_tables_are_from_the_valence_band_maximum(dft):
+def test_energies_of_tables_are_from_the_valence_band_maximum(si8):
+    dft = si8
     c = compare_spectra(dft, perturbed(dft), dft, GRID)
     points, _ = k_grid(GRID.kgrid)
     assert c.edge == eigenvalues(dft, points)[:, : dft.n_electrons // 2].max()
@@ -96,14 +92,35 @@ def test_levels_of_a_molecule_stand_at_x_zero(water):
 
 def test_summary_is_of_the_shifted_energies():
     dft, predicted = np.array([[0.0, 1.0, 3.0]]), np.array([[0.1, 0.9, 3.5]])
-    summary = spectral_summary(Comparison(dft, predicted, dft, np.ones(1), 2, (0.0, 0.0)))
+    levels = tuple(levels_on_grid(e, np.ones(1), 4, 300.0) for e in (dft, predicted, dft))
+    summary = spectral_summary(Comparison(dft, predicted, dft, np.ones(1), np.array([[1.0, 1.0, 0.0]]), levels, (0.0, 0.0)))
     assert summary["eigenvalue_mae_mev_occupied"] == pytest.approx(hartree_to_mev(0.1))
     assert summary["gap_error_mev"] == pytest.approx(hartree_to_mev(0.6))
     assert summary["baseline_eigenvalue_mae_mev_occupied"] == 0
+    assert not summary["metal_dft"]
+    assert np.isnan(summary["fermi_level_dft_ev"])
 
 
-def test_the_shift_makes_the_error_over_the_whole_grid_least(dft):
+def test_a_metal_has_no_gap_and_its_states_count_as_much_as_they_are_filled():
+    """Two bands that overlap: one electron more or less in each, by the Fermi function."""
+    dft = ev_to_hartree(np.array([[0.0, 0.4], [0.5, 0.9]]))
+    weights = np.array([0.5, 0.5])
+    levels = levels_on_grid(dft, weights, 2, 1000.0)
+    share = occupations(dft, levels, 2, 1000.0)
+    assert 2 * weights @ share.sum(1) == pytest.approx(2, abs=1e-9)
+    predicted = dft + ev_to_hartree(np.array([[0.0, 0.0], [0.1, 0.2]]))
+    summary = spectral_summary(Comparison(dft, predicted, dft, weights, share, (levels,) * 3, (0.0, 0.0)))
+    assert summary["metal_dft"]
+    assert summary["gap_dft_ev"] == 0
+    expected = 1000 * (0.1 * share[1, 0] + 0.2 * share[1, 1]) / share.sum()
+    assert summary["eigenvalue_mae_mev_occupied"] == pytest.approx(expected, rel=1e-9)
+    assert summary["fermi_level_dft_ev"] == 0  # the zero of the tables of a metal
+    assert summary["states_at_fermi_level_dft_per_ev"] > 0.1
+
+
+def test_the_shift_makes_the_error_over_the_whole_grid_least(si8):
     """No other shift has less. A point that stands for k and -k counts twice; the reference has all points of the grid."""
+    dft = si8
     predicted, n = perturbed(dft), dft.n_electrons // 2
     a, b = (eigenvalues(o, full_grid(GRID.kgrid))[:, :n] for o in (dft, predicted))
     c = compare_spectra(dft, predicted, dft, GRID)

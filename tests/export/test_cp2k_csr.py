@@ -38,7 +38,7 @@ def test_a_molecule_has_one_file_and_no_table(water, recorded, tmp_path, target)
     export(written(tmp_path, water), target, tmp_path / "run")
     files = sorted(p.name for p in (tmp_path / "run").iterdir())
     assert files == ["run-KS_SPIN_1-1_0.csr", "run-S_SPIN_1-1_0.csr", "structure.extxyz"]
-    output = replace(parse_output(recorded["h2o_bin"] / "run.out"), images=None)
+    output = replace(parse_output(recorded["si8"] / "run.out"), images=None)
     pairs, values = read_blocks(image_files(tmp_path / "run", output), np.zeros((1, 3), int), water.orbitals)
     assert np.array_equal(pairs, water.pairs)
     np.testing.assert_allclose(values["KS"], water.hamiltonian, rtol=1e-15)

@@ -88,7 +88,7 @@ def test_what_is_written_is_what_the_rules_say(solid, tmp_path):
     out = tmp_path / "0"
     solid = replace(solid, attributes={"fermi_level_hartree": 0.25})
     export(written(tmp_path, solid), "deeph", out)
-    assert sorted(p.name for p in out.iterdir()) == ["POSCAR", "hamiltonian.h5", "info.json", "overlap.h5"]
+    assert sorted(p.name for p in out.iterdir()) == ["POSCAR", "energies.json", "hamiltonian.h5", "info.json", "overlap.h5"]
     info, poscar = json.loads((out / "info.json").read_text()), ase.io.read(out / "POSCAR", format="vasp")
     symbols = poscar.get_chemical_symbols()
     assert info["atoms_quantity"] == len(symbols)

@@ -1,16 +1,24 @@
 """What quatrex reads, read by its documented rules with numpy alone (sources: hamscale/export/quatrex.py)."""
 
 import itertools
+import json
 import tomllib
+import warnings
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
+from ase import Atoms
+from ase.build import bulk
 
-from conftest import bands_hartree, bands_of_cells, hafnia, model_hamiltonian, written
+from conftest import SZV, bands_hartree, bands_of_cells, basis_of, hafnia, model_hamiltonian, written
+from hamscale.analysis.spectra import find_levels
+from hamscale.config import Analysis
 from hamscale.export import export
+from hamscale.operators import read_operators
 from hamscale.structures import wrap_as_cp2k
-from hamscale.units import HARTREE_IN_EV
+from hamscale.units import HARTREE_IN_EV, ev_to_hartree, hartree_to_ev
 
 
 @pytest.fixture
@@ -70,11 +78,13 @@ def test_bands_of_the_unit_cell_are_ours(solid, path, tmp_path):
 
 
 @pytest.mark.parametrize("axis", [0, 2])
-def test_a_device_of_copies_is_block_tridiagonal_and_whole(solid, path, tmp_path, axis):
+def test_a_device_of_copies_is_block_tridiagonal_and_whole(solid, tmp_path, axis):
     """A device of N copies is H(R along the axis = n - m) in block (m, n), at every transverse cell, and nothing is dropped."""
+    solid = replace(solid, atoms=Atoms(solid.atoms.numbers, solid.atoms.positions, cell=solid.atoms.cell, pbc=True))
+    path = written(tmp_path, solid)
     reach = int(np.abs(solid.pairs[:, 2 + axis]).max())
     copies = 3 * reach
-    lines = export(path, "quatrex", tmp_path / "out", transport="abc"[axis], repeat=copies)
+    lines = export(path, "quatrex", tmp_path / "out", transport="abc"[axis], repeat=copies, origin=-0.5)
     assert sum("is zero" in line for line in lines) == 2
     device = tomllib.loads((tmp_path / "out" / "device.toml").read_text())["device"]
     assert device["transport_direction"] == "abc"[axis]
@@ -101,11 +111,13 @@ def wire(szv):
     """One long disordered cell, its atoms in no order."""
     atoms = hafnia(2).repeat((1, 1, 6))
     atoms.positions += np.random.default_rng(3).normal(0, 0.05, atoms.positions.shape)
-    return model_hamiltonian(wrap_as_cp2k(atoms[np.random.default_rng(4).permutation(len(atoms))]), szv)
+    atoms = wrap_as_cp2k(atoms[np.random.default_rng(4).permutation(len(atoms))])
+    return model_hamiltonian(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True), szv)
 
 
 def test_what_lies_beyond_neighbouring_blocks_is_dropped_and_told(wire, tmp_path):
-    lines = export(written(tmp_path, wire), "quatrex", tmp_path / "out", transport="c", blocks=5)
+    options = {"transport": "c", "blocks": 5, "origin": -0.5, "allow_mismatch": True}
+    lines = export(written(tmp_path, wire), "quatrex", tmp_path / "out", **options)
     sizes = tomllib.loads((tmp_path / "out" / "device.toml").read_text())["device"]["block_size"]
     assert sum(sizes) == wire.n_orbitals
     cells = read_cells(tmp_path / "out" / "hamiltonian.h5")
@@ -131,14 +143,14 @@ def test_what_lies_beyond_neighbouring_blocks_is_dropped_and_told(wire, tmp_path
     assert f"{np.abs(dropped).max():.2e} eV" in line
 
 
-def test_the_most_blocks_without_a_loss_are_found(wire, tmp_path):
-    """Blocks of one long cell: as many as can be, and none of them couples beyond its neighbours."""
+def test_blocks_without_a_loss_are_found(wire, tmp_path):
+    """Blocks of one long cell: none of them couples beyond its neighbours; those of half the length do."""
     path = written(tmp_path, wire.select(np.linalg.norm(wire.vectors(), axis=1) < 5.0))
-    lines = export(path, "quatrex", tmp_path / "out", transport="c")
+    lines = export(path, "quatrex", tmp_path / "out", transport="c", allow_mismatch=True)
     assert sum("is zero" in line for line in lines) == 2
     blocks = len(tomllib.loads((tmp_path / "out" / "device.toml").read_text())["device"]["block_size"])
     assert blocks >= 2
-    more = export(path, "quatrex", tmp_path / "more", transport="c", blocks=blocks + 1)
+    more = export(path, "quatrex", tmp_path / "more", transport="c", blocks=2 * blocks, allow_mismatch=True)
     assert any("dropped" in line for line in more)
 
 
@@ -147,6 +159,8 @@ def test_the_most_blocks_without_a_loss_are_found(wire, tmp_path):
     [
         ({"transport": "x"}, "--transport is 'x', expected an axis of the cell: a, b or c"),
         ({"blocks": 3}, "without --transport"),
+        ({"origin": 0.5}, "without --transport"),
+        ({"allow_mismatch": True}, "without --transport"),
         ({"transport": "a"}, "no tiling along a: .* Give --repeat 8"),
         ({"transport": "a", "repeat": 0}, "--repeat is 0, expected 1 or more"),
         ({"transport": "a", "blocks": 1}, "--blocks is 1, expected 2 or more"),
@@ -159,6 +173,113 @@ def test_impossible_devices_are_refused(dft, tmp_path, options, message):
         export(path, "quatrex", tmp_path / "out", **options)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == [path]
+
+
+CELLS, LENGTH = 8, 8 * 5.431
+
+
+@pytest.fixture(scope="module")
+def device():
+    """A wire of eight cells of silicon, drawn from 0 to its length; the two in the middle are displaced."""
+    atoms = bulk("Si", "diamond", a=5.431, cubic=True).repeat((1, 1, CELLS))
+    atoms.positions += 0.3
+    z = atoms.positions[:, 2]
+    middle = (z > 3 * 5.431) & (z < 5 * 5.431)
+    atoms.positions[middle] += np.random.default_rng(0).normal(0, 0.1, (middle.sum(), 3))
+    return atoms
+
+
+def of_short_reach(atoms, folder):
+    """H and S of a structure in a file, blocks within 5 A."""
+    operators = model_hamiltonian(wrap_as_cp2k(atoms), basis_of(Si=SZV))
+    return written(folder, operators.select(np.linalg.norm(operators.vectors(), axis=1) < 5.0))
+
+
+@pytest.fixture(scope="module")
+def of_device(device, tmp_path_factory):
+    return of_short_reach(device, tmp_path_factory.mktemp("device"))
+
+
+def test_a_device_is_cut_where_the_file_was_drawn(of_device, device, tmp_path):
+    """CP2K's wrapping would cut it in its middle. Leads are at the ends, and coordinates are those of the file."""
+    lines = export(of_device, "quatrex", tmp_path / "out", transport="c", blocks=CELLS)
+    assert [line.split(" repeats")[0] for line in lines if "repeats in" in line] == ["the first block", "the last block"]
+    _, _, positions = read_structure(tmp_path / "out" / "structure.xyz")
+    assert np.floor(positions[:, 2] / 5.431).astype(int).tolist() == np.repeat(np.arange(CELLS), 8).tolist()
+    distance = np.linalg.norm(positions[:, None] - device.positions, axis=2)
+    assert distance.min(1).max() < 1e-7
+    order = distance.argmin(1)
+    # every block of the home cell, by where its atoms are
+    ours, cells = read_operators(of_device), read_cells(tmp_path / "out" / "hamiltonian.h5")
+    rows = {tuple(pair): b for b, pair in enumerate(ours.pairs.tolist())}
+    found = 0
+    for first, second in itertools.product(range(len(order)), repeat=2):
+        i, j = order[first], order[second]
+        apart = (positions[second] - positions[first]) - (ours.atoms.positions[j] - ours.atoms.positions[i])
+        row = rows.get((i, j, *np.round(apart / ours.atoms.cell.lengths()).astype(int).tolist()))
+        expected = 0 if row is None else ours.block(ours.hamiltonian, row) * HARTREE_IN_EV
+        block = cells[0, 0, 0][4 * first : 4 * first + 4, 4 * second : 4 * second + 4]
+        np.testing.assert_allclose(block, expected, atol=1e-12)
+        found += row is not None
+    assert found > 500
+
+
+@pytest.mark.parametrize("origin", [0.5, 0.4375])
+def test_a_device_cut_in_its_middle_is_refused_unless_told(of_device, tmp_path, origin):
+    options = {"transport": "c", "blocks": CELLS, "origin": origin}
+    with pytest.raises(
+        ValueError, match=r"the (first|last) of 8 blocks does not repeat.*differ by up to 0\.\d+ A.*meV.*--origin"
+    ):
+        export(of_device, "quatrex", tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    lines = export(of_device, "quatrex", tmp_path / "out", **options, allow_mismatch=True)
+    assert any("DOES NOT REPEAT" in line for line in lines)
+
+
+def test_an_end_whose_potential_differs_is_refused(of_device, tmp_path):
+    """Atoms repeat, H does not: a false potential, higher at one end."""
+    operators = read_operators(of_device)
+    z = operators.atoms.arrays["given_positions"][:, 2] / operators.atoms.cell.lengths()[2]
+    u = ev_to_hartree(np.where(z < 0.2, 0.3, 0.0))  # over the first block and a half
+    shift = np.repeat((u[operators.pairs[:, 0]] + u[operators.pairs[:, 1]]) / 2, np.diff(operators.offsets))
+    operators.hamiltonian += shift * operators.overlap
+    path = written(tmp_path, operators)
+    with pytest.raises(ValueError, match=r"positions differ by up to 0.000 A, onsite energies by 300.0 meV"):
+        export(path, "quatrex", tmp_path / "out", transport="c", blocks=4)
+
+
+def test_an_atom_displaced_beyond_an_end_stays_with_its_plane(device, tmp_path):
+    atoms = device.copy()
+    plane = np.flatnonzero(atoms.positions[:, 2] < 0.4)
+    atoms.positions[plane[0], 2] = -0.03
+    export(of_short_reach(atoms, tmp_path), "quatrex", tmp_path / "out", transport="c", blocks=CELLS, allow_mismatch=True)
+    _, _, positions = read_structure(tmp_path / "out" / "structure.xyz")
+    assert positions[:, 2].min() == pytest.approx(-0.03, abs=1e-7)
+    sizes = tomllib.loads((tmp_path / "out" / "device.toml").read_text())["device"]["block_size"]
+    assert sizes == [32] * CELLS
+
+
+def test_blocks_of_whole_cells_of_the_lead_are_chosen(of_device, tmp_path):
+    """More blocks would fit, but cut the lead where it does not repeat."""
+    export(of_device, "quatrex", tmp_path / "out", transport="c")
+    assert tomllib.loads((tmp_path / "out" / "device.toml").read_text())["device"]["block_size"] == [32] * CELLS
+
+
+def test_a_tilted_cell_is_warned_of(dft, of_device, tmp_path):
+    with pytest.warns(UserWarning, match="the cell is tilted: .* by up to 2.54 A"):
+        export(written(tmp_path, dft), "quatrex", tmp_path / "tilted")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export(of_device, "quatrex", tmp_path / "upright")
+
+
+def test_energies_of_the_file_are_told(si8, tmp_path):
+    levels = find_levels(si8, Analysis())
+    path = written(tmp_path, replace(si8, attributes=levels.attributes()))
+    export(path, "quatrex", tmp_path / "out")
+    energies = json.loads((tmp_path / "out" / "energies.json").read_text())
+    assert energies["mid_gap_ev"] == pytest.approx(hartree_to_ev(levels.mid_gap), abs=1e-6)
+    assert f"mid_gap {hartree_to_ev(levels.mid_gap):.4f}" in (tmp_path / "out" / "device.toml").read_text()
 
 
 def test_a_molecule_has_no_transport_axis(water, tmp_path):

@@ -9,7 +9,7 @@ from scipy.special import erfc
 
 from conftest import hafnia, rotated
 from hamscale.angular import rotation_matrix
-from hamscale.graph.polarization import WIDTH_ANGSTROM, _Waves, columns, potentials
+from hamscale.graph.polarization import WIDTH_ANGSTROM, _Waves, neutral_charges, potentials
 from hamscale.units import angstrom_to_bohr
 
 ELEMENTS = [8, 72]
@@ -33,26 +33,58 @@ def test_they_are_the_sums_over_plane_waves():
     atoms = hafnia(0)
     of = [np.where(atoms.numbers == z, 1.0, 0.0) for z in ELEMENTS]
     phi, E = zip(*(_direct(atoms, q, np.zeros((len(atoms), 3))) for q in of))
-    scalars, vectors = potentials(atoms, ELEMENTS, {})
-    np.testing.assert_allclose(scalars[:, :2], np.stack(phi, 1), atol=1e-9)
-    np.testing.assert_allclose(vectors[:, :, :2], np.stack(E, 2)[:, [1, 2, 0]], atol=1e-9)
+    felt, squares, fields = potentials(atoms, ELEMENTS, np.eye(2))
+    np.testing.assert_allclose(felt[:, :2], np.stack(phi, 1), atol=1e-9)
+    np.testing.assert_allclose(fields[:, :, :2], np.stack(E, 2)[:, [1, 2, 0]], atol=1e-9)
     induced = _direct(atoms, np.zeros(len(atoms)), of[0][:, None] * E[1])  # at oxygen, of the field of hafnium
-    np.testing.assert_allclose(scalars[:, 3], induced[0], atol=1e-9)
-    np.testing.assert_allclose(vectors[:, :, 3], induced[1][:, [1, 2, 0]], atol=1e-9)
-    np.testing.assert_allclose(scalars[:, 7], (E[0] * E[1]).sum(1), atol=1e-9)
-    assert (scalars.shape[1], vectors.shape[2]) == (columns(2, 0, False), columns(2, 1, False))
+    np.testing.assert_allclose(felt[:, 3], induced[0], atol=1e-9)
+    np.testing.assert_allclose(fields[:, :, 3], induced[1][:, [1, 2, 0]], atol=1e-9)
+    np.testing.assert_allclose(squares[:, 1], (E[0] * E[1]).sum(1), atol=1e-9)
+    assert (felt.shape[1], squares.shape[1], fields.shape[2]) == (6, 3, 6)
 
 
-def test_with_formal_charges_one_field_polarizes():
+def test_one_distribution_of_charges_has_one_field_that_polarizes():
     atoms = hafnia(0)
     q = np.where(atoms.numbers == 72, 4.0, -2.0)
     _, E = _direct(atoms, q, np.zeros((len(atoms), 3)))
-    scalars, vectors = potentials(atoms, ELEMENTS, {8: -2.0, 72: 4.0})
+    felt, squares, fields = potentials(atoms, ELEMENTS, np.array([[-2.0], [4.0]]))
     phi_hafnium, E_hafnium = _direct(atoms, np.zeros(len(atoms)), (atoms.numbers == 72)[:, None] * E)
-    np.testing.assert_allclose(scalars[:, 3], phi_hafnium, atol=1e-8)
-    np.testing.assert_allclose(vectors[:, :, 3], E_hafnium[:, [1, 2, 0]], atol=1e-8)
-    np.testing.assert_allclose(scalars[:, 4], (E**2).sum(1), atol=1e-8)
-    assert (scalars.shape[1], vectors.shape[2]) == (columns(2, 0, True), columns(2, 1, True)) == (5, 4)
+    np.testing.assert_allclose(felt[:, 2], phi_hafnium, atol=1e-8)
+    np.testing.assert_allclose(fields[:, :, 2], E_hafnium[:, [1, 2, 0]], atol=1e-8)
+    np.testing.assert_allclose(squares[:, 0], (E**2).sum(1), atol=1e-8)
+    assert (felt.shape[1], squares.shape[1], fields.shape[2]) == (3, 1, 3)
+
+
+def test_charges_that_make_every_structure_neutral_are_found():
+    assert neutral_charges(np.array([[8], [64]])).shape == (1, 0)  # a crystal of one element has none
+    of_hafnia = neutral_charges(np.array([[8, 4], [64, 32]]))
+    np.testing.assert_allclose(np.abs(of_hafnia[:, 0]), np.array([1, 2]) / 5**0.5, atol=1e-12)
+    assert of_hafnia[0, 0] * of_hafnia[1, 0] < 0
+    assert neutral_charges(np.array([[8, 4], [7, 4]])).shape == (2, 0)  # two compositions leave no charge
+    counts = np.array([[4, 8, 16], [2, 4, 8]])
+    of_three = neutral_charges(counts)
+    assert of_three.shape == (3, 2)
+    np.testing.assert_allclose(counts @ of_three, 0, atol=1e-12)
+
+
+def _of_a_wave(cells: int, charges) -> float:
+    """Peak to peak of the potential where all atoms of rock salt are displaced along a wave as long as the cell."""
+    atoms = bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat((1, 1, cells))
+    z = atoms.positions[:, 2]
+    atoms.positions[:, 2] += 0.1 * np.cos(2 * np.pi * z / (5.64 * cells))
+    felt = potentials(atoms, [11, 17], np.array(charges))[0][:, 0]
+    sodium = felt[atoms.numbers == 11]
+    return float(sodium.max() - sodium.min())
+
+
+def test_the_potential_of_charges_that_are_not_neutral_grows_with_the_wavelength():
+    """As 1 / k, which no screening stops: why only neutral charges are allowed. Theirs falls."""
+    one_element, neutral = ([_of_a_wave(cells, q) for cells in (2, 4, 8)] for q in ([[1.0], [0.0]], [[1.0], [-1.0]]))
+    assert one_element[1] > 1.8 * one_element[0]
+    assert one_element[2] > 1.8 * one_element[1]
+    assert neutral[2] < 0.7 * neutral[1]
+    assert neutral[1] < 0.8 * neutral[0]
+    assert neutral[2] < 0.02 * one_element[2]
 
 
 def test_with_the_short_ranged_remainder_it_is_madelungs_constant():
@@ -71,14 +103,17 @@ def test_with_the_short_ranged_remainder_it_is_madelungs_constant():
 
 def test_scalars_stay_and_vectors_turn_with_the_structure():
     atoms, R = hafnia(2), Rotation.from_rotvec([0.3, 1.2, -0.5]).as_matrix()
-    (scalars, vectors), (scalars_turned, vectors_turned) = (potentials(a, ELEMENTS, {}) for a in (atoms, rotated(atoms, R)))
-    np.testing.assert_allclose(scalars_turned, scalars, atol=1e-9)
+    (*scalars, vectors), (*scalars_turned, vectors_turned) = (
+        potentials(a, ELEMENTS, np.eye(2)) for a in (atoms, rotated(atoms, R))
+    )
+    for turned, straight in zip(scalars_turned, scalars):
+        np.testing.assert_allclose(turned, straight, atol=1e-9)
     np.testing.assert_allclose(vectors_turned, np.einsum("mn,anf->amf", rotation_matrix(1, R), vectors), atol=1e-9)
 
 
 def test_a_supercell_has_the_same():
     atoms = hafnia(1)
-    for one, many in zip(potentials(atoms, ELEMENTS, {}), potentials(atoms.repeat((2, 1, 3)), ELEMENTS, {})):
+    for one, many in zip(potentials(atoms, ELEMENTS, np.eye(2)), potentials(atoms.repeat((2, 1, 3)), ELEMENTS, np.eye(2))):
         np.testing.assert_allclose(many, np.concatenate([one] * 6), atol=1e-8)
 
 
@@ -96,7 +131,7 @@ def test_the_field_is_the_gradient():
 
 
 def test_an_element_that_is_absent_has_zeros():
-    scalars, vectors = potentials(hafnia(0), [8, 14, 72], {})
-    assert not scalars[:, 1].any()
-    assert not vectors[:, :, 1].any()
-    assert scalars[:, [0, 2]].all()
+    felt, _, fields = potentials(hafnia(0), [8, 14, 72], np.eye(3))
+    assert not felt[:, 1].any()
+    assert not fields[:, :, 1].any()
+    assert felt[:, [0, 2]].all()

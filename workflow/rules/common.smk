@@ -29,6 +29,7 @@ FIGURES = (
     "error_by_distance",
     "decay",
     "heatmap",
+    "slabs",
     "training",
 )
 

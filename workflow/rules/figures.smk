@@ -49,6 +49,13 @@ rule structure_figures:
             subcategory="{id}",
             labels={"what": "heatmap", "model": "{model}"},
         ),
+        slabs=report(
+            "results/figures/{material}/{model}/{id}/slabs.png",
+            caption="../report/slabs.rst",
+            category="{material}",
+            subcategory="{id}",
+            labels={"what": "slabs", "model": "{model}"},
+        ),
         training=report(
             "results/figures/{material}/{model}/{id}/training.png",
             caption="../report/training.rst",

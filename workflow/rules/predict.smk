@@ -13,11 +13,12 @@ rule predict:
         launch="",
     params:
         model=input_folder,
+        file="config/materials/{material}.yaml",
     message:
         "predict H and S: {wildcards.material} {wildcards.id}"
     shell:
         "OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}} {resources.launch}"
-        " hamscale predict {params.model} {input.structure} --out {output} > {log} 2>&1"
+        " hamscale predict {params.model} {input.structure} --material {params.file} --out {output} > {log} 2>&1"
 
 
 rule export:
@@ -66,10 +67,12 @@ rule baseline:
         "../../envs/hamscale.yaml"
     params:
         model=input_folder,
+        file="config/materials/{material}.yaml",
     message:
         "reference alone: {wildcards.material} {wildcards.id}"
     shell:
-        "hamscale predict {params.model} {input.structure} --out {output} --reference-only > {log} 2>&1"
+        "hamscale predict {params.model} {input.structure} --material {params.file} --out {output} --reference-only"
+        " > {log} 2>&1"
 
 
 rule analyse:
@@ -89,6 +92,7 @@ rule analyse:
                 "bands",
                 "dos",
                 "heatmap",
+                "slabs",
             ),
         ),
         errors=report(

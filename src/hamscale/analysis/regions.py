@@ -22,10 +22,15 @@ from scipy.ndimage import gaussian_filter1d
 from ..basis import Basis
 from ..operators import Operators, check_finite, open_operators, pair_vectors, read_operators
 from ..units import ev_to_hartree, hartree_to_ev
+from .levels import Levels
 
 DENSE = 20_000  # orbitals of which all eigenvalues are found
 BINS = 8  # per width
 MARGIN = 6  # widths beyond the outermost level
+GAP_WITHIN_EV = 1.0  # a gap is looked for so far from the Fermi level, or three times its error
+TAIL = 1e-3  # share of the electrons that lies beyond a band edge
+BAND_EV = 5.0  # below the edge: the mean density there is what that at the Fermi level is compared with
+METAL = 0.1  # more than this share of it is a metal
 
 
 @dataclass
@@ -82,8 +87,8 @@ def shares(operators: Operators) -> tuple[np.ndarray, np.ndarray]:
 
 def dos_table(
     path, clusters: int, radius: float, core: float, width_ev: float, window_ev: float, exact: bool = False
-) -> tuple[pd.DataFrame, dict]:
-    """(table, facts): the density of states against energy from the Fermi level, which the number of electrons fixes.
+) -> tuple[pd.DataFrame, dict, Levels]:
+    """Density of states against energy from the Fermi level, which the number of electrons fixes: (table, facts, levels).
 
     clusters: how many, around atoms drawn without replacement, all if there are no more; radius, core: Angstrom, of a cluster and of the
     atoms in it that count; width_ev: standard deviation of the Gaussian that a level becomes; window_ev: either side of the Fermi level.
@@ -127,12 +132,26 @@ def dos_table(
     counted = np.array([counts for *_, counts, _ in samples])
     total = np.array([(atoms.numbers == z).sum() for z in elements])
     # of all clusters, and of all but one
-    whole = smooth(_over_elements(total, states.sum(0), counted.sum(0)))
-    without = [smooth(_over_elements(total, states.sum(0) - s, counted.sum(0) - c)) for s, c in zip(states, counted)]
+    counts = _over_elements(total, states.sum(0), counted.sum(0))
+    counts_without = [_over_elements(total, states.sum(0) - s, counted.sum(0) - c) for s, c in zip(states, counted)]
+    whole, without = smooth(counts), [smooth(c) for c in counts_without]
     error = _jackknife(whole, without)
     fermi_of = lambda density: float(np.interp(n_electrons, np.cumsum(density) * step, edges[1:]))  # noqa: E731
     fermi = fermi_of(whole)
     fermi_error = float(_jackknife(fermi, [fermi_of(density) for density in without]))
+    near = max(3 * fermi_error, ev_to_hartree(GAP_WITHIN_EV))
+    levels_of = lambda counts, density: _band_edges(energies, counts, density, fermi, near)  # noqa: E731
+    bottom, top, metal = levels_of(counts, whole)
+    middles = [sum(levels_of(c, d)[:2]) / 2 for c, d in zip(counts_without, without)]
+    levels = Levels(
+        metal,
+        fermi if metal else (bottom + top) / 2,
+        np.nan if metal else bottom,
+        np.nan if metal else top,
+        fermi_error if metal else float(_jackknife((bottom + top) / 2, middles)),
+        float(np.interp(fermi, energies, whole)) / hartree_to_ev(1.0) if metal else 0.0,
+        clusters=clusters,
+    )
     per_ev = hartree_to_ev(1.0)
     columns = {
         "energy_ev": hartree_to_ev(energies - fermi),
@@ -140,8 +159,8 @@ def dos_table(
         "standard_error_states_per_ev": error / per_ev,
     }
     if exact:
-        levels = eigh(*read_operators(path).at_k((0, 0, 0)), eigvals_only=True, overwrite_a=True, overwrite_b=True)
-        exact_density = smooth(2.0 * np.histogram(levels, edges)[0])
+        every = eigh(*read_operators(path).at_k((0, 0, 0)), eigvals_only=True, overwrite_a=True, overwrite_b=True)
+        exact_density = smooth(2.0 * np.histogram(every, edges)[0])
         columns["exact_states_per_ev"] = exact_density / per_ev
     table = pd.DataFrame(columns)
     table = table[table["energy_ev"].abs() <= window_ev].reset_index(drop=True)
@@ -155,14 +174,36 @@ def dos_table(
         "fermi_level_ev": round(hartree_to_ev(fermi), 4),
         "fermi_level_standard_error_ev": round(hartree_to_ev(fermi_error), 4),
         "states": round(float(whole.sum() * step), 2),
+        "metal": levels.metal,
     }
+    if not levels.metal:
+        for name in ("valence_band_maximum", "conduction_band_minimum", "mid_gap"):
+            facts[f"{name}_ev"] = round(hartree_to_ev(getattr(levels, name)), 4)
+        facts["mid_gap_standard_error_ev"] = round(hartree_to_ev(levels.fermi_level_standard_error), 4)
     if exact:
         rms = lambda values: round(float(np.sqrt(np.mean(np.square(values)))), 4)  # noqa: E731
         facts["rms_deviation_states_per_ev"] = rms(table["states_per_ev"] - table["exact_states_per_ev"])
         facts["rms_standard_error_states_per_ev"] = rms(table["standard_error_states_per_ev"])
         facts["exact_fermi_level_ev"] = round(hartree_to_ev(fermi_of(exact_density)), 4)
         facts["mean_states_per_ev"] = round(float(table["exact_states_per_ev"].mean()), 4)
-    return table, facts
+    return table, facts, levels
+
+
+def _band_edges(energies, counts, density, fermi: float, near: float) -> tuple[float, float, bool]:
+    """Band edges on both sides of the least density near the Fermi level, and whether it is a metal's.
+
+    The number of electrons that clusters drawn at random give is off by their error, so the Fermi level it fixes may lie in a band; the
+    gap is where states are fewest near there. Beyond an edge lie the share TAIL of the electrons: single states in tails do not
+    decide. counts: states of two spins by bin of energy; density: the same, smoothed, per Hartree.
+    """
+    inside = np.flatnonzero(np.abs(energies - fermi) <= near)
+    middle = inside[np.argmin(density[inside])]
+    total = np.cumsum(counts)
+    tail = TAIL * total[middle]
+    bottom = energies[np.searchsorted(total, total[middle] - tail)]
+    top = energies[np.searchsorted(total, total[middle] + tail)]
+    bands = density[(energies <= bottom) & (energies >= bottom - ev_to_hartree(BAND_EV))]
+    return float(bottom), float(top), bool(density[middle] > METAL * bands.mean())
 
 
 def _over_elements(total, states, counted):

@@ -16,8 +16,7 @@ from ..config import Analysis
 from ..operators import Operators
 from ..structures import kpoint_counts
 from ..units import hartree_to_ev, hartree_to_mev
-
-BROADENING_EV = 0.1
+from .levels import BROADENING_EV, Levels, density_of_states, levels_on_grid, occupations
 
 
 def eigenvalues(operators: Operators, kpoints) -> np.ndarray:
@@ -55,50 +54,74 @@ def k_grid(size, periodic: bool = True) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass
 class Comparison:
-    """Eigenvalues (K, n) in Hartree of DFT, the prediction and the reference, the latter two shifted."""
+    """Eigenvalues (K, n) in Hartree of DFT, the prediction and the reference, the latter two shifted, and the levels of each.
+
+    weights (K,): of the k-points. occupations (K, n): share of DFT's states that is filled.
+    """
 
     dft: np.ndarray
     predicted: np.ndarray
     baseline: np.ndarray
     weights: np.ndarray
-    occupied: int
+    occupations: np.ndarray
+    levels: tuple[Levels, Levels, Levels]
     shifts: tuple[float, float]
 
     @property
     def edge(self) -> float:
-        """Highest occupied eigenvalue of DFT, Hartree: the zero of tables and pictures."""
-        return float(self.dft[:, : self.occupied].max())
+        """The zero of tables and pictures, Hartree: DFT's highest occupied eigenvalue, or the Fermi level of a metal."""
+        return self.levels[0].fermi_level if self.levels[0].metal else self.levels[0].valence_band_maximum
+
+
+def analysis_grid(operators: Operators, analysis: Analysis) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int]]:
+    """k-points (K, 3) and weights (K,) of an analysis, and the divisions of the grid, zeros for a molecule."""
+    counts = kpoint_counts(operators.atoms, analysis.kgrid, analysis.kgrid_length_angstrom)
+    periodic = bool(operators.atoms.pbc.all())
+    return *k_grid(counts, periodic), counts if periodic else (0, 0, 0)
+
+
+def find_levels(operators: Operators, analysis: Analysis) -> Levels:
+    """Find the band edges and the Fermi level of operators on the k-grid of an analysis."""
+    kpoints, weights, counts = analysis_grid(operators, analysis)
+    energies = eigenvalues(operators, kpoints)
+    return levels_on_grid(energies, weights, operators.n_electrons, analysis.temperature_kelvin, counts)
 
 
 def compare_spectra(dft: Operators, predicted: Operators, baseline: Operators, analysis: Analysis) -> Comparison:
-    counts = kpoint_counts(dft.atoms, analysis.kgrid, analysis.kgrid_length_angstrom)
-    kpoints, weights = k_grid(counts, bool(dft.atoms.pbc.all()))
-    occupied = dft.n_electrons // 2
+    """Compare the eigenvalues of a prediction and of the reference with DFT's, on the k-grid of an analysis."""
+    kpoints, weights, counts = analysis_grid(dft, analysis)
+    temperature = analysis.temperature_kelvin
     energies = [eigenvalues(o, kpoints) for o in (dft, predicted, baseline)]
+    filled = levels_on_grid(energies[0], weights, dft.n_electrons, temperature, counts)
+    share = occupations(energies[0], filled, dft.n_electrons, temperature)
     # a molecule's energies have a zero of their own, and nothing is shifted
     periodic = dft.atoms.pbc.all()
-    shifts = [_median((energies[0] - e)[:, :occupied], weights) if periodic else 0.0 for e in energies[1:]]
-    return Comparison(energies[0], energies[1] + shifts[0], energies[2] + shifts[1], weights, occupied, tuple(shifts))
+    of_states = weights[:, None] * share
+    shifts = [_median(energies[0] - e, of_states) if periodic else 0.0 for e in energies[1:]]
+    energies = [energies[0], energies[1] + shifts[0], energies[2] + shifts[1]]
+    levels = tuple(levels_on_grid(e, weights, dft.n_electrons, temperature, counts) for e in energies)
+    return Comparison(*energies, weights, share, levels, tuple(shifts))
 
 
 def _median(values: np.ndarray, weights: np.ndarray) -> float:
-    """Of values (K, n), with a weight per row."""
-    order, each = np.argsort(values, axis=None), np.repeat(weights, values.shape[1])
-    reached = np.cumsum(each[order])
-    return float(values.flat[order[np.searchsorted(reached, reached[-1] / 2)]])
-
-
-def gap(energies: np.ndarray, occupied: int) -> float:
-    """Lowest unoccupied less highest occupied eigenvalue over all k; negative where bands overlap."""
-    return float(energies[:, occupied].min() - energies[:, occupied - 1].max()) if energies.shape[1] > occupied else np.nan
+    """Weighted median; values and weights (K, n)."""
+    there = weights.ravel() > 1e-12
+    values, weights = values.ravel()[there], weights.ravel()[there]
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order])
+    return float(values[order[np.searchsorted(reached, reached[-1] / 2)]])
 
 
 def spectral_summary(c: Comparison) -> dict[str, float]:
-    """Mean absolute errors of occupied eigenvalues (meV) over the whole grid, after the shift, and gaps (eV)."""
-    occupied = slice(0, c.occupied)
-    error = lambda e: float(hartree_to_mev(c.weights @ np.abs(e - c.dft)[:, occupied].mean(1)))  # noqa: E731
-    gaps = [hartree_to_ev(gap(e, c.occupied)) for e in (c.dft, c.predicted, c.baseline)]
-    return {
+    """Mean absolute errors of occupied eigenvalues (meV) over the whole grid, after the shift, and gaps (eV).
+
+    States count as much as they are filled. A metal has the gap zero, and its Fermi level (eV, from `Comparison.edge`) and the density
+    of states there stand in columns of their own, which are empty for an insulator.
+    """
+    of_states = c.weights[:, None] * c.occupations
+    error = lambda e: float(hartree_to_mev((of_states * np.abs(e - c.dft)).sum() / of_states.sum()))  # noqa: E731
+    gaps = [hartree_to_ev(levels.gap) for levels in c.levels]
+    result = {
         "eigenvalue_mae_mev_occupied": error(c.predicted),
         "baseline_eigenvalue_mae_mev_occupied": error(c.baseline),
         "gap_dft_ev": gaps[0],
@@ -106,12 +129,11 @@ def spectral_summary(c: Comparison) -> dict[str, float]:
         "gap_baseline_ev": gaps[2],
         "gap_error_mev": 1000 * (gaps[1] - gaps[0]),
     }
-
-
-def density_of_states(energies_ev: np.ndarray, weights: np.ndarray, grid_ev: np.ndarray, sigma_ev: float = BROADENING_EV):
-    """sum_k w_k sum_n 2 g(E - e_nk), states per eV and cell: Gaussians of standard deviation sigma, two spins per state."""
-    x = (grid_ev[:, None] - energies_ev.ravel()) / sigma_ev
-    return 2 * np.exp(-0.5 * x**2) @ np.repeat(weights, energies_ev.shape[1]) / (sigma_ev * np.sqrt(2 * np.pi))
+    for name, levels in zip(("dft", "predicted"), c.levels):
+        result[f"metal_{name}"] = levels.metal
+        result[f"fermi_level_{name}_ev"] = hartree_to_ev(levels.fermi_level - c.edge) if levels.metal else np.nan
+        result[f"states_at_fermi_level_{name}_per_ev"] = levels.states_at_fermi_level_per_ev if levels.metal else np.nan
+    return result
 
 
 def dos_table(c: Comparison) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from ..config import Analysis
 from ..operators import Operators
 from ..units import hartree_to_mev
 from . import errors, spectra
+from .slabs import slab_errors, slab_table
 
 LARGEST_HEATMAP = 200
 
@@ -14,11 +15,12 @@ LARGEST_HEATMAP = 200
 def analysis_tables(
     dft: Operators, predicted: Operators, baseline: Operators, analysis: Analysis, name: dict[str, str]
 ) -> dict[str, pd.DataFrame]:
-    """summary, by_pair, by_distance, blocks, decay, bands, dos, heatmap; errors are over blocks within the network's cutoff."""
+    """summary, by_pair, by_distance, blocks, decay, bands, dos, heatmap, slabs; errors are over blocks within the network's cutoff."""
     cutoff = float(predicted.attributes["cutoff_angstrom"])
     blocks, blocks_baseline = (errors.block_errors(dft, o, cutoff) for o in (predicted, baseline))
     comparison = spectra.compare_spectra(dft, predicted, baseline, analysis)
-    summary = name | summary_row(dft, predicted, blocks, blocks_baseline, comparison)
+    slabs = slab_table(dft, predicted, baseline, analysis.slab_angstrom)
+    summary = name | summary_row(dft, predicted, blocks, blocks_baseline, comparison, slabs)
     by_distance = _beside(errors.error_by_distance(blocks), errors.error_by_distance(blocks_baseline), ["distance_angstrom"])
     by_pair = _beside(errors.error_by_pair(blocks), errors.error_by_pair(blocks_baseline), ["pair", "onsite"])
     return {
@@ -30,17 +32,21 @@ def analysis_tables(
         "bands": spectra.bands_table(dft, predicted, baseline, comparison, analysis),
         "dos": spectra.dos_table(comparison),
         "heatmap": heatmap_table(dft, predicted),
+        "slabs": slabs,
     }
 
 
-def summary_row(dft: Operators, predicted: Operators, blocks, blocks_baseline, comparison: spectra.Comparison) -> dict:
-    """Errors of a structure in one row: of H, with the reference alone beside them, and of its spectrum."""
+def summary_row(
+    dft: Operators, predicted: Operators, blocks, blocks_baseline, comparison: spectra.Comparison, slabs: pd.DataFrame
+) -> dict:
+    """Errors of a structure in one row: of H, with the reference alone beside them, of its spectrum, and of its slabs."""
     return (
         {"atoms": len(dft.atoms), "orbitals": dft.n_orbitals, "cutoff_angstrom": float(predicted.attributes["cutoff_angstrom"])}
         | errors.error_summary(blocks)
         | {f"baseline_{k}": v for k, v in errors.error_summary(blocks_baseline).items() if k.startswith("mae")}
         | {key: predicted.attributes[key] for key in ("onsite_spread_mev",) if key in predicted.attributes}
         | spectra.spectral_summary(comparison)
+        | slab_errors(slabs)
         | {
             "dft_code": dft.attributes.get("code", ""),
             "dft_seconds": dft.attributes["wall_seconds"],

@@ -261,7 +261,7 @@ def read_run(directory, atoms: Atoms, basis: Basis, attributes: dict | None = No
         {
             "source": "dft",
             "code": f"CP2K {output.version}",
-            "fermi_level_hartree": output.fermi_level,
+            "cp2k_fermi_level_hartree": output.fermi_level,
             "total_energy_hartree": output.total_energy,
             "scf_steps": output.scf_steps,
             "wall_seconds": output.wall_seconds,

@@ -11,7 +11,7 @@ import numpy as np
 from ..dft.outputs import RECORD, TEXT_LINE
 from ..files import atomic_folder
 from ..structures import write_structure_file
-from .stream import Stored
+from .stream import Stored, write_energies
 
 LABELS = {"hamiltonian": "KS", "overlap": "S"}
 
@@ -36,6 +36,7 @@ def write(stored: Stored, out, binary: bool = True) -> list[str]:
         if stored.periodic:
             (folder / f"{out.name}-images.out").write_text(_image_table(cells))
         write_structure_file(folder / "structure.extxyz", stored.atoms)
+        write_energies(folder / "energies.json", stored)
     return [f"{len(cells)} images, {'binary' if binary else 'text'}, Hartree"]
 
 

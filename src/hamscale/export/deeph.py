@@ -27,7 +27,7 @@ from ..files import atomic_folder
 from ..operators import Operators, check_finite, match_pairs
 from ..structures import wrap_as_cp2k
 from ..units import ev_to_hartree, hartree_to_ev
-from .stream import Stored
+from .stream import Stored, write_energies
 
 HERMITICITY_TOLERANCE = 1e-4  # Hartree and 1: more is no rounding
 OPENMX = {0: [0], 1: [1, 2, 0], 2: [2, 4, 0, 3, 1], 3: [6, 4, 2, 0, 1, 3, 5]}  # where in OpenMX's order m = -l..l stand
@@ -42,13 +42,13 @@ def write(stored: Stored, out) -> list[str]:
     new = np.empty_like(order)
     new[order] = np.arange(len(order))  # of an atom of the file: where it is in POSCAR
     i, j, R = stored.pairs[:, 0], stored.pairs[:, 1], stored.pairs[:, 2:]
-    fermi, valences = stored.fermi_level_hartree, [stored.basis[z].valence for z in stored.atoms.numbers.tolist()]
+    fermi, valences = stored.energies_ev().get("fermi_level"), [stored.basis[z].valence for z in stored.atoms.numbers.tolist()]
     info = {
         "atoms_quantity": len(stored.atoms),
         "orbits_quantity": stored.n_orbitals,
         "orthogonal_basis": False,
         "spinful": False,
-        "fermi_energy_eV": None if fermi is None else hartree_to_ev(float(fermi)),
+        "fermi_energy_eV": fermi,
         "elements_orbital_map": {e.element: list(e.l) for e in stored.basis.values() if e.number in stored.atoms.numbers},
     }
     if all(valences):
@@ -56,6 +56,7 @@ def write(stored: Stored, out) -> list[str]:
     with atomic_folder(out) as folder:
         ase.io.write(folder / "POSCAR", stored.atoms[order], format="vasp", sort=False)
         (folder / "info.json").write_text(json.dumps(info, indent=2) + "\n")
+        write_energies(folder / "energies.json", stored)
         files = {name: h5py.File(folder / f"{name}.h5", "w") for name in ("hamiltonian", "overlap")}
         try:
             for file in files.values():

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..files import atomic_folder
 from ..structures import write_structure_file
-from .stream import Stored
+from .stream import Stored, write_energies
 
 UNITS = {"hamiltonian": "Hartree", "overlap": "1"}
 
@@ -48,6 +48,7 @@ def write(stored: Stored, out) -> list[str]:
                     file.write(header(name, R))
         (folder / "orbitals.csv").write_text(_orbitals(stored))
         write_structure_file(folder / "structure.extxyz", stored.atoms)
+        write_energies(folder / "energies.json", stored)
     return [f"{len(stored.cells)} cells, Hartree"]
 
 

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from ..files import atomic
 from ..units import hartree_to_ev
-from .stream import Stored
+from .stream import Stored, write_energies
 
 SUFFIXES = {"tbtrans": ".nc", "tshs": ".TSHS"}
 
@@ -71,6 +71,7 @@ def _signs(stored: Stored) -> np.ndarray:
 def write(stored: Stored, out, suffix: str | None = None) -> list[str]:
     """Write the file `out` through sisl; suffix: ".nc" or ".TSHS", by default that of `out`.
 
+    The Fermi level goes into netCDF; sisl writes none into TSHS: it stands in NAME.energies.json beside the file, with the band edges.
     Raises ValueError where the suffix is another, or sisl is not installed.
     """
     suffix = suffix or Path(out).suffix
@@ -81,8 +82,9 @@ def write(stored: Stored, out, suffix: str | None = None) -> list[str]:
         # sisl tells the format by the suffix, whatever that of out
         written = temporary.with_name(temporary.name + suffix)
         try:
-            sisl.get_sile(written, "w").write_hamiltonian(H)
+            sisl.get_sile(written, "w").write_hamiltonian(H, Ef=stored.energies_ev().get("fermi_level", 0.0))
             written.replace(temporary)
         finally:
             written.unlink(missing_ok=True)
+    write_energies(Path(out).with_suffix(".energies.json"), stored)
     return [f"{H.geometry.na} atoms, {H.geometry.no} orbitals, cells {H.geometry.nsc.tolist()}, eV"]

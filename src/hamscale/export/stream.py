@@ -1,15 +1,20 @@
 """H and S of an `operators/1` file, some atoms' rows at a time: files larger than memory are exported, nothing is dense."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import h5py
 import numpy as np
 from ase import Atoms
 
 from ..basis import Basis
-from ..operators import check_finite, open_operators, pair_keys
+from ..files import write_text
+from ..operators import ENERGIES, check_finite, open_operators, pair_keys
+from ..structures import GIVEN, given_cells
+from ..units import hartree_to_ev
 
 BOX_ANGSTROM = 10.0  # around a molecule that has no cell
 PIECE = 1 << 20  # values of H and of S in memory at a time, unless one atom has more
@@ -36,13 +41,17 @@ class Rows:
 
 @dataclass
 class Stored:
-    """An open `operators/1` file. pairs (E, 5) are sorted; offsets[b] is where the values of pair b start in the file."""
+    """An open `operators/1` file. pairs (E, 5) are sorted; offsets[b] is where the values of pair b start in the file.
+
+    given (A, 3): how many cells each atom stands from where the user's file has it, None where that is not known.
+    """
 
     file: h5py.File
     atoms: Atoms
     basis: Basis
     pairs: np.ndarray
     offsets: np.ndarray
+    given: np.ndarray | None = None
 
     def __post_init__(self):
         self.orbitals = self.basis.n_orbitals(self.atoms.numbers)  # (A,)
@@ -58,9 +67,19 @@ class Stored:
     def periodic(self) -> bool:
         return bool(self.atoms.pbc.all())
 
-    @property
-    def fermi_level_hartree(self) -> float | None:
-        return self.file.attrs.get("fermi_level_hartree")
+    def energies_ev(self) -> dict[str, float]:
+        """Fermi level and band edges of the file, in eV and in its own zero; empty where they are not known."""
+        found = {name: hartree_to_ev(float(self.file.attrs.get(f"{name}_hartree", np.nan))) for name in ENERGIES}
+        return {name: energy for name, energy in found.items() if np.isfinite(energy)}
+
+    def moved(self, cells: np.ndarray) -> "Stored":
+        """The same matrices with every atom moved by whole cells (A, 3), and the cells R of the pairs with them."""
+        atoms, pairs = self.atoms.copy(), self.pairs.copy()
+        atoms.positions += cells @ np.asarray(atoms.cell)
+        pairs[:, 2:] += cells[pairs[:, 0]] - cells[pairs[:, 1]]
+        order = np.argsort(pair_keys(pairs), kind="stable")
+        given = None if self.given is None else self.given - cells
+        return Stored(self.file, atoms, self.basis, pairs[order], self.offsets[order], given)
 
     def rows(self) -> Iterator[Rows]:
         """All blocks in the order of their pairs, at most PIECE elements or one atom's at a time.
@@ -124,4 +143,13 @@ def stored(path):
         if atoms.cell.rank < 3:  # formats know no structure without a cell
             atoms.center(vacuum=BOX_ANGSTROM)
         order = np.argsort(pair_keys(pairs), kind="stable")  # the shards of several ranks follow one another
-        yield Stored(file, atoms, basis, pairs[order], file["offsets"][:-1][order])
+        given = given_cells(atoms)
+        atoms.arrays.pop(GIVEN, None)
+        yield Stored(file, atoms, basis, pairs[order], file["offsets"][:-1][order], given)
+
+
+def write_energies(path: Path, stored: Stored):
+    """Write Fermi level and band edges, in eV, as JSON; nothing where they are not known."""
+    if energies := stored.energies_ev():
+        rounded = {f"{name}_ev": round(energy, 6) for name, energy in energies.items()}
+        write_text(path, json.dumps(rounded, indent=2) + "\n")

@@ -1,10 +1,10 @@
 """One function per figure or panel: a table in, axes out. No physics, no checkpoint, no global state of matplotlib."""
 
 from .paper import PAPER, draw_paper
-from .structure import bands, decay, dos, draw_all, error_by_distance, error_by_pair, heatmap, training
+from .structure import bands, decay, dos, draw_all, error_by_distance, error_by_pair, heatmap, slabs, training
 from .style import COLOURS, STYLE, new_figure, save
 
 __all__ = [
     "COLOURS", "PAPER", "STYLE", "bands", "decay", "dos", "draw_all", "draw_paper", "error_by_distance", "error_by_pair",
-    "heatmap", "new_figure", "save", "training",
+    "heatmap", "new_figure", "save", "slabs", "training",
 ]  # fmt: skip

@@ -88,6 +88,22 @@ def decay(table: pd.DataFrame, ax: Axes, cutoff_angstrom: float | None = None) -
     return ax
 
 
+def slabs(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Mean potential of the atoms of each slab along the longest cell vector, eV: DFT, predicted, reference."""
+    for name, label, colour, style in (
+        ("baseline", "reference", BASELINE, "s-"),
+        ("dft", "DFT", DFT, "o-"),
+        ("predicted", "predicted", PREDICTED, "D--"),
+    ):
+        ax.plot(table["distance_angstrom"], table[f"{name}_ev"], style, color=colour, markersize=3, label=label)
+    ax.axhline(0, color="0.8", linewidth=0.5, zorder=0)
+    ax.set(xlabel="along the longest cell vector (Å)", ylabel="mean potential of a slab (eV)")
+    widest = max(0.2, 1.15 * table[["dft_ev", "predicted_ev", "baseline_ev"]].abs().to_numpy().max())
+    ax.set_ylim(-widest, widest)
+    ax.legend()
+    return ax
+
+
 def heatmap(table: pd.DataFrame, axes: list[Axes]) -> list[Axes]:
     """log10 |H| at the Gamma point: DFT, predicted, and their difference of magnitudes."""
     n = int(table["row"].max()) + 1
@@ -148,6 +164,7 @@ def draw_all(analysis_directory, train_csv, out):
         "error_by_pair": lambda ax: error_by_pair(read("by_pair"), ax),
         "error_by_distance": lambda ax: error_by_distance(read("by_distance"), ax),
         "decay": lambda ax: decay(read("decay"), ax, cutoff),
+        "slabs": lambda ax: slabs(read("slabs"), ax),
         "training": lambda ax: training(pd.read_csv(train_csv), ax),
     }.items():
         with styled():

@@ -6,8 +6,13 @@ an onsite block is, in coupled form and exactly linear in the neighbours,
     c_{L M, slot}(i) = mean_slot delta_{L 0} + sum_{j, R} F^{z_i z_j}_slot(r) Y_LM(r / |r|),    r = r_j + R - r_i
 
 F are tables over distance (linear elements that fade to zero at the cutoff), fitted by least squares with a penalty on their second
-differences. In a periodic structure the charges of ions reach further than any cutoff, and each ion polarizes the others: L = 0
-and L = 1 take the potentials and fields of polarization.py instead of neighbours that are not near, with a coefficient each.
+differences. In a periodic structure the charges of ions reach further than any cutoff, and each ion polarizes the others. So for L = 0
+and L = 1 the sum is over near neighbours alone, and beside it stands the potential V of polarization.py, which adds V_i S_ii,
+
+    V_i = sum_f a_f phi_f(i),    -1 <= a_f <= 0 with formal charges:
+
+the energy of an electron in it, so the same coefficients a for all atoms and slots, and charges no larger than formal ones. Its fields and
+their squares, which are bounded at any wavelength, have a coefficient for every slot as the neighbours have.
 What a structure's potential does to an atom it does to its bonds, half from either end (R. S. Mulliken, J. Chem. Phys. 17, 1155 (1949)):
 
     H_ij <- 1/2 (D_i S_ii^-1 S_ij + S_ij S_jj^-1 D_j),    D_i = onsite block less the mean of its element
@@ -20,18 +25,21 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.sparse as sp
+from ase import Atoms
 from scipy.linalg import block_diag, eigh
+from scipy.optimize import lsq_linear
 
 from ..angular import real_spherical_harmonics
 from ..operators import Operators, is_onsite, rows_of_elements
 from .coupling import Coupling, coupled_groups
-from .polarization import columns, potentials
+from .polarization import neutral_charges, potentials
 
 SPACING_ANGSTROM = 0.25
 ATOMS_AT_ONCE = 2000
 SIZE_PENALTY = 1e-3  # of tables, beside that of their second differences
 FAR_PENALTY = 1e-2  # of the coefficients of potentials and fields, each times its mean square
 INFLATION = 2.0
+JOINT_ROUNDS = 3  # of choosing penalties and solving for gauges and potentials
 SMALLEST_SPREAD_HARTREE = 1e-3  # what varies less in the training structures is not magnified
 
 
@@ -68,23 +76,59 @@ def densities(graph, elements: list[int], lmax: int, atoms: slice = slice(None),
 
 @dataclass(frozen=True)
 class Ions:
-    """What is assumed of the potentials in periodic structures. near_angstrom: neighbours further away act by their charges; charges:
-    z -> formal charge, or empty: every element's field polarizes on its own."""
+    """What is assumed of the potentials in periodic structures.
+
+    near_angstrom: neighbours further away act by their charges; charges: z -> formal charge, or empty: any charges that make the training
+    structures neutral; far: whether charges act at all.
+    """
 
     near_angstrom: float = 4.5
     charges: dict = field(default_factory=dict)
+    far: bool = True
+
+    def distributions(self, elements: list[int], structures: list[Atoms]) -> np.ndarray:
+        """Charges (n, m) of the elements whose potentials are taken: formal ones, or all that make the structures neutral."""
+        if not (self.far and all(atoms.pbc.all() for atoms in structures)):
+            return np.empty((len(elements), 0))
+        counts = np.array([[(atoms.numbers == z).sum() for z in elements] for atoms in structures])
+        if not self.charges:
+            return neutral_charges(counts)
+        formal = np.array([self.charges[z] for z in elements])
+        if (left := np.abs(counts @ formal).max()) > 1e-6:
+            raise ValueError(
+                f"graph.charges leave a structure of the training set with a charge of {left:g}, expected neutral ones: the potential of a "
+                "charged cell has no meaning. Correct them, or leave them out."
+            )
+        return formal[:, None]
 
 
-def features(graph, elements: list[int], lmax: int, ions: Ions, atoms: slice = slice(None), far=None) -> list[np.ndarray]:
-    """What onsite blocks are linear in, by L: (owned atoms, 2L+1, features). Of a periodic structure L = 0 and 1 have potentials
-    and fields for what is not near; far: those of all its atoms, if they are known already."""
+@dataclass
+class Features:
+    """What the onsite blocks of some atoms are linear in: by degree L, (A, 2L+1, features), and potentials, (A, p), atomic units."""
+
+    by_degree: list[np.ndarray]
+    potentials: np.ndarray
+
+    def rows(self, rows) -> "Features":
+        return Features([f[rows] for f in self.by_degree], self.potentials[rows])
+
+
+def features(
+    graph, elements: list[int], lmax: int, near_angstrom: float, charges, atoms: slice = slice(None), far=None
+) -> Features:
+    """Compute the features of owned atoms of a graph.
+
+    charges (n, m): `Ions.distributions`. Of a periodic structure L = 0 and 1 have near neighbours, and squares of fields and fields for
+    what is not near. far: `potentials` of all atoms, if they are known already.
+    """
     whole = _by_degree(densities(graph, elements, lmax, atoms))
+    owned = graph.owned[atoms]
     if not graph.atoms.pbc.all():
-        return whole
-    far = potentials(graph.atoms, elements, ions.charges) if far is None else far
-    near = _by_degree(densities(graph, elements, min(1, lmax), atoms, ions.near_angstrom))
-    scalars_and_vectors = (far[0][:, None], far[1])
-    return [np.concatenate([n, f[graph.owned[atoms]]], 2) for n, f in zip(near, scalars_and_vectors)] + whole[2:]
+        return Features(whole, np.empty((len(owned), 0)))
+    felt, squares, fields = potentials(graph.atoms, elements, charges) if far is None else far
+    near = _by_degree(densities(graph, elements, min(1, lmax), atoms, near_angstrom))
+    near = [np.concatenate([n, f[owned]], 2) for n, f in zip(near, (squares[:, None], fields))]
+    return Features(near + whole[2:], felt[owned])
 
 
 def _by_degree(values: np.ndarray) -> list[np.ndarray]:
@@ -94,22 +138,34 @@ def _by_degree(values: np.ndarray) -> list[np.ndarray]:
 @dataclass
 class OnsiteBlocks:
     """Onsite blocks of one structure, coupled: blocks z -> (A_z, n) of H, overlap z -> (n,) of S (the same for all atoms of an element),
-    features z -> by L, (A_z, 2L+1, features). Atoms of an element ascend; rows (A,): where each atom stands. Hartree."""
+    features z -> Features, first_shell z -> (A_z, features) of L = 0 with the nearest neighbours alone. Atoms of an element ascend;
+    rows (A,): where each atom stands. Hartree."""
 
     blocks: dict
     overlap: dict
     features: dict
+    first_shell: dict
     rows: np.ndarray
 
 
-def onsite_blocks(operators: Operators, coupling: Coupling, graph, ions: Ions) -> OnsiteBlocks:
-    """What the fit takes of a structure; graph: its edges within the cutoff."""
-    numbers = operators.atoms.numbers
-    of_atoms = features(graph, sorted(coupling.basis), coupling.lmax, ions)
-    result = OnsiteBlocks({}, {}, {}, rows_of_elements(numbers))
+def onsite_blocks(
+    operators: Operators,
+    coupling: Coupling,
+    graph,
+    near_angstrom: float,
+    charges: np.ndarray,
+    shell_angstrom: float | None = None,
+) -> OnsiteBlocks:
+    """Collect what the fit takes of a structure; graph: its edges within the cutoff. shell_angstrom: reach of the nearest neighbours,
+    needed where charges have potentials."""
+    numbers, elements = operators.atoms.numbers, sorted(coupling.basis)
+    of_atoms = features(graph, elements, coupling.lmax, near_angstrom, charges)
+    shell = densities(graph, elements, 0, reach_angstrom=shell_angstrom or near_angstrom)[:, 0]
+    result = OnsiteBlocks({}, {}, {}, {}, rows_of_elements(numbers))
     for z in np.unique(numbers).tolist():
         atoms = np.flatnonzero(numbers == z)
-        result.features[z], result.blocks[z] = [f[atoms] for f in of_atoms], np.zeros((len(atoms), coupling[z, z].size))
+        result.features[z], result.blocks[z] = of_atoms.rows(atoms), np.zeros((len(atoms), coupling[z, z].size))
+        result.first_shell[z] = shell[atoms]
     for z, _, index, onsite, coupled, _ in coupled_groups(operators, coupling):
         if onsite:
             result.blocks[z][result.rows[operators.pairs[index, 0]]] = coupled
@@ -121,39 +177,52 @@ def onsite_blocks(operators: Operators, coupling: Coupling, graph, ions: Ions) -
 
 @dataclass
 class CrystalField:
-    """centre, mean: z -> (slots,), zero but for L = 0: the mean block, and what the tables start from; tables: z -> by L, (features, slots),
-    Hartree; features as `features` orders them. overlap: z -> (n,), coupled onsite block of S. spread: z -> (slots,), root mean square of
-    what the tables give less the centre, Hartree."""
+    """The fitted reference of onsite blocks.
+
+    near_angstrom, charges (n, m): see `features`. centre, mean: z -> (slots,), zero but for L = 0: the mean block, and what the tables
+    start from. tables: z -> by L, (features, slots), Hartree. coefficients (p,): of the potentials, the same for all elements. overlap:
+    z -> (n,), coupled onsite block of S. spread: z -> (slots,), root mean square of what is added to the centre, Hartree.
+    """
 
     coupling: Coupling
-    ions: Ions = Ions()
+    near_angstrom: float = Ions.near_angstrom
+    charges: np.ndarray | None = None
     centre: dict = field(default_factory=dict)
     mean: dict = field(default_factory=dict)
     tables: dict = field(default_factory=dict)
+    coefficients: np.ndarray | None = None
     overlap: dict = field(default_factory=dict)
     spread: dict = field(default_factory=dict)
 
-    def onsite(self, z: int, of_z: list[np.ndarray]) -> np.ndarray:
+    def __post_init__(self):
+        if self.charges is None:
+            self.charges = np.empty((len(self.coupling.basis), 0))
+        if self.coefficients is None:
+            self.coefficients = np.zeros(potential_count(*self.charges.shape))
+
+    def onsite(self, z: int, of_z: Features) -> np.ndarray:
         """Coupled onsite blocks of atoms of an element, (A_z, n), Hartree."""
         coupling = self.coupling[z, z]
-        result = np.empty((len(of_z[0]), coupling.size))
+        result = np.empty((len(of_z.potentials), coupling.size))
         for L, part in coupling.slices.items():
-            values = of_z[L] @ self.tables[z][L]
+            values = of_z.by_degree[L] @ self.tables[z][L]
             if L == 0:
                 values = values + self.mean[z][: values.shape[2]]
             result[:, part] = values.reshape(len(result), part.stop - part.start)
+        if of_z.potentials.shape[1]:
+            result += np.outer(of_z.potentials @ self.coefficients, self.overlap[z])
         return result
 
     def of_graph(self, graph) -> dict[int, np.ndarray]:
         """z -> (A_z, n): coupled onsite blocks of the owned atoms of each element, in their order, Hartree. Some atoms at a time."""
         numbers, elements = graph.atoms.numbers[graph.owned], sorted(self.coupling.basis)
-        far = potentials(graph.atoms, elements, self.ions.charges) if graph.atoms.pbc.all() else None
+        far = potentials(graph.atoms, elements, self.charges) if graph.atoms.pbc.all() else None
         parts = {int(z): [] for z in np.unique(numbers)}
         for first in range(0, len(numbers), ATOMS_AT_ONCE):
             some = slice(first, first + ATOMS_AT_ONCE)
-            of_atoms = features(graph, elements, self.coupling.lmax, self.ions, some, far)
+            of_atoms = features(graph, elements, self.coupling.lmax, self.near_angstrom, self.charges, some, far)
             for z, part in parts.items():
-                part.append(self.onsite(z, [f[numbers[some] == z] for f in of_atoms]))
+                part.append(self.onsite(z, of_atoms.rows(numbers[some] == z)))
         return {z: np.concatenate(part) for z, part in parts.items()}
 
     def known_of(self, graph) -> dict[int, np.ndarray]:
@@ -202,54 +271,119 @@ def less_shifts(operators: Operators, structure: OnsiteBlocks, crystal_field: Cr
     return replace(operators, hamiltonian=hamiltonian)
 
 
-def fit_crystal_field(structures: list[OnsiteBlocks], coupling: Coupling, periodic: bool, ions: Ions) -> CrystalField:
-    """Penalised least squares over all structures, jointly with the gauge of each; gauges average to zero. Molecules have none."""
-    result, n = CrystalField(coupling, ions), len(coupling.basis)
-    far = {L: columns(n, L, bool(ions.charges)) if periodic else 0 for L in range(coupling.lmax + 1)}
-    gauges = _gauges(structures, coupling, far[0]) if periodic else np.zeros(len(structures))
+def fit_crystal_field(
+    structures: list[OnsiteBlocks],
+    coupling: Coupling,
+    periodic: bool,
+    near_angstrom: float,
+    charges: np.ndarray,
+    formal: bool = False,
+) -> CrystalField:
+    """Fit by penalised least squares over all structures, jointly with the gauge of each; gauges average to zero, of molecules all are.
+
+    formal: whether the charges (n, m) are formal ones; their potentials then have coefficients between -1 and 0, and those of the
+    dipoles they induce are not positive.
+    """
+    result = CrystalField(coupling, near_angstrom, charges)
+    n, m = charges.shape
+    of_fields = {0: m * (m + 1) // 2, 1: m + n * m}
+    gauges = np.zeros(len(structures))
+    if periodic:
+        result.coefficients = _coefficients(structures, coupling, charges, formal)
+        felt = [{z: f.potentials @ result.coefficients for z, f in s.features.items()} for s in structures]
+        near = [{z: f.by_degree[0][:, 0] for z, f in s.features.items()} for s in structures]
+        nothing = [{z: f.potentials[:, :0] for z, f in s.features.items()} for s in structures]
+        gauges = _joint_fit(structures, coupling, near, of_fields[0], felt, nothing, (-np.inf, np.inf))
     for z in sorted({z for s in structures for z in s.blocks}):
         of = [(mu, s) for mu, s in zip(gauges, structures) if z in s.blocks]
-        blocks = np.concatenate([s.blocks[z] - mu * s.overlap[z] for mu, s in of])
         result.tables[z], result.overlap[z] = [], of[0][1].overlap[z]
+        potential = [mu + s.features[z].potentials @ result.coefficients for mu, s in of]
+        blocks = np.concatenate([s.blocks[z] - np.outer(v, s.overlap[z]) for v, (_, s) in zip(potential, of)])
         centre, mean = np.zeros((2, coupling[z, z].n_slots))
         for L, part in coupling[z, z].slices.items():
-            fit = _Fit(np.concatenate([s.features[z][L] for _, s in of]), L, far[L])
+            fit = _Fit(np.concatenate([s.features[z].by_degree[L] for _, s in of]), L, of_fields.get(L, 0))
             Y = blocks[:, part].reshape(len(fit.X), -1)
             table = fit.table(Y - Y.mean(0) if L == 0 else Y)
             if L == 0:
-                centre[: Y.shape[1]], mean[: Y.shape[1]] = Y.mean(0), Y.mean(0) - fit.mean @ table
+                mean[: Y.shape[1]] = Y.mean(0) - fit.mean @ table
             result.tables[z].append(table)
         result.centre[z], result.mean[z] = centre, mean
-        found = result._less_centre(z, np.concatenate([result.onsite(z, s.features[z]) for _, s in of]))
-        power = np.bincount(coupling[z, z].slot, (found**2).mean(0), coupling[z, z].n_slots)
+        found = np.concatenate([result.onsite(z, s.features[z]) for _, s in of])
+        centre[:] = found.mean(0)[coupling[z, z].zero_order] * (coupling[z, z].slot_degree == 0)
+        power = np.bincount(coupling[z, z].slot, (result._less_centre(z, found) ** 2).mean(0), coupling[z, z].n_slots)
         result.spread[z] = np.sqrt(power / (2 * coupling[z, z].slot_degree + 1))
     return result
 
 
-def _gauges(structures: list[OnsiteBlocks], coupling: Coupling, far: int) -> np.ndarray:
-    """Gauges of the joint fit, Hartree, (structures,): with the tables eliminated, min over mu of |(1 - P)(Y - mu S)|^2.
+def potential_count(n: int, m: int) -> int:
+    """How many potentials there are of m charge distributions over n elements: theirs, and of the dipoles of each element in each field."""
+    return m + n * m
 
-    Only L = 0 takes part: S of an atom alone is spherical.
+
+def _coefficients(structures: list[OnsiteBlocks], coupling: Coupling, charges: np.ndarray, formal: bool) -> np.ndarray:
+    """Coefficients of the potentials, (p,), fitted beside a table of the nearest neighbours alone.
+
+    In a small cell every image moves with its atom: a table over further neighbours would take the place of far charges there, and
+    their coefficients could be anything.
     """
-    n = len(structures)
-    normal, right = np.zeros((n, n)), np.zeros(n)
+    n, m = charges.shape
+    if not m:
+        return np.zeros(0)
+    squares = m * (m + 1) // 2
+    tables = [
+        {
+            z: np.concatenate([s.first_shell[z], f.by_degree[0][:, 0, f.by_degree[0].shape[2] - squares :]], 1)
+            for z, f in s.features.items()
+        }
+        for s in structures
+    ]
+    felt = [{z: f.potentials for z, f in s.features.items()} for s in structures]
+    nothing = [{z: np.zeros(len(v)) for z, v in of.items()} for of in felt]
+    # charges between none and formal ones; dipoles along the field
+    bounds = (np.r_[np.full(m, -1.0), np.full(n * m, -np.inf)], 0.0) if formal else (-np.inf, np.inf)
+    return _joint_fit(structures, coupling, tables, squares, nothing, felt, bounds)
+
+
+def _joint_fit(structures, coupling: Coupling, tables, of_fields: int, known, felt, bounds) -> np.ndarray:
+    """Gauges of the structures, Hartree, or, where potentials are felt, their coefficients.
+
+    By structure, z -> values by atom: tables (A_z, features), known (A_z,) in Hartree, felt (A_z, p). With the tables' functions T
+    eliminated, P = T (T^T T + penalty)^-1 T^T, the joint fit minimises |(1 - P)(Y - (known + mu + felt a) S)|^2 over the gauges mu and the
+    coefficients a, within the bounds of a. Only L = 0 takes part: S of an atom alone is spherical.
+    """
+    n, p = len(structures), next(iter(felt[0].values())).shape[1]
+    fits = []
     for z in sorted({z for s in structures for z in s.blocks}):
         of = [k for k, s in enumerate(structures) if z in s.blocks]
-        fit = _Fit(np.concatenate([structures[k].features[z][0] for k in of]), 0, far)
         part = coupling[z, z].slices[0]
         S = structures[of[0]].overlap[z][part]
-        y = np.concatenate([structures[k].blocks[z][:, part] for k in of]) @ S[:, None]
-        of_structure = np.zeros((len(y), n))
-        of_structure[np.arange(len(y)), np.repeat(of, [len(structures[k].blocks[z]) for k in of])] = 1
-        # what is alike in all atoms of a structure is the gauge's, so the penalty is chosen on what is not
-        mean = of_structure.T @ y / np.maximum(of_structure.sum(0), 1)[:, None]
-        penalty = fit.penalty(y - of_structure @ mean)
-        rest = lambda v, fit=fit, penalty=penalty: (v - v.mean(0)) - fit.X @ fit.table(v - v.mean(0), penalty)  # noqa: E731
-        normal += (S @ S) * of_structure.T @ rest(of_structure)
-        right += (of_structure.T @ rest(y))[:, 0]
-    return np.linalg.lstsq(normal, right, rcond=1e-10)[
-        0
-    ]  # of all solutions, which differ by a common shift, the one of mean zero
+        y = np.concatenate([structures[k].blocks[z][:, part] @ S - (S @ S) * known[k][z] for k in of])[:, None]
+        D = np.zeros((len(y), n + p))
+        D[np.arange(len(y)), np.repeat(of, [len(structures[k].blocks[z]) for k in of])] = 1
+        D[:, n:] = np.concatenate([felt[k][z] for k in of])
+        fits.append((_Fit(np.concatenate([tables[k][z] for k in of])[:, None], 0, of_fields), S @ S, y, D))
+    lower, upper = np.full(n + p, -np.inf), np.full(n + p, np.inf)
+    lower[n:], upper[n:] = bounds
+    found = np.zeros(n + p)
+    for _ in range(JOINT_ROUNDS):
+        normal, right = np.zeros((n + p, n + p)), np.zeros(n + p)
+        for fit, SS, y, D in fits:
+            # the penalty is chosen on what potentials leave, less what is alike in all atoms of a structure: that is the gauge's
+            left_by_felt = y - SS * (D[:, n:] @ found[n:])[:, None]
+            means = D[:, :n].T @ left_by_felt / np.maximum(D[:, :n].sum(0), 1)[:, None]
+            penalty = fit.penalty(left_by_felt - D[:, :n] @ means)
+            rest = lambda v, fit=fit, penalty=penalty: (v - v.mean(0)) - fit.X @ fit.table(v - v.mean(0), penalty)  # noqa: E731
+            normal += SS * D.T @ rest(D)
+            right += (D.T @ rest(y))[:, 0]
+        # of all solutions, which differ by a common shift of the gauges, the one of mean zero
+        normal[:n, :n] += np.trace(normal[:n, :n]) / n**2
+        d, U = np.linalg.eigh((normal + normal.T) / 2)
+        kept = d > 1e-10 * d[-1]
+        root, target = np.sqrt(d[kept])[:, None] * U.T[kept], (U.T[kept] @ right) / np.sqrt(d[kept])
+        found = lsq_linear(root, target, (lower, upper), tol=1e-14).x
+        if not p:
+            break
+    return found[n:] if p else found
 
 
 class _Fit:

@@ -123,7 +123,8 @@ def training_graph(operators: Operators, reference: Reference) -> Graph:
         raise ValueError(f"basis of these operators differs from that of the reference: {difference}.")
     graph = structure_graph(operators.atoms, reference.basis, reference.cutoff_angstrom)
     coupling = Coupling(reference.basis)
-    of_atoms = onsite_blocks(operators, coupling, graph, reference.crystal_field.ions)
+    field = reference.crystal_field
+    of_atoms = onsite_blocks(operators, coupling, graph, field.near_angstrom, field.charges)
     remainder = reference.remainder(operators, of_atoms)
     rows = graph.rows(match_pairs(operators.pairs, graph.edges))
     atom_rows = graph.atom_rows()
@@ -132,7 +133,7 @@ def training_graph(operators: Operators, reference: Reference) -> Graph:
         target = graph.offsite[z_i, z_j] = np.zeros((len(distances), pair.size))
         target[:, pair.zero_order] = -reference.offsite(z_i, z_j, distances)
     for z in np.unique(graph.atoms.numbers).tolist():
-        graph.crystal_field[z] = reference.crystal_field.onsite(z, of_atoms.features[z])
+        graph.crystal_field[z] = field.onsite(z, of_atoms.features[z])
         graph.onsite[z] = np.zeros_like(graph.crystal_field[z])
     for z_i, z_j, blocks, onsite, coupled, vectors in coupled_groups(*remainder):
         pair = coupling[z_i, z_j]

@@ -1,13 +1,16 @@
 """Electrostatics of polarizable ions: what atoms far beyond any cutoff do to the potential at an atom.
 
-Every atom carries a Gaussian of unit charge (width WIDTH_ANGSTROM), each element a sublattice of its own in a neutralising
-background. Its field induces dipoles at the atoms, whose potential and field follow likewise:
+The atoms carry Gaussians of charge (width WIDTH_ANGSTROM), q_b on an atom of element b. Their field induces dipoles at the atoms, whose
+potential and field follow likewise:
 
-    phi^b_i = sum_k w_k S^b_k exp(i k r_i),  w_k = 4 pi / (V k^2) exp(-k^2 width^2 / 2),  S^b_k = sum_{j in b} exp(-i k r_j)
-    E^b = -grad phi^b;    of dipoles E^b_j at the atoms j of element a:  S^ab_k = sum_{j in a} (-i k . E^b_j) exp(-i k r_j)
+    phi_i = sum_k w_k S_k exp(i k r_i),  w_k = 4 pi / (V k^2) exp(-k^2 width^2 / 2),  S_k = sum_j q_j exp(-i k r_j)
+    E = -grad phi;    of dipoles E_j at the atoms j of element a:  S^a_k = sum_{j in a} (-i k . E_j) exp(-i k r_j)
 
-Charges, polarizabilities and screening are linear coefficients of these, for a fit to find; with formal charges q_b the dipoles follow one
-field, sum_b q_b E^b, and fewer coefficients. A point charge's remainder, erfc(r) / r, is short-ranged and a sum over near neighbours. The sums over k are non-uniform Fourier transforms, N log N in the atoms.
+Only charges that make the structure neutral are allowed (`neutral_charges`). Those of one element alone, in a neutralising background,
+have a potential that grows without bound with the wavelength of a displacement, as 1 / k, and no solid has it: of a crystal of one
+element there is no such charge at all. How large the charges are and how much dipoles screen them are coefficients for a fit to find. A
+point charge's remainder, erfc(r) / r, is short-ranged and a sum over near neighbours. The sums over k are non-uniform Fourier transforms,
+N log N in the atoms.
 References: P. P. Ewald, Ann. Phys. 369, 253 (1921); B. G. Dick, A. W. Overhauser, Phys. Rev. 112, 90 (1958) for the ions;
 A. H. Barnett, J. F. Magland, L. af Klinteberg, SIAM J. Sci. Comput. 41, C479 (2019) for the transforms (finufft).
 """
@@ -17,6 +20,7 @@ from itertools import combinations_with_replacement
 import finufft
 import numpy as np
 from ase import Atoms
+from scipy.linalg import null_space
 
 from ..units import angstrom_to_bohr
 
@@ -26,24 +30,31 @@ ACCURACY = 1e-10
 FROM_XYZ = [1, 2, 0]  # the order of L = 1: y, z, x
 
 
-def potentials(atoms: Atoms, elements: list[int], charges: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Scalars (A, n + n m + m (m+1) / 2): phi^b; that of the dipoles of elements a in fields f; E^f . E^g with f <= g. Vectors (A, 3,
-    n + n m), ordered as L = 1: E^b; that of the dipoles. n elements; m = n fields, of each element, or with charges m = 1, that of
-    all. Atomic units; zero for an element that the structure lacks."""
+def neutral_charges(counts: np.ndarray) -> np.ndarray:
+    """Find the charges of the elements that make every structure neutral: orthonormal columns q (n, m) with counts q = 0.
+
+    counts (S, n): atoms of each element in each structure. m is 0 where there are none, as in a crystal of one element.
+    """
+    return null_space(np.unique(counts, axis=0).astype(float))
+
+
+def potentials(atoms: Atoms, elements: list[int], charges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compute potentials and fields at the atoms of m charge distributions over n elements, charges (n, m), in atomic units.
+
+    Returns the potentials (A, m + n m): phi_f of every distribution, then of the dipoles of each element a in each field E_f; the
+    squares E_f . E_g with f <= g (A, m (m+1) / 2); and the fields (A, 3, m + n m), ordered as L = 1, in the order of the potentials.
+    An element that the structure lacks counts zero.
+    """
+    m = charges.shape[1]
+    if not m:
+        return np.empty((len(atoms), 0)), np.empty((len(atoms), 0)), np.empty((len(atoms), 3, 0))
     waves = _Waves(atoms)
     of = [(atoms.numbers == z).astype(float) for z in elements]
-    phi, field = zip(*(waves.of_charges(charge) for charge in of))
-    fields = [sum(charges[z] * E for z, E in zip(elements, field))] if charges else field
-    induced = [waves.of_dipoles(charge[:, None] * E) for charge in of for E in fields]
+    phi, fields = zip(*(waves.of_charges(sum(q * mask for q, mask in zip(column, of))) for column in charges.T))
+    induced = [waves.of_dipoles(mask[:, None] * E) for mask in of for E in fields]
     squares = [(a * b).sum(1) for a, b in combinations_with_replacement(fields, 2)]
-    scalars = np.stack([*phi, *(p for p, _ in induced), *squares], 1)
-    return scalars, np.stack([*field, *(E for _, E in induced)], 2)[:, FROM_XYZ]
-
-
-def columns(elements: int, L: int, charges: bool) -> int:
-    """How many of `potentials` there are for L."""
-    fields = 1 if charges else elements
-    return {0: elements + elements * fields + fields * (fields + 1) // 2, 1: elements + elements * fields}.get(L, 0)
+    felt = np.stack([*phi, *(p for p, _ in induced)], 1)
+    return felt, np.stack(squares, 1), np.stack([*fields, *(E for _, E in induced)], 2)[:, FROM_XYZ]
 
 
 class _Waves:

@@ -16,14 +16,15 @@ from ase import Atoms
 from ..angular import real_spherical_harmonics
 from ..basis import Basis
 from ..files import create_h5, open_h5
-from ..operators import Operators, pair_vectors, read_basis, write_basis
+from ..operators import Operators, is_onsite, pair_vectors, read_basis, write_basis
 from .coupling import Coupling, coupled_groups
 from .crystal_field import CrystalField, Ions, OnsiteBlocks, fit_crystal_field, less_shifts, onsite_blocks
 from .neighbours import edges_within
 
-SCHEMA = "reference/4"
+SCHEMA = "reference/5"
 SPACING_ANGSTROM = 0.25
 SMALLEST_SCALE_HARTREE = 1e-7
+FIRST_SHELL = 1.4  # nearest neighbours are within this times their mean distance: in rock salt the second shell begins at 2^0.5
 
 
 @dataclass
@@ -33,12 +34,14 @@ class Reference:
     two_centre[z_i, z_j], scale[z_i, z_j]: (knots, slots), Hartree; onsite_scale[z]: (slots,), Hartree. crystal_field: reference of
     the onsite blocks, and what the gauge is measured against.
     reach_angstrom: the longest distance of a block in the data; from there the reference falls to zero within one knot.
+    longest_cell_angstrom: the longest cell vector of the training structures; zero for molecules.
     """
 
     basis: Basis
     periodic: bool
     cutoff_angstrom: float
     reach_angstrom: float
+    longest_cell_angstrom: float = 0.0
     two_centre: dict = field(default_factory=dict)
     scale: dict = field(default_factory=dict)
     onsite_scale: dict = field(default_factory=dict)
@@ -48,11 +51,11 @@ class Reference:
         self.coupling = Coupling(self.basis)
         self.crystal_field = CrystalField(self.coupling)
 
-    def onsite_blocks(self, operators: Operators) -> OnsiteBlocks:
+    def onsite_blocks(self, operators: Operators, shell_angstrom: float | None = None) -> OnsiteBlocks:
         """Onsite blocks of a structure, with what the crystal field is a function of."""
-        edges = edges_within(operators.atoms, self.cutoff_angstrom)
+        field, edges = self.crystal_field, edges_within(operators.atoms, self.cutoff_angstrom)
         graph = _Neighbours(operators.atoms, edges, self.cutoff_angstrom)
-        return onsite_blocks(operators, self.coupling, graph, self.crystal_field.ions)
+        return onsite_blocks(operators, self.coupling, graph, field.near_angstrom, field.charges, shell_angstrom)
 
     def gauge(self, operators: Operators) -> float:
         """mu (Hartree) of a structure, zero where the structure is not periodic: there energies have a zero of their own."""
@@ -116,18 +119,21 @@ def fit_reference(
     cutoff_angstrom: a number, or "auto": the longest distance of a block with an element of H above the threshold.
     Raises ValueError if bases differ or the cutoff is larger than H reaches in the data.
     """
-    reference = _survey(structures, cutoff_angstrom, auto_threshold_hartree)
-    reference.crystal_field.ions = ions
-    of_structures = [reference.onsite_blocks(operators) for operators in structures]
-    reference.crystal_field = fit_crystal_field(of_structures, reference.coupling, reference.periodic, ions)
+    reference, atoms, shell = _survey(structures, cutoff_angstrom, auto_threshold_hartree)
+    field = reference.crystal_field
+    field.near_angstrom, field.charges = ions.near_angstrom, ions.distributions(sorted(reference.basis), atoms)
+    of_structures = [reference.onsite_blocks(operators, shell) for operators in structures]
+    reference.crystal_field = fit_crystal_field(
+        of_structures, reference.coupling, reference.periodic, field.near_angstrom, field.charges, bool(ions.charges)
+    )
     _fit_two_centre(reference, structures, of_structures)
     _fit_scale(reference, structures, of_structures)
     return reference
 
 
-def _survey(structures, cutoff, threshold) -> Reference:
-    """Basis, reach and cutoff."""
-    basis, reach, above, periodic = None, 0.0, 0.0, []
+def _survey(structures, cutoff, threshold) -> tuple[Reference, list[Atoms], float]:
+    """Basis, reach, cutoff and longest cell of the training structures; their atoms; the reach of nearest neighbours, Angstrom."""
+    basis, reach, above, atoms, nearest = None, 0.0, 0.0, [], []
     for operators in structures:
         if basis and (difference := basis.difference(operators.basis)):
             raise ValueError(f"training structures were calculated in different bases: {difference}. Run them again with one.")
@@ -136,14 +142,20 @@ def _survey(structures, cutoff, threshold) -> Reference:
         reach = max(reach, distances.max())
         if cutoff == "auto":
             above = max(above, distances[_block_maximum(operators) > threshold].max(initial=0.0) + 1e-6)
-        periodic.append(bool(operators.atoms.pbc.all()))
+        atoms.append(operators.atoms)
+        of_atom = np.full(len(operators.atoms), np.inf)
+        np.minimum.at(of_atom, operators.pairs[:, 0], np.where(is_onsite(operators.pairs), np.inf, distances))
+        nearest.append(of_atom[np.isfinite(of_atom)])
     if basis is None:
         raise ValueError("no training structure was given; expected at least one file of schema operators/1.")
+    periodic = [bool(a.pbc.all()) for a in atoms]
     if len(set(periodic)) > 1:
         raise ValueError(
             "training structures are periodic and not periodic; expected one kind: their energies have different zeros."
         )
-    return Reference(basis, periodic[0], float(above if cutoff == "auto" else cutoff), float(reach))
+    longest = max(a.cell.lengths().max() for a in atoms) if periodic[0] else 0.0
+    reference = Reference(basis, periodic[0], float(above if cutoff == "auto" else cutoff), float(reach), float(longest))
+    return reference, atoms, FIRST_SHELL * float(np.concatenate(nearest).mean())
 
 
 def outside_sums(operators: Operators, cutoff_angstrom: float) -> tuple[float, float]:
@@ -216,7 +228,7 @@ def _fit_scale(reference: Reference, structures, of_structures):
             components = 2 * coupling.slot_degree + 1
             if onsite:
                 rows = of_atoms.rows[operators.pairs[blocks, 0]]
-                rest = coupled - reference.crystal_field.onsite(z_i, [f[rows] for f in of_atoms.features[z_i]])
+                rest = coupled - reference.crystal_field.onsite(z_i, of_atoms.features[z_i].rows(rows))
                 onsite_power[z_i] = onsite_power.get(z_i, 0) + _slot_power(coupling, rest).sum(0) / components
                 onsite_count[z_i] = onsite_count.get(z_i, 0) + len(coupled)
                 continue
@@ -251,9 +263,12 @@ def write_reference(path, reference: Reference):
     with create_h5(
         path, SCHEMA, periodic=reference.periodic, cutoff_angstrom=reference.cutoff_angstrom,
         reach_angstrom=reference.reach_angstrom, spacing_angstrom=SPACING_ANGSTROM,
-        near_angstrom=reference.crystal_field.ions.near_angstrom, **reference.attributes,
+        near_angstrom=reference.crystal_field.near_angstrom, longest_cell_angstrom=reference.longest_cell_angstrom,
+        **reference.attributes,
     ) as file:  # fmt: skip
         write_basis(file, reference.basis)
+        file["potentials/charges"] = reference.crystal_field.charges
+        file["potentials/coefficients"] = reference.crystal_field.coefficients
         for (z_i, z_j), table in reference.two_centre.items():
             group = file.create_group(f"offsite/{z_i}-{z_j}")
             group["two_centre"], group["scale"] = table, reference.scale[z_i, z_j]
@@ -262,8 +277,6 @@ def write_reference(path, reference: Reference):
             group["mean"], group["scale"] = mean, reference.onsite_scale[z]
             group["centre"], group["overlap"] = reference.crystal_field.centre[z], reference.crystal_field.overlap[z]
             group["spread"] = reference.crystal_field.spread[z]
-            if charges := reference.crystal_field.ions.charges:
-                group.attrs["charge"] = charges[z]
             for L, table in enumerate(reference.crystal_field.tables[z]):
                 group[f"crystal_field/{L}"] = table
 
@@ -272,17 +285,18 @@ def read_reference(path) -> Reference:
     """Raises ValueError (path, found, expected) if the file is missing, cut short or of another schema."""
     with open_h5(path, SCHEMA) as file:
         a = file.attrs
-        reference = Reference(read_basis(file), bool(a["periodic"]), float(a["cutoff_angstrom"]), float(a["reach_angstrom"]))
+        lengths = (float(a[f"{name}_angstrom"]) for name in ("cutoff", "reach", "longest_cell"))
+        reference = Reference(read_basis(file), bool(a["periodic"]), *lengths)
         reference.attributes = {"outside_fraction": float(a["outside_fraction"])}
         for name, group in file["offsite"].items():
             key = tuple(int(z) for z in name.split("-"))
             reference.two_centre[key], reference.scale[key] = group["two_centre"][:], group["scale"][:]
-        charges = {int(z): float(group.attrs["charge"]) for z, group in file["onsite"].items() if "charge" in group.attrs}
-        reference.crystal_field.ions = Ions(float(a["near_angstrom"]), charges)
+        field = reference.crystal_field
+        field.near_angstrom = float(a["near_angstrom"])
+        field.charges, field.coefficients = (file[f"potentials/{name}"][:] for name in ("charges", "coefficients"))
         for name, group in file["onsite"].items():
             z = int(name)
-            reference.crystal_field.mean[z], reference.onsite_scale[z] = group["mean"][:], group["scale"][:]
-            field = reference.crystal_field
+            field.mean[z], reference.onsite_scale[z] = group["mean"][:], group["scale"][:]
             field.centre[z], field.overlap[z], field.spread[z] = (group[name][:] for name in ("centre", "overlap", "spread"))
             field.tables[z] = [group[f"crystal_field/{L}"][:] for L in range(len(group["crystal_field"]))]
     return reference

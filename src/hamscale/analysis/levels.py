@@ -1,0 +1,102 @@
+"""Band edges, Fermi level and occupations: which states of a structure hold its electrons.
+
+An insulator has a gap between the N/2 lowest bands, which hold its N electrons, and the next ones. A structure whose bands overlap
+there, or whose N is odd, is a metal: its states are filled by the Fermi function, with the Fermi level mu that gives N electrons,
+
+    N = 2 sum_k w_k sum_n f(e_n(k)),    f(e) = 1 / (1 + exp((e - mu) / k_B T)).
+
+Reference: N. W. Ashcroft, N. D. Mermin, Solid State Physics (1976), chapter 2.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import expit
+
+from ..operators import ENERGIES, LEVELS_UNKNOWN
+from ..units import BOLTZMANN_IN_HARTREE_PER_KELVIN, hartree_to_ev
+
+BROADENING_EV = 0.1  # standard deviation of a level
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Energies (Hartree, in the zero of the file they belong to) that say where a structure's electrons end.
+
+    metal: whether bands overlap. fermi_level: that of a metal, the middle of an insulator's gap. valence_band_maximum,
+    conduction_band_minimum, mid_gap: not a number for a metal. fermi_level_standard_error: zero on a k-grid, else that of
+    the drawing of clusters. states_at_fermi_level_per_ev: density of states there, of both spins, per cell; zero in a gap.
+    kgrid: divisions of the Gamma-centred grid, zeros for a molecule or for clusters; clusters: how many, zero on a k-grid.
+    """
+
+    metal: bool
+    fermi_level: float
+    valence_band_maximum: float
+    conduction_band_minimum: float
+    fermi_level_standard_error: float = 0.0
+    states_at_fermi_level_per_ev: float = 0.0
+    kgrid: tuple[int, int, int] = (0, 0, 0)
+    clusters: int = 0
+
+    @property
+    def mid_gap(self) -> float:
+        return (self.valence_band_maximum + self.conduction_band_minimum) / 2
+
+    @property
+    def gap(self) -> float:
+        """Width of the gap, Hartree; zero for a metal."""
+        return 0.0 if self.metal else self.conduction_band_minimum - self.valence_band_maximum
+
+    def attributes(self) -> dict:
+        """Give what a file stores of them (docs/files.md)."""
+        return {f"{name}_hartree": float(getattr(self, name)) for name in ENERGIES} | {
+            "metal": int(self.metal),
+            "states_at_fermi_level_per_ev": float(self.states_at_fermi_level_per_ev),
+            "levels_kgrid": np.array(self.kgrid, np.int64),
+            "levels_clusters": int(self.clusters),
+        }
+
+
+# places for the levels of a file that is too large for a k-grid, until `hamscale dos` knows them
+UNKNOWN = Levels(False, *[float("nan")] * 5).attributes() | {"metal": LEVELS_UNKNOWN}
+
+
+def levels_on_grid(energies: np.ndarray, weights: np.ndarray, n_electrons: int, temperature_kelvin: float, kgrid=(0, 0, 0)):
+    """Find the Levels of eigenvalues (K, n) in Hartree at k-points with weights (K,) that sum to one.
+
+    Where there are no more states than electrons, the lowest of the states above is not a number.
+    """
+    kgrid = tuple(int(n) for n in kgrid)
+    occupied, odd = divmod(n_electrons, 2)
+    above = energies[:, occupied].min() if occupied < energies.shape[1] else np.nan
+    top = energies[:, occupied - 1].max() if occupied else np.nan
+    if not odd and not top >= above:
+        middle = top if np.isnan(above) else (top + above) / 2
+        return Levels(False, float(middle), float(top), float(above), kgrid=kgrid)
+    fermi = fermi_level(energies, weights, n_electrons, temperature_kelvin)
+    density = density_of_states(hartree_to_ev(energies), weights, np.array([hartree_to_ev(fermi)]))
+    return Levels(True, fermi, np.nan, np.nan, states_at_fermi_level_per_ev=float(density[0]), kgrid=kgrid)
+
+
+def fermi_level(energies: np.ndarray, weights: np.ndarray, n_electrons: int, temperature_kelvin: float) -> float:
+    """Find the energy (Hartree) at which the Fermi function gives the electrons: eigenvalues (K, n), weights (K,)."""
+    width = BOLTZMANN_IN_HARTREE_PER_KELVIN * temperature_kelvin
+    excess = lambda mu: 2 * weights @ expit((mu - energies) / width).sum(1) - n_electrons  # noqa: E731
+    margin = 50 * width
+    return float(brentq(excess, energies.min() - margin, energies.max() + margin, xtol=1e-12))
+
+
+def occupations(energies: np.ndarray, levels: Levels, n_electrons: int, temperature_kelvin: float) -> np.ndarray:
+    """Share of each state that is filled, (K, n), from 0 to 1: the N/2 lowest of an insulator, by the Fermi function of a metal."""
+    if levels.metal:
+        return expit((levels.fermi_level - energies) / (BOLTZMANN_IN_HARTREE_PER_KELVIN * temperature_kelvin))
+    result = np.zeros(energies.shape)
+    result[:, : n_electrons // 2] = 1
+    return result
+
+
+def density_of_states(energies_ev: np.ndarray, weights: np.ndarray, grid_ev: np.ndarray, sigma_ev: float = BROADENING_EV):
+    """sum_k w_k sum_n 2 g(E - e_nk), states per eV and cell: Gaussians of standard deviation sigma, two spins per state."""
+    x = (grid_ev[:, None] - energies_ev.ravel()) / sigma_ev
+    return 2 * np.exp(-0.5 * x**2) @ np.repeat(weights, energies_ev.shape[1]) / (sigma_ev * np.sqrt(2 * np.pi))

@@ -1,0 +1,60 @@
+"""Mean potentials along a structure: long waves, which errors of blocks do not show.
+
+The potential of an atom is the part of its onsite block along S, u_i = <H_ii, S_ii> / <S_ii, S_ii>: an electrostatic potential V that
+varies slowly adds V S_ij to all blocks there, so it moves u_i by V. A false one of long wavelength moves all states of one part of a
+structure against those of another, and the mean error of H hardly shows it.
+"""
+
+import numpy as np
+import pandas as pd
+
+from ..operators import Operators, is_onsite
+from ..units import hartree_to_ev
+
+
+def atom_potentials(operators: Operators) -> np.ndarray:
+    """Potential u_i of every atom, Hartree, (A,)."""
+    result = np.empty(len(operators.atoms))
+    for b in np.flatnonzero(is_onsite(operators.pairs)):
+        H, S = (operators.block(values, b) for values in (operators.hamiltonian, operators.overlap))
+        result[operators.pairs[b, 0]] = (H * S).sum() / (S * S).sum()
+    return result
+
+
+def slab_table(dft: Operators, predicted: Operators, baseline: Operators, slab_angstrom: float) -> pd.DataFrame:
+    """Mean potential of the atoms of each slab along the longest cell vector, a row per slab.
+
+    Columns: slab, distance_angstrom (of its middle from the corner of the cell), atoms, dft_ev, predicted_ev, baseline_ev. Slabs are of equal
+    thickness, the number that comes nearest to slab_angstrom, at least one; one for a molecule. DFT's mean over the atoms of each element is
+    taken out of all three, and the prediction and the reference are shifted by their mean difference from DFT, so that the
+    energy zero and the composition of a slab do not count. A slab without atoms has NaN.
+    """
+    atoms, numbers = dft.atoms, dft.atoms.numbers
+    lengths = atoms.cell.lengths()
+    axis = int(np.argmax(lengths))
+    count = max(1, round(lengths[axis] / slab_angstrom)) if atoms.pbc.all() else 1
+    slab = np.zeros(len(atoms), int)
+    if count > 1:
+        slab = (atoms.cell.scaled_positions(atoms.positions)[:, axis] % 1 * count).astype(int) % count
+    potentials = [atom_potentials(o) for o in (dft, predicted, baseline)]
+    mean = np.array([potentials[0][numbers == z].mean() for z in numbers])
+    columns = {}
+    for name, u in zip(("dft", "predicted", "baseline"), potentials):
+        relative = hartree_to_ev(u - mean - (u - potentials[0]).mean())
+        columns[f"{name}_ev"] = [relative[slab == k].mean() if (slab == k).any() else np.nan for k in range(count)]
+    return pd.DataFrame(
+        {
+            "slab": np.arange(count),
+            "distance_angstrom": (np.arange(count) + 0.5) * lengths[axis] / count,
+            "atoms": np.bincount(slab, minlength=count),
+        }
+        | columns
+    )
+
+
+def slab_errors(slabs: pd.DataFrame) -> dict[str, float]:
+    """Largest error of a slab's mean potential, eV, of the prediction and of the reference; NaN where there is one slab alone."""
+    if len(slabs) < 2:
+        return {"slab_error_ev": np.nan, "baseline_slab_error_ev": np.nan}
+    worst = lambda name: float((slabs[f"{name}_ev"] - slabs["dft_ev"]).abs().max())  # noqa: E731
+    return {"slab_error_ev": worst("predicted"), "baseline_slab_error_ev": worst("baseline")}
