@@ -1,5 +1,11 @@
 """What tests share: bases, structures, a Hamiltonian that needs no DFT, CP2K runs made once per session."""
 
+import os
+
+# BLAS of tests, and of the programs that they start, on one thread: threads that spin for each other take minutes on a busy machine
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
 import gzip
 import json
 import shutil

@@ -7,7 +7,7 @@ from hamscale import figures
 from hamscale.analysis.tables import analysis_tables
 from hamscale.config import Analysis
 
-FIGURES = ("bands", "dos", "error_by_pair", "error_by_distance", "decay", "training", "heatmap")
+FIGURES = ("bands", "dos", "error_by_pair", "error_by_distance", "decay", "slabs", "training", "heatmap")
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def is_drawn(driver, canvas) -> int:
 
 def test_the_page_shows_everything_asks_for_nothing_and_zooms(page, browser):
     driver = browser.open(page)
-    for canvas in ("structure", "matrix", "bands", "dos"):
+    for canvas in ("structure", "matrix", "bands", "dos", "slabs"):
         assert is_drawn(driver, canvas) > 3, canvas
     rows = lambda table: len(driver.find_elements(By.CSS_SELECTOR, f"#{table} tr"))  # noqa: E731
     assert (rows("parts"), rows("errors")) == (1 + 3, 1 + 5)

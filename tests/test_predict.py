@@ -1,18 +1,26 @@
+import json
+import os
+import subprocess
+import sys
+import warnings
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 
 from conftest import hafnia, model_hamiltonian
+from hamscale.analysis.spectra import find_levels
 from hamscale.angular import edge_rotations
-from hamscale.config import Network
+from hamscale.cli import main
+from hamscale.config import Analysis, Network
 from hamscale.graph.dataset import structure_graph, training_graph
 from hamscale.graph.reference import fit_reference, write_reference
 from hamscale.operators import read_operators
 from hamscale.predict import assemble, predict
-from hamscale.structures import wrap_as_cp2k
+from hamscale.structures import wrap_as_cp2k, write_structure_file
 from hamscale.train.checkpoint import load_model, save_model
 from hamscale.train.tensors import build_network
 from hamscale.units import hartree_to_mev
@@ -173,6 +181,56 @@ def test_elements_and_boundaries_not_trained_on_are_refused(model):
         predict(model, Atoms("HfO", [(0, 0, 0), (0, 0, 1.9)], cell=[9] * 3))
     with pytest.raises(ValueError, match="config.json: no such file"):
         predict(model.parent / "nowhere", hafnia())
+
+
+def test_a_structure_twice_as_long_as_the_training_cells_is_warned_of(model):
+    """The training cells are 3.6 A long; both lengths are named."""
+    with pytest.warns(UserWarning, match=r"the structure is 10.8 A long, the longest training cell 3.6 A"):
+        long = predict(model, hafnia(5).repeat((1, 1, 3)), reference_only=True)
+    assert long.attributes["longest_training_cell_angstrom"] == pytest.approx(3.592, abs=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predict(model, hafnia(5).repeat((1, 1, 2)), reference_only=True)
+
+
+def test_band_edges_are_found_with_a_prediction(model, tmp_path):
+    """On the k-grid of the analysis; a large structure has places for them, which `hamscale dos` fills."""
+    prediction, analysis = predict(model, hafnia(6)), Analysis(kgrid=(3, 2, 1))
+    prediction.write(tmp_path / "a.h5", analysis=analysis)
+    written = read_operators(tmp_path / "a.h5")
+    expected = find_levels(written, analysis).attributes()
+    assert {name: written.attributes[name] for name in expected}["metal"] == expected["metal"] >= 0
+    assert written.attributes["fermi_level_hartree"] == expected["fermi_level_hartree"]
+    assert written.attributes["levels_kgrid"].tolist() == [3, 2, 1]
+
+
+def test_band_edges_of_a_large_structure_are_left_to_clusters(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hamscale.predict.LARGEST_DENSE", 10)
+    predict(model, hafnia(6)).write(tmp_path / "a.h5")
+    assert read_operators(tmp_path / "a.h5").attributes["metal"] == -1
+    assert np.isnan(read_operators(tmp_path / "a.h5").attributes["mid_gap_hartree"])
+    arguments = ["dos", str(tmp_path / "a.h5"), "--clusters", "3", "--radius", "4", "--core", "2"]
+    assert main([*arguments, "--out", str(tmp_path / "dos.csv")]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["stored"]
+    attributes = read_operators(tmp_path / "a.h5").attributes
+    assert attributes["levels_clusters"] == 3
+    assert np.isfinite(attributes["fermi_level_hartree"])
+    assert attributes["fermi_level_standard_error_hartree"] > 0
+
+
+@pytest.mark.parametrize("verb", ["predict", "partition"])
+def test_without_git_on_the_path_nothing_is_lost(model, tmp_path, verb):
+    write_structure_file(tmp_path / "s.extxyz", hafnia(6))
+    arguments = {
+        "predict": [model, tmp_path / "s.extxyz"],
+        "partition": [tmp_path / "s.extxyz", "--cutoff", "5", "--parts", "2"],
+    }[verb]
+    command = [sys.executable, "-m", "hamscale", verb, *arguments, "--out", tmp_path / "out.h5"]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": str(tmp_path)})
+    assert result.returncode == 0, result.stderr
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file.attrs["git_commit"] == ""
+        assert file.attrs["hamscale_version"]
 
 
 def test_graph_of_an_unknown_element(szv):

@@ -53,6 +53,7 @@ def structure_data(folder: Path) -> dict:
         "summary": json.loads(pd.read_csv(folder / "summary.csv").round(4).iloc[0].to_json()),
         "errors": json.loads(pd.read_csv(folder / "by_pair.csv").round(4).to_json(orient="records")),
         "bands": _bands(pd.read_csv(folder / "bands.csv")),
+        "slabs": {c: v.round(4).tolist() for c, v in pd.read_csv(folder / "slabs.csv").items()},
         "dos": {c: v.round(4).tolist() for c, v in pd.read_csv(folder / "dos.csv").items()},
     }
 

@@ -42,6 +42,7 @@ from .train.tensors import graph_inputs
 from .units import hartree_to_mev
 
 STREAMED = 1 << 22  # values written at a time
+LONGER = 2.0  # a structure so many times as long as the longest training cell is warned of
 LARGEST_DENSE = 2000  # orbitals of which band edges are found while predicting; `hamscale dos` finds those of more
 K_GRID = Analysis(kgrid_length_angstrom=20)
 
@@ -165,11 +166,14 @@ def predict(
     H: the reference on all pairs, plus the mean of what the model's networks give within their cutoff; attribute onsite_spread_mev: how much
     they differ (standard deviation, root mean square over onsite components), which grows with the error, if less. S: exact two-centre
     integrals, so that eigenvalues need no DFT. The pairs are those that overlap by more than 1e-8 or lie within the cutoff.
-    Raises ValueError if the structure holds an element, or a kind of periodicity, that the model was not trained on.
+    Raises ValueError if the structure holds an element, or a kind of periodicity, that the model was not trained on; warns of one that is
+    more than twice as long as the longest training cell.
     """
     started = time.time()
     networks, reference = load_model(model_directory)
     _check_known(atoms, reference, model_directory)
+    if world.is_root:
+        _warn_of_length(atoms, reference)
     graph = structure_graph(wrap_as_cp2k(atoms), reference.basis, reference.cutoff_angstrom)
     halo = swap = None
     if world.size > 1:
@@ -179,6 +183,7 @@ def predict(
         "source": "reference" if reference_only else "predicted",
         "model": Path(model_directory).name,
         "cutoff_angstrom": reference.cutoff_angstrom,
+        "longest_training_cell_angstrom": reference.longest_cell_angstrom,
     }
     offsite, onsite = {}, {}
     if not reference_only:
@@ -241,6 +246,16 @@ def _add_levels(path: Path, analysis: Analysis):
         warnings.warn(f"{path}: no band edges: {error}", stacklevel=2)
         return
     store_levels(path, levels.attributes())
+
+
+def _warn_of_length(atoms: Atoms, reference: Reference):
+    longest, trained = float(atoms.cell.lengths().max()), reference.longest_cell_angstrom
+    if atoms.pbc.all() and longest > LONGER * trained:
+        warnings.warn(
+            f"the structure is {longest:.1f} A long, the longest training cell {trained:.1f} A: no training cell held potentials of so "
+            "long a wave. Compare the slabs of a long structure with DFT (`hamscale evaluate`), or train on longer cells.",
+            stacklevel=3,
+        )
 
 
 def _check_known(atoms: Atoms, reference: Reference, where):

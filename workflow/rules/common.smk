@@ -1,4 +1,5 @@
 # Configuration, checked before the DAG is built, and the paths that follow from it.
+import sys
 from pathlib import Path
 
 from hamscale.verbs import check_configuration
@@ -21,6 +22,9 @@ try:
         MATERIALS.setdefault(name, load_material(f"config/materials/{name}.yaml"))
 except ValueError as error:
     raise WorkflowError(str(error)) from None
+
+# rules take the `hamscale` of the interpreter that runs Snakemake, unless an environment of theirs (conda, container) has one
+shell.prefix(f'export PATH="$PATH:{Path(sys.executable).parent}"; ')
 
 FIGURES = (
     "bands",

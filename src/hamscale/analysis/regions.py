@@ -10,18 +10,20 @@ their number, whatever the size of the structure. What the cut costs falls with 
 No product with S^-1, which takes hundreds of steps where a basis is nearly dependent: 500 for GeSb2Te4 in DZVP, to 1e-6.
 """
 
+from copy import copy
 from dataclasses import dataclass
 
 import h5py
 import numpy as np
 import pandas as pd
 from ase import Atoms
-from scipy.linalg import LinAlgError, eigh
+from scipy.linalg import LinAlgError
 from scipy.ndimage import gaussian_filter1d
 
 from ..basis import Basis
 from ..operators import Operators, check_finite, open_operators, pair_vectors, read_operators
 from ..units import ev_to_hartree, hartree_to_ev
+from ..workers import eigh, in_processes
 from .levels import Levels
 
 DENSE = 20_000  # orbitals of which all eigenvalues are found
@@ -116,13 +118,19 @@ def dos_table(
         # an atom near many is in many cores
         met = np.bincount(structure.pairs[structure.distances <= core, 0], minlength=len(atoms))
         elements = np.unique(atoms.numbers)
-        samples = []
-        for centre in np.random.default_rng(0).permutation(len(atoms))[:clusters]:
-            operators, which, distances = structure.cluster(int(centre), radius)
+
+        def sample(centre):
+            """Levels, their share of the core's atoms by element, how many those are, and the atoms of the cluster."""
+            with h5py.File(path, "r") as file:  # processes that share an open file share its position
+                opened = copy(structure)
+                opened.file = file
+                operators, which, distances = opened.cluster(int(centre), radius)
             levels, share = shares(operators)
             weight = (distances <= core) / met[which]
             of_element = operators.atoms.numbers == elements[:, None]
-            samples.append((levels, (of_element * weight) @ share, (of_element * weight).sum(1), len(which)))
+            return levels, (of_element * weight) @ share, (of_element * weight).sum(1), len(which)
+
+        samples = in_processes(sample, np.random.default_rng(0).permutation(len(atoms))[:clusters])
     low = min(levels[0] for levels, *_ in samples) - MARGIN * width
     high = max(levels[-1] for levels, *_ in samples) + MARGIN * width
     edges = np.linspace(low, high, int(np.ceil((high - low) / width * BINS)) + 1)

@@ -10,13 +10,16 @@ import numpy as np
 import pandas as pd
 from ase.cell import Cell
 from ase.dft.kpoints import parse_path_string
-from scipy.linalg import LinAlgError, eigh
+from scipy.linalg import LinAlgError
 
 from ..config import Analysis
 from ..operators import Operators
 from ..structures import kpoint_counts
 from ..units import hartree_to_ev, hartree_to_mev
+from ..workers import eigh, in_processes
 from .levels import BROADENING_EV, Levels, density_of_states, levels_on_grid, occupations
+
+SMALL = 150  # orbitals of matrices that are not worth a process
 
 
 def eigenvalues(operators: Operators, kpoints) -> np.ndarray:
@@ -24,18 +27,21 @@ def eigenvalues(operators: Operators, kpoints) -> np.ndarray:
 
     Raises ValueError if S(k) is not positive definite.
     """
-    result = []
-    for k in np.atleast_2d(kpoints):
+
+    def at(k):
         H, S = operators.at_k(k)
         try:
-            result.append(eigh(H, S, eigvals_only=True))
+            return eigh(H, S, eigvals_only=True)
         except LinAlgError:
             smallest = np.linalg.eigvalsh(S)[0]
             raise ValueError(
                 f"S at k = {k} is not positive definite (smallest eigenvalue {smallest:.1e}). Are pairs missing that overlap? "
                 "S must reach as far as the basis does, whatever the cutoff of H."
             ) from None
-    return np.array(result)
+
+    # small matrices are done before a process has started
+    workers = 1 if operators.n_orbitals < SMALL else None
+    return np.array(in_processes(at, np.atleast_2d(kpoints), workers))
 
 
 def k_grid(size, periodic: bool = True) -> tuple[np.ndarray, np.ndarray]:

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from scipy.linalg import LinAlgError, eigh
+from scipy.linalg import LinAlgError
 from scipy.sparse import bsr_array, csr_array
 
 from ..basis import Basis
 from ..operators import Operators, is_onsite, pair_keys
 from ..units import angstrom_to_bohr
+from ..workers import eigh
 from .inputs import PROJECT
 
 OUTPUT = "run.out"

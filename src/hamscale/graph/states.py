@@ -10,10 +10,10 @@ the same for all states, the energy gauge.
 """
 
 import numpy as np
-from scipy.linalg import eigh
 
 from ..angular import edge_rotations
 from ..operators import Operators
+from ..workers import eigh
 from .coupling import Coupling
 from .dataset import Graph
 

@@ -1,0 +1,68 @@
+"""Dense matrices on one thread each, side by side in processes.
+
+BLAS shares a matrix of some hundred orbitals among threads that wait for each other by spinning. Alone they gain little; beside another
+busy process, each waits for one that is not running: 25 to 35 times the CPU time (measured: docs/method.md). So a matrix is worked on by
+one thread, unless it is large, and k-points and clusters are shared among processes.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from functools import lru_cache
+
+import scipy.linalg
+from threadpoolctl import ThreadpoolController
+
+LARGE = 3000  # orbitals from which on more threads are worth it
+
+
+@lru_cache
+def _threads() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+@contextmanager
+def threads_for(n: int):
+    """BLAS on one thread while matrices of n orbitals are worked on; on all where n is LARGE or more."""
+    with _threads().limit(limits=None if n >= LARGE else 1, user_api="blas"):
+        yield
+
+
+def eigh(H, S, **options):
+    """scipy.linalg.eigh of a generalised problem, on as many threads as pay. Raises LinAlgError as it does."""
+    with threads_for(len(H)):
+        return scipy.linalg.eigh(H, S, **options)
+
+
+def worker_count() -> int:
+    """Processes that may work side by side: OMP_NUM_THREADS, which Snakemake sets to a job's threads, or the processors there are."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return int(told) if told.isdigit() and int(told) else len(os.sched_getaffinity(0))
+
+
+def in_processes(function: Callable, items: Iterable, workers: int | None = None) -> list:
+    """Apply a function to items, in their order, shared among worker processes; in this one where there is one worker or item.
+
+    The function and what it refers to are not copied: a worker is a fork of this process. What it raises is raised here.
+    """
+    items = list(items)
+    workers = min(worker_count() if workers is None else workers, len(items))
+    if workers <= 1:
+        return [function(item) for item in items]
+    global _shared
+    _shared = function, items
+    try:
+        with multiprocessing.get_context("fork").Pool(workers) as pool:
+            return pool.map(_apply, range(len(items)), chunksize=1)
+    finally:
+        _shared = None
+
+
+_shared = None
+
+
+def _apply(k: int):
+    function, items = _shared
+    with _threads().limit(limits=1):
+        return function(items[k])
