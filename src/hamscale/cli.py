@@ -38,6 +38,7 @@ from .verbs import (
     train,
     view,
 )
+from .workers import threads_for
 
 
 def main(arguments=None) -> int:
@@ -187,7 +188,8 @@ def main(arguments=None) -> int:
     options.pop("verb")
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
-        return function(**options) or 0
+        with threads_for(0):  # products of blocks are small too
+            return function(**options) or 0
     except ValueError as error:
         print("\n".join(f"hamscale: error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 1

@@ -24,8 +24,8 @@ def _threads() -> ThreadpoolController:
 
 @contextmanager
 def threads_for(n: int):
-    """BLAS on one thread while matrices of n orbitals are worked on; on all where n is LARGE or more."""
-    with _threads().limit(limits=None if n >= LARGE else 1, user_api="blas"):
+    """BLAS on one thread while matrices of n orbitals are worked on; on as many as there are workers where n is LARGE or more."""
+    with _threads().limit(limits=worker_count() if n >= LARGE else 1, user_api="blas"):
         yield
 
 
