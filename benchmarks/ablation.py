@@ -79,9 +79,10 @@ CHOSEN = {
 fit_two_centre = reference_module._fit_two_centre
 
 
-def flat(structures, coupling, periodic, ions) -> CrystalField:
+def flat(structures, *arguments) -> CrystalField:
     """The mean block of each element and nothing else."""
-    result = fit_crystal_field(structures, coupling, periodic, ions)
+    result = fit_crystal_field(structures, *arguments)
+    result.coefficients = np.zeros_like(result.coefficients)
     for z, tables in result.tables.items():
         result.tables[z] = [np.zeros_like(t) for t in tables]
         result.mean[z] = result.centre[z]
@@ -128,7 +129,7 @@ def run(name: str, variant: dict, material, sets, o) -> pd.DataFrame:
         join(networks, folder / "model")
         cost = {"train_cpu_s": round(time.process_time() - cpu), "train_wall_s": round(time.time() - started)}
         table = pd.read_csv(folder / "model" / "train.csv")
-        rows = evaluate(folder / "model", material, [operators[id] for id in sets["test"]])
+        rows, _ = evaluate(folder / "model", material, [operators[id] for id in sets["test"]])
     of_networks = table.groupby("member")
     training_error = {
         "train_mae_mev": of_networks["train_mae_mev"].last().mean(),

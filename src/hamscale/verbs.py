@@ -431,5 +431,8 @@ def table(summary: Path):
         "eigenvalue_mae_mev_occupied": "occupied eig. meV", "gap_dft_ev": "gap DFT eV", "gap_predicted_ev": "predicted",
         "dft_seconds": "DFT s", "prediction_seconds": "prediction s",
     }  # fmt: skip
+    for name in ("dft", "predicted"):
+        gaps, metals = content[f"gap_{name}_ev"].map("{:.3f}".format), content[f"metal_{name}"].astype(bool)
+        content[f"gap_{name}_ev"] = gaps.mask(metals, "metal")
     shown = content[["material", "model", "structure", *columns]].rename(columns=columns)
     print(shown.to_string(index=False, float_format=lambda x: f"{x:.3f}"))
