@@ -69,7 +69,7 @@ def test_coefficients_of_formal_charges_stay_within_physics(structures):
         ]
         assert _fit(moved, coupling).coefficients[0] == pytest.approx(expected, abs=1e-6)
         free = fit_crystal_field(moved, coupling, True, NEAR, CHARGES, formal=False)
-        assert free.coefficients[0] == pytest.approx(factor * COEFFICIENTS[0], rel=0.05)
+        assert free.coefficients[0] == pytest.approx(factor * COEFFICIENTS[0], rel=0.1)
 
 
 def test_a_potential_moves_all_elements_and_orbitals_alike(structures):

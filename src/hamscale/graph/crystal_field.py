@@ -37,8 +37,8 @@ from .polarization import neutral_charges, potentials
 SPACING_ANGSTROM = 0.25
 ATOMS_AT_ONCE = 2000
 SIZE_PENALTY = 1e-3  # of tables, beside that of their second differences
-FAR_PENALTY = 1e-2  # of the coefficients of potentials and fields, each times its mean square
-INFLATION = 2.0
+FIELD_PENALTY = 1e-2  # of the coefficients of fields and their squares, each times its mean square
+FOLDS = 5
 JOINT_ROUNDS = 3  # of choosing penalties and solving for gauges and potentials
 SMALLEST_SPREAD_HARTREE = 1e-3  # what varies less in the training structures is not magnified
 
@@ -296,12 +296,13 @@ def fit_crystal_field(
         gauges = _joint_fit(structures, coupling, near, of_fields[0], felt, nothing, (-np.inf, np.inf))
     for z in sorted({z for s in structures for z in s.blocks}):
         of = [(mu, s) for mu, s in zip(gauges, structures) if z in s.blocks]
+        of_structure = np.repeat(np.arange(len(of)), [len(s.blocks[z]) for _, s in of])
         result.tables[z], result.overlap[z] = [], of[0][1].overlap[z]
         potential = [mu + s.features[z].potentials @ result.coefficients for mu, s in of]
         blocks = np.concatenate([s.blocks[z] - np.outer(v, s.overlap[z]) for v, (_, s) in zip(potential, of)])
         centre, mean = np.zeros((2, coupling[z, z].n_slots))
         for L, part in coupling[z, z].slices.items():
-            fit = _Fit(np.concatenate([s.features[z].by_degree[L] for _, s in of]), L, of_fields.get(L, 0))
+            fit = _Fit(np.concatenate([s.features[z].by_degree[L] for _, s in of]), L, of_fields.get(L, 0), of_structure)
             Y = blocks[:, part].reshape(len(fit.X), -1)
             table = fit.table(Y - Y.mean(0) if L == 0 else Y)
             if L == 0:
@@ -358,10 +359,12 @@ def _joint_fit(structures, coupling: Coupling, tables, of_fields: int, known, fe
         part = coupling[z, z].slices[0]
         S = structures[of[0]].overlap[z][part]
         y = np.concatenate([structures[k].blocks[z][:, part] @ S - (S @ S) * known[k][z] for k in of])[:, None]
+        of_structure = np.repeat(of, [len(structures[k].blocks[z]) for k in of])
         D = np.zeros((len(y), n + p))
-        D[np.arange(len(y)), np.repeat(of, [len(structures[k].blocks[z]) for k in of])] = 1
+        D[np.arange(len(y)), of_structure] = 1
         D[:, n:] = np.concatenate([felt[k][z] for k in of])
-        fits.append((_Fit(np.concatenate([tables[k][z] for k in of])[:, None], 0, of_fields), S @ S, y, D))
+        fit = _Fit(np.concatenate([tables[k][z] for k in of])[:, None], 0, of_fields, of_structure)
+        fits.append((fit, S @ S, y, D))
     lower, upper = np.full(n + p, -np.inf), np.full(n + p, np.inf)
     lower[n:], upper[n:] = bounds
     found = np.zeros(n + p)
@@ -389,31 +392,41 @@ def _joint_fit(structures, coupling: Coupling, tables, of_fields: int, known, fe
 class _Fit:
     """Penalised least squares of one L: min |Y - X T|^2 + a tr(T^T P T), P of second differences and of size, X centred for L = 0.
 
-    a minimises |Y - X T|^2 / (rows - INFLATION * effective parameters)^2, generalised cross-validation (G. H. Golub, M. Heath,
-    G. Wahba, Technometrics 21, 215 (1979)), inflated because atoms of one structure are no independent samples. With
-    N V = P V d and V^T P V = 1 every a costs a few sums.
+    of_atoms (A, 2L+1, features), of which the last `fields` are penalised by size alone; structures (A,): which structure each atom is of. a is
+    the one whose tables, fitted to all structures but one, leave least on that one, summed over all of them: atoms of one structure
+    are no independent samples, and a table is wanted for structures that were not seen. With N V = P V d and V^T P V = 1 every a
+    costs a few sums.
     """
 
-    def __init__(self, of_atoms: np.ndarray, L: int, far: int):
+    def __init__(self, of_atoms: np.ndarray, L: int, fields: int, structures: np.ndarray):
         n = of_atoms.shape[2]
         X = of_atoms.reshape(-1, n)
         self.mean = X.mean(0) if L == 0 else np.zeros(n)
-        self.X = X - self.mean
-        bend = np.diff(np.eye(n - far), n=2, axis=0)
-        size = FAR_PENALTY * np.maximum((self.X[:, n - far :] ** 2).mean(0), 1e-12)
-        penalty = block_diag(bend.T @ bend + SIZE_PENALTY * np.eye(n - far), np.diag(size))
-        self.d, self.V = eigh(self.X.T @ self.X, penalty)
-        self.d = np.maximum(self.d, 0)
+        self.X, self.centred = X - self.mean, L == 0
+        bend = np.diff(np.eye(n - fields), n=2, axis=0)
+        size = FIELD_PENALTY * np.maximum((self.X[:, n - fields :] ** 2).mean(0), 1e-12)
+        self.P = block_diag(bend.T @ bend + SIZE_PENALTY * np.eye(n - fields), np.diag(size))
+        self.d, self.V = self._modes(self.X)
+        self.penalties = max(self.d.max(), 1e-12) * np.logspace(-8, 1, 19)
+        structures = np.repeat(structures, 2 * L + 1)
+        if len(np.unique(structures)) == 1:  # every FOLDS-th atom of it stands for a structure
+            structures = np.arange(len(X)) // (2 * L + 1) % FOLDS
+        self.held_out = [structures == k for k in np.unique(structures)]
+
+    def _modes(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        d, V = eigh(X.T @ X, self.P)
+        return np.maximum(d, 0), V
 
     def penalty(self, Y: np.ndarray) -> float:
-        c, total = self.V.T @ (self.X.T @ Y), (Y**2).sum()
-        penalties = max(self.d.max(), 1e-12) * np.logspace(-8, 1, 19)
-        scores = []
-        for a in penalties:
-            rest = total - (c**2 * ((self.d + 2 * a) / (self.d + a) ** 2)[:, None]).sum()
-            free = len(Y) - INFLATION * (self.d / (self.d + a)).sum()
-            scores.append(max(rest, 0) / free**2 if free > 0 else np.inf)
-        return float(penalties[np.argmin(scores)])
+        left = np.zeros(len(self.penalties))
+        for out in self.held_out:
+            d, V = self._modes(self.X[~out])
+            c, known = V.T @ (self.X[~out].T @ Y[~out]), self.X[out] @ V
+            for k, a in enumerate(self.penalties):
+                rest = Y[out] - known @ (c / (d + a)[:, None])
+                # what is alike in all atoms of a structure is its gauge's
+                left[k] += ((rest - rest.mean(0) if self.centred else rest) ** 2).sum()
+        return float(self.penalties[np.argmin(left)])
 
     def table(self, Y: np.ndarray, penalty: float | None = None) -> np.ndarray:
         """(features, columns of Y)."""
