@@ -20,7 +20,8 @@ from hamscale.config import Model, load_material, load_model
 from hamscale.evaluate import evaluate, summarise
 from hamscale.files import provenance, read_table, write_table
 from hamscale.graph import reference as reference_module
-from hamscale.graph.crystal_field import CrystalField, fit_crystal_field
+from hamscale.graph.crystal_field import CrystalField
+from hamscale.graph.crystal_field_fit import fit_crystal_field
 from hamscale.graph.dataset import training_graph, write_graph
 from hamscale.operators import read_operators
 from hamscale.train.checkpoint import join

@@ -38,6 +38,11 @@ def neutral_charges(counts: np.ndarray) -> np.ndarray:
     return null_space(np.unique(counts, axis=0).astype(float))
 
 
+def potential_count(n: int, m: int) -> int:
+    """How many potentials m charge distributions over n elements have: theirs, and those of the dipoles of each element in each field."""
+    return m + n * m
+
+
 def potentials(atoms: Atoms, elements: list[int], charges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compute potentials and fields at the atoms of m charge distributions over n elements, charges (n, m), in atomic units.
 

@@ -18,7 +18,8 @@ from ..basis import Basis
 from ..files import create_h5, open_h5
 from ..operators import Operators, is_onsite, pair_vectors, read_basis, write_basis
 from .coupling import Coupling, coupled_groups
-from .crystal_field import CrystalField, Ions, OnsiteBlocks, fit_crystal_field, less_shifts, onsite_blocks
+from .crystal_field import CrystalField, Ions, OnsiteBlocks, less_shifts, onsite_blocks
+from .crystal_field_fit import fit_crystal_field
 from .neighbours import edges_within
 
 SCHEMA = "reference/5"

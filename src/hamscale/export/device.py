@@ -1,0 +1,295 @@
+"""An open device out of a periodic structure: where it is cut, into which blocks, and whether its ends repeat."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from ase import Atoms
+
+from ..units import hartree_to_mev
+from .stream import Rows, Stored
+
+PLANE_ANGSTROM = 0.5  # how far an atom may be displaced from its plane at an end of the device
+INNER = "the block next to it"
+END_ANGSTROM = 0.05  # an end repeats if its atoms do to this
+END_MEV = 25.0  # and its onsite energies, in the median, to the thermal energy at room temperature
+NAMES = ("hamiltonian", "overlap")
+
+
+@dataclass
+class Device:
+    """`repeat` copies of a structure along an axis, in blocks: slabs of equal length.
+
+    block, first  # (repeat, A) | of every copy of every atom: its block, the first of its orbitals in the device
+    atoms: the device, ordered by block, copy and atom. block_sizes (blocks,): orbitals.
+    dropped: name -> [elements, largest, sum, sum over all of the device] of |H| (Hartree) and |S| beyond neighbouring blocks.
+    """
+
+    axis: int
+    repeat: int
+    block: np.ndarray
+    first: np.ndarray
+    atoms: Atoms
+    block_sizes: np.ndarray
+    dropped: dict = field(default_factory=lambda: {name: [0, 0.0, 0.0, 0.0] for name in NAMES})
+
+    @property
+    def n_orbitals(self) -> int:
+        return int(self.block_sizes.sum())
+
+    def elements(self, stored: Stored, rows: Rows) -> Iterator[tuple]:
+        """Elements of the device by transverse cell; those beyond neighbouring blocks are counted and left out."""
+        i, j, along = rows.pairs[:, 0], rows.pairs[:, 1], rows.pairs[:, 2 + self.axis]
+        transverse = rows.pairs[:, 2:].copy()
+        transverse[:, self.axis] = 0
+        for copy in range(self.repeat):
+            other = copy + along  # the copy that atom j is in
+            inside = (other >= 0) & (other < self.repeat)
+            other = np.where(inside, other, 0)
+            near = inside & (np.abs(self.block[copy, i] - self.block[other, j]) <= 1)
+            far = (inside & ~near)[rows.pair]
+            keep = near[rows.pair]
+            for name in NAMES:
+                values, dropped = np.abs(getattr(rows, name)), self.dropped[name]
+                dropped[0] += int(np.count_nonzero(values[far]))
+                dropped[1] = max(dropped[1], float(values[far].max(initial=0.0)))
+                dropped[2] += float(values[far].sum())
+                dropped[3] += float(values[far].sum() + values[keep].sum())
+            row = rows.row + (self.first[copy, i] - stored.start[i])[rows.pair]
+            column = rows.column + (self.first[other, j] - stored.start[j])[rows.pair]
+            yield transverse[rows.pair[keep]], row[keep], column[keep], rows.hamiltonian[keep], rows.overlap[keep]
+
+
+def _axis(stored: Stored, transport: str) -> int:
+    if transport not in ("a", "b", "c"):
+        raise ValueError(f"--transport is {transport!r}, expected an axis of the cell: a, b or c.")
+    if not stored.periodic:
+        raise ValueError("--transport needs a structure that is periodic; this one is not. Export it without.")
+    return "abc".index(transport)
+
+
+def as_drawn(stored: Stored, transport: str, origin: float | None = None) -> Stored:
+    """Put atoms where the user's file has them, and along the transport axis into the cell that begins at origin.
+
+    origin: fraction of the cell along the axis; by default 0, the corner of the user's cell. CP2K wraps atoms to [-1/2, 1/2], which
+    would cut a device drawn from 0 to L in its middle. An atom that was drawn up to PLANE_ANGSTROM beyond an end stays at that end,
+    with the plane it was displaced from. Raises ValueError where the axis is no periodic one.
+    """
+    axis = _axis(stored, transport)
+    cells = np.zeros((len(stored.atoms), 3), np.int64) if stored.given is None else stored.given.copy()
+    place = stored.atoms.cell.scaled_positions(stored.atoms.positions)[:, axis] + cells[:, axis] - (origin or 0.0)
+    margin = 0.0 if stored.given is None else PLANE_ANGSTROM / stored.atoms.cell.lengths()[axis]
+    outside = (place < -margin) | (place >= 1 + margin)
+    cells[outside, axis] -= np.floor(place[outside]).astype(np.int64)
+    return stored.moved(cells)
+
+
+def tile(stored: Stored, transport: str, repeat: int = 1, blocks: int | None = None, origin: float = 0.0) -> Device:
+    """A device of `repeat` copies of the structure along an axis, in `blocks` blocks, from `origin` on (fraction of the cell).
+
+    The atoms are to lie in the cell that begins there (`as_drawn`). By default the most blocks of which only neighbours couple; of several copies each block then holds whole ones. Where blocks
+    are asked for that do not, what lies beyond neighbours is dropped when the device is written.
+
+    Raises ValueError where the axis is no periodic one, where a block would be empty, or where no two blocks are enough.
+    """
+    axis = _axis(stored, transport)
+    if repeat < 1:
+        raise ValueError(f"--repeat is {repeat}, expected 1 or more.")
+    # copy m fills [m, m + 1)
+    place = np.arange(repeat)[:, None] + stored.atoms.cell.scaled_positions(stored.atoms.positions)[:, axis] - origin
+    i, j, along = stored.pairs[:, 0], stored.pairs[:, 1], stored.pairs[:, 2 + axis]
+
+    def block_of(n):
+        return np.clip((place * n / repeat).astype(np.int64), 0, n - 1)
+
+    def only_neighbours(block, n):
+        # across the ends too, as if the device went on: else a contact would reach past its neighbour
+        for copy in range(repeat):
+            further, other = np.divmod(copy + along, repeat)
+            if (np.abs(block[other, j] + further * n - block[copy, i]) > 1).any():
+                return False
+        return True
+
+    reach = float(np.abs(place[0, j] + along - place[0, i]).max(initial=0.0))  # in copies
+    if blocks is None:
+        most = min(int(repeat / max(reach, 1e-9)) + 1, repeat * len(stored.atoms))
+        # whole copies in a block make the contacts' blocks equal
+        lossless = [
+            n
+            for n in range(most, 1, -1)
+            if (repeat == 1 or repeat % n == 0) and np.unique(block_of(n)).size == n and only_neighbours(block_of(n), n)
+        ]
+        if not lossless:
+            step, length = max(1, int(np.abs(along).max())), stored.atoms.cell.lengths()[axis]
+            raise ValueError(
+                f"no tiling along {transport}: the file's blocks reach {reach:.2f} cells of {length:.2f} A, expected a device twice as "
+                f"long, found {repeat}. Give --repeat {2 * step} (or another multiple of {step}), or --blocks and lose what is beyond "
+                "neighbours."
+            )
+        devices = [_device(stored, axis, repeat, block_of(n)) for n in lossless]
+        return min(devices, key=lambda device: _end_distance(stored, device))  # the most blocks of those whose ends repeat
+    block = block_of(blocks) if blocks >= 1 else np.zeros_like(place, dtype=np.int64)
+    if not 2 <= blocks <= repeat * len(stored.atoms) or np.unique(block).size != blocks:
+        raise ValueError(
+            f"--blocks is {blocks}, expected 2 or more, each with an atom in it: the device has {repeat * len(stored.atoms)} atoms "
+            f"along {repeat * stored.atoms.cell.lengths()[axis]:.2f} A. Give fewer blocks, or none for the most without a loss."
+        )
+    return _device(stored, axis, repeat, block)
+
+
+def _device(stored: Stored, axis: int, repeat: int, block: np.ndarray) -> Device:
+    """The device in which every copy of every atom is in its block, (repeat, A)."""
+    copy, atom = np.divmod(np.arange(block.size), len(stored.atoms))
+    order = np.lexsort((atom, copy, block.ravel()))
+    sizes = stored.orbitals[atom[order]]
+    first = np.empty(block.size, np.int64)
+    first[order] = np.cumsum(sizes) - sizes
+    cell = np.asarray(stored.atoms.cell)
+    positions = stored.atoms.positions[atom] + copy[:, None] * cell[axis]
+    cell = np.where(np.arange(3)[:, None] == axis, repeat * cell, cell)
+    atoms = Atoms(stored.atoms.numbers[atom[order]], positions[order], cell=cell, pbc=True)
+    block_sizes = np.bincount(block.ravel(), stored.orbitals[atom]).astype(np.int64)
+    return Device(axis, repeat, block, first.reshape(block.shape), atoms, block_sizes)
+
+
+@dataclass
+class EndMismatch:
+    """How far the block at an end of a device is from repeating in another one.
+
+    side, other: which blocks, in words. position_angstrom: largest distance of an atom from its image there, infinite where the blocks
+    differ in their atoms. onsite_mev: median difference of the diagonal of H, which a few
+    atoms beside the scattering region do not decide; largest_mev: largest difference of any
+    element; both NaN where the atoms differ.
+    """
+
+    side: str
+    other: str
+    position_angstrom: float
+    onsite_mev: float
+    largest_mev: float
+
+    @property
+    def repeats(self) -> bool:
+        return self.position_angstrom <= END_ANGSTROM and self.onsite_mev <= END_MEV
+
+    def __str__(self):
+        if np.isinf(self.position_angstrom):
+            return f"{self.other}: other atoms"
+        return (
+            f"{self.other}: positions differ by up to {self.position_angstrom:.3f} A, onsite energies by {self.onsite_mev:.1f} meV in "
+            f"the median, elements of H by {self.largest_mev:.0f} at most"
+        )
+
+
+def _compared(device: Device) -> list[tuple[str, int, int, str]]:
+    """Which blocks are compared: side, block at that end, the other block, and how that one is called."""
+    n = len(device.block_sizes)
+    across = [("first", 0, n - 1, "the last block"), ("last", n - 1, 0, "the first block")]
+    return across + ([("first", 0, 1, INNER), ("last", n - 1, n - 2, INNER)] if n > 2 else [])
+
+
+def end_mismatches(stored: Stored, device: Device) -> list[EndMismatch]:
+    """Compare the first and the last block of a device with the blocks in which a lead would go on.
+
+    A transport code repeats the block at an end for ever. It repeats in the device if it equals the block next to it, or the block at
+    the other end, which in the periodic structure of the file lies on its other side.
+    """
+    compared = _compared(device)
+    values = _blocks_within(stored, device, {b for _, end, other, _ in compared for b in (end, other)})
+    result = []
+    for side, end, other, name in compared:
+        distance, image = _images(stored, device, end, other)
+        mean, largest = _difference(values[end], values[other], image) if image else (np.nan, np.nan)
+        result.append(EndMismatch(side, name, distance, mean, largest))
+    return result
+
+
+def _end_distance(stored: Stored, device: Device) -> float:
+    """How far the atoms of the worse end are from repeating, Angstrom; zero if both repeat."""
+    best = dict.fromkeys(("first", "last"), np.inf)
+    for side, end, other, _ in _compared(device):
+        best[side] = min(best[side], _images(stored, device, end, other)[0])
+    worst = max(best.values())
+    return worst if worst > END_ANGSTROM else 0.0
+
+
+def _blocks_within(stored: Stored, device: Device, chosen: set[int]) -> dict[int, dict]:
+    """By block: (copy i, atom i, copy j, atom j, transverse cell) -> elements of H, Hartree."""
+    found = {b: {} for b in chosen}
+    mask = np.isin(device.block, list(chosen))
+    for rows in stored.rows():
+        starts = np.concatenate([[0], np.cumsum(np.bincount(rows.pair, minlength=len(rows.pairs)))])
+        i, j, along = rows.pairs[:, 0], rows.pairs[:, 1], rows.pairs[:, 2 + device.axis]
+        transverse = rows.pairs[:, 2:].copy()
+        transverse[:, device.axis] = 0
+        for copy in range(device.repeat):
+            other = copy + along
+            inside = (other >= 0) & (other < device.repeat)
+            other = np.where(inside, other, 0)
+            block = device.block[copy, i]
+            for p in np.flatnonzero(inside & mask[copy, i] & (device.block[other, j] == block)):
+                key = (copy, int(i[p]), int(other[p]), int(j[p]), *transverse[p].tolist())
+                found[int(block[p])][key] = rows.hamiltonian[starts[p] : starts[p + 1]]
+    return found
+
+
+def _images(stored: Stored, device: Device, end: int, other: int) -> tuple[float, dict]:
+    """Move the atoms of a block onto another one: largest distance to the nearest atom of the element, Angstrom, and which atom that is.
+
+    The images are (copy, atom) -> (copy, atom, transverse cell); where the blocks differ in their atoms the distance is infinite and
+    there are none.
+    """
+    numbers, cell, axis = stored.atoms.numbers, np.asarray(stored.atoms.cell), np.eye(3)[device.axis]
+    ours, theirs = np.argwhere(device.block == end), np.argwhere(device.block == other)
+    if sorted(numbers[ours[:, 1]]) != sorted(numbers[theirs[:, 1]]):
+        return np.inf, {}
+    fractions = stored.atoms.cell.scaled_positions(stored.atoms.positions)
+    step = (other - end) * device.repeat / len(device.block_sizes)
+    there = fractions[theirs[:, 1]] + theirs[:, :1] * axis
+    images, largest = {}, 0.0
+    for copy, atom in ours.tolist():
+        apart = there - (fractions[atom] + (copy + step) * axis)
+        cells = np.round(apart) * (1 - axis)
+        distances = np.where(numbers[theirs[:, 1]] == numbers[atom], np.linalg.norm((apart - cells) @ cell, axis=1), np.inf)
+        k = int(np.argmin(distances))
+        largest = max(largest, float(distances[k]))
+        images[copy, atom] = (*theirs[k].tolist(), cells[k].astype(np.int64))
+    if len({image[:2] for image in images.values()}) < len(images):
+        return np.inf, {}
+    return largest, images
+
+
+def _difference(ours: dict, theirs: dict, images: dict) -> tuple[float, float]:
+    """(median |difference| of onsite energies, largest of all elements of H) within two blocks, meV; a pair that one lacks is zero there."""
+    moved, onsite = {}, set()
+    for (copy_i, i, copy_j, j, *R), block in ours.items():
+        (*to_i, of_i), (*to_j, of_j) = images[copy_i, i], images[copy_j, j]
+        cell = (np.array(R) + of_j - of_i).tolist()
+        moved[*to_i, *to_j, *cell] = block
+        if to_i == to_j and not any(cell):
+            onsite.add((*to_i, *to_j, *cell))
+    largest = max(np.abs(moved.get(key, 0.0) - theirs.get(key, 0.0)).max() for key in moved.keys() | theirs.keys())
+    # of a square block, row by row, the diagonal is every (n + 1)-th element
+    diagonals = [np.abs(moved[key] - theirs[key])[:: round(len(moved[key]) ** 0.5) + 1] for key in onsite]
+    return hartree_to_mev(float(np.median(np.concatenate(diagonals)))), hartree_to_mev(float(largest))
+
+
+def check_ends(stored: Stored, device: Device, allow_mismatch: bool) -> list[str]:
+    """Say how the ends of a device repeat, line by line. Raises ValueError where one does not and that is not allowed."""
+    mismatches, lines = end_mismatches(stored, device), []
+    for side in ("first", "last"):
+        of_side = [m for m in mismatches if m.side == side]
+        best = min(of_side, key=lambda m: (not m.repeats, m.position_angstrom, m.onsite_mev))
+        if not (best.repeats or allow_mismatch):
+            raise ValueError(
+                f"the {side} of {len(device.block_sizes)} blocks does not repeat, as the contact of a device must ({'; '.join(map(str, of_side))}; "
+                f"expected {END_ANGSTROM:g} A and {END_MEV:g} meV in the median at most). Draw the structure with its leads at the ends, "
+                "cut it elsewhere with --origin, choose --blocks of whole cells of the lead, or say --allow-mismatch."
+            )
+        lines.append(f"the {side} block {'repeats' if best.repeats else 'DOES NOT REPEAT'} in {best}")
+        inner = next((m for m in of_side if m.other == INNER), best)
+        if best.repeats and not inner.repeats:
+            lines.append(
+                f"the {side} block does not repeat in {inner}: a code that takes the coupling of these two for the lead's needs longer leads"
+            )
+    return lines

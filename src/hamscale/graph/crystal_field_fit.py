@@ -1,0 +1,174 @@
+"""Fit of the crystal field: first how far-reaching charges are, then tables of near neighbours, with the energy gauge of every structure.
+
+Penalised least squares throughout; every penalty is the one that serves a structure best that was left out of the fit.
+"""
+
+import numpy as np
+from scipy.linalg import block_diag, eigh
+from scipy.optimize import lsq_linear
+
+from .coupling import Coupling
+from .crystal_field import CrystalField, OnsiteBlocks
+
+SIZE_PENALTY = 1e-3  # of tables, beside that of their second differences
+FIELD_PENALTY = 1e-2  # of the coefficients of fields and their squares, each times its mean square
+FOLDS = 5
+JOINT_ROUNDS = 3  # of choosing penalties and solving for gauges and potentials
+
+
+def fit_crystal_field(
+    structures: list[OnsiteBlocks],
+    coupling: Coupling,
+    periodic: bool,
+    near_angstrom: float,
+    charges: np.ndarray,
+    formal: bool = False,
+) -> CrystalField:
+    """Fit by penalised least squares over all structures, jointly with the gauge of each; gauges average to zero, of molecules all are.
+
+    formal: whether the charges (n, m) are formal ones; their potentials then have coefficients between -1 and 0, and those of the
+    dipoles they induce are not positive.
+    """
+    result = CrystalField(coupling, near_angstrom, charges)
+    n, m = charges.shape
+    of_fields = {0: m * (m + 1) // 2, 1: m + n * m}
+    gauges = np.zeros(len(structures))
+    if periodic:
+        result.coefficients = _coefficients(structures, coupling, charges, formal)
+        felt = [{z: f.potentials @ result.coefficients for z, f in s.features.items()} for s in structures]
+        near = [{z: f.by_degree[0][:, 0] for z, f in s.features.items()} for s in structures]
+        nothing = [{z: f.potentials[:, :0] for z, f in s.features.items()} for s in structures]
+        gauges = _joint_fit(structures, coupling, near, of_fields[0], felt, nothing, (-np.inf, np.inf))
+    for z in sorted({z for s in structures for z in s.blocks}):
+        of = [(mu, s) for mu, s in zip(gauges, structures) if z in s.blocks]
+        of_structure = np.repeat(np.arange(len(of)), [len(s.blocks[z]) for _, s in of])
+        result.tables[z], result.overlap[z] = [], of[0][1].overlap[z]
+        potential = [mu + s.features[z].potentials @ result.coefficients for mu, s in of]
+        blocks = np.concatenate([s.blocks[z] - np.outer(v, s.overlap[z]) for v, (_, s) in zip(potential, of)])
+        centre, mean = np.zeros((2, coupling[z, z].n_slots))
+        for L, part in coupling[z, z].slices.items():
+            fit = _Fit(np.concatenate([s.features[z].by_degree[L] for _, s in of]), L, of_fields.get(L, 0), of_structure)
+            Y = blocks[:, part].reshape(len(fit.X), -1)
+            table = fit.table(Y - Y.mean(0) if L == 0 else Y)
+            if L == 0:
+                mean[: Y.shape[1]] = Y.mean(0) - fit.mean @ table
+            result.tables[z].append(table)
+        result.centre[z], result.mean[z] = centre, mean
+        found = np.concatenate([result.onsite(z, s.features[z]) for _, s in of])
+        centre[:] = found.mean(0)[coupling[z, z].zero_order] * (coupling[z, z].slot_degree == 0)
+        power = np.bincount(coupling[z, z].slot, (result._less_centre(z, found) ** 2).mean(0), coupling[z, z].n_slots)
+        result.spread[z] = np.sqrt(power / (2 * coupling[z, z].slot_degree + 1))
+    return result
+
+
+def _coefficients(structures: list[OnsiteBlocks], coupling: Coupling, charges: np.ndarray, formal: bool) -> np.ndarray:
+    """Coefficients of the potentials, (p,), fitted beside a table of the nearest neighbours alone.
+
+    In a small cell every image moves with its atom: a table over further neighbours would take the place of far charges there, and
+    their coefficients could be anything.
+    """
+    n, m = charges.shape
+    if not m:
+        return np.zeros(0)
+    squares = m * (m + 1) // 2
+    tables = [
+        {
+            z: np.concatenate([s.first_shell[z], f.by_degree[0][:, 0, f.by_degree[0].shape[2] - squares :]], 1)
+            for z, f in s.features.items()
+        }
+        for s in structures
+    ]
+    felt = [{z: f.potentials for z, f in s.features.items()} for s in structures]
+    nothing = [{z: np.zeros(len(v)) for z, v in of.items()} for of in felt]
+    # charges between none and formal ones; dipoles along the field
+    bounds = (np.r_[np.full(m, -1.0), np.full(n * m, -np.inf)], 0.0) if formal else (-np.inf, np.inf)
+    return _joint_fit(structures, coupling, tables, squares, nothing, felt, bounds)
+
+
+def _joint_fit(structures, coupling: Coupling, tables, of_fields: int, known, felt, bounds) -> np.ndarray:
+    """Gauges of the structures, Hartree, or, where potentials are felt, their coefficients.
+
+    By structure, z -> values by atom: tables (A_z, features), known (A_z,) in Hartree, felt (A_z, p). With the tables' functions T
+    eliminated, P = T (T^T T + penalty)^-1 T^T, the joint fit minimises |(1 - P)(Y - (known + mu + felt a) S)|^2 over the gauges mu and the
+    coefficients a, within the bounds of a. Only L = 0 takes part: S of an atom alone is spherical.
+    """
+    n, p = len(structures), next(iter(felt[0].values())).shape[1]
+    fits = []
+    for z in sorted({z for s in structures for z in s.blocks}):
+        of = [k for k, s in enumerate(structures) if z in s.blocks]
+        part = coupling[z, z].slices[0]
+        S = structures[of[0]].overlap[z][part]
+        y = np.concatenate([structures[k].blocks[z][:, part] @ S - (S @ S) * known[k][z] for k in of])[:, None]
+        of_structure = np.repeat(of, [len(structures[k].blocks[z]) for k in of])
+        D = np.zeros((len(y), n + p))
+        D[np.arange(len(y)), of_structure] = 1
+        D[:, n:] = np.concatenate([felt[k][z] for k in of])
+        fit = _Fit(np.concatenate([tables[k][z] for k in of])[:, None], 0, of_fields, of_structure)
+        fits.append((fit, S @ S, y, D))
+    lower, upper = np.full(n + p, -np.inf), np.full(n + p, np.inf)
+    lower[n:], upper[n:] = bounds
+    found = np.zeros(n + p)
+    for _ in range(JOINT_ROUNDS):
+        normal, right = np.zeros((n + p, n + p)), np.zeros(n + p)
+        for fit, SS, y, D in fits:
+            # the penalty is chosen on what potentials leave, less what is alike in all atoms of a structure: that is the gauge's
+            left_by_felt = y - SS * (D[:, n:] @ found[n:])[:, None]
+            means = D[:, :n].T @ left_by_felt / np.maximum(D[:, :n].sum(0), 1)[:, None]
+            penalty = fit.penalty(left_by_felt - D[:, :n] @ means)
+            rest = lambda v, fit=fit, penalty=penalty: (v - v.mean(0)) - fit.X @ fit.table(v - v.mean(0), penalty)  # noqa: E731
+            normal += SS * D.T @ rest(D)
+            right += (D.T @ rest(y))[:, 0]
+        # of all solutions, which differ by a common shift of the gauges, the one of mean zero
+        normal[:n, :n] += np.trace(normal[:n, :n]) / n**2
+        d, U = np.linalg.eigh((normal + normal.T) / 2)
+        kept = d > 1e-10 * d[-1]
+        root, target = np.sqrt(d[kept])[:, None] * U.T[kept], (U.T[kept] @ right) / np.sqrt(d[kept])
+        found = lsq_linear(root, target, (lower, upper), tol=1e-14).x
+        if not p:
+            break
+    return found[n:] if p else found
+
+
+class _Fit:
+    """Penalised least squares of one L: min |Y - X T|^2 + a tr(T^T P T), P of second differences and of size, X centred for L = 0.
+
+    of_atoms (A, 2L+1, features), of which the last `fields` are penalised by size alone; structures (A,): which structure each atom is of. a is
+    the one whose tables, fitted to all structures but one, leave least on that one, summed over all of them: atoms of one structure
+    are no independent samples, and a table is wanted for structures that were not seen. With N V = P V d and V^T P V = 1 every a
+    costs a few sums.
+    """
+
+    def __init__(self, of_atoms: np.ndarray, L: int, fields: int, structures: np.ndarray):
+        n = of_atoms.shape[2]
+        X = of_atoms.reshape(-1, n)
+        self.mean = X.mean(0) if L == 0 else np.zeros(n)
+        self.X, self.centred = X - self.mean, L == 0
+        bend = np.diff(np.eye(n - fields), n=2, axis=0)
+        size = FIELD_PENALTY * np.maximum((self.X[:, n - fields :] ** 2).mean(0), 1e-12)
+        self.P = block_diag(bend.T @ bend + SIZE_PENALTY * np.eye(n - fields), np.diag(size))
+        self.d, self.V = self._modes(self.X)
+        self.penalties = max(self.d.max(), 1e-12) * np.logspace(-8, 1, 19)
+        structures = np.repeat(structures, 2 * L + 1)
+        if len(np.unique(structures)) == 1:  # every FOLDS-th atom of it stands for a structure
+            structures = np.arange(len(X)) // (2 * L + 1) % FOLDS
+        self.held_out = [structures == k for k in np.unique(structures)]
+
+    def _modes(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        d, V = eigh(X.T @ X, self.P)
+        return np.maximum(d, 0), V
+
+    def penalty(self, Y: np.ndarray) -> float:
+        left = np.zeros(len(self.penalties))
+        for out in self.held_out:
+            d, V = self._modes(self.X[~out])
+            c, known = V.T @ (self.X[~out].T @ Y[~out]), self.X[out] @ V
+            for k, a in enumerate(self.penalties):
+                rest = Y[out] - known @ (c / (d + a)[:, None])
+                # what is alike in all atoms of a structure is its gauge's
+                left[k] += ((rest - rest.mean(0) if self.centred else rest) ** 2).sum()
+        return float(self.penalties[np.argmin(left)])
+
+    def table(self, Y: np.ndarray, penalty: float | None = None) -> np.ndarray:
+        """(features, columns of Y)."""
+        penalty = self.penalty(Y) if penalty is None else penalty
+        return self.V @ ((self.V.T @ (self.X.T @ Y)) / (self.d + penalty)[:, None])
