@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from hamscale.analysis.slabs import atom_potentials
 from hamscale.analysis.spectra import find_levels
 from hamscale.config import load_material
 from hamscale.files import read_table
@@ -21,3 +23,16 @@ def test_a_shipped_model_gives_the_gap_of_its_table(name, structure):
     found = hartree_to_ev(find_levels(operators, material.analysis).gap)
     table = read_table(ROOT / f"resources/raw/evaluation_{name}.csv").set_index("structure")
     assert found == pytest.approx(table.loc[structure, "gap_predicted_ev"], abs=1e-3)
+
+
+@pytest.mark.parametrize("structure", ["test_1x1x3-000", "test_1x1x6-000"])
+def test_a_long_structure_has_no_false_potential(structure):
+    """Mean potentials of slabs, with each element's own mean taken out, stay within 0.15 eV of DFT's where training cells are 5 and 10 A long."""
+    atoms = build_structure(load_material(ROOT / "config/materials/hfo2.yaml"), structure)
+    u = hartree_to_ev(atom_potentials(predict(ROOT / "resources/models/hfo2", atoms).operators()))
+    table = read_table(ROOT / "resources/raw/evaluation_hfo2_slabs.csv")
+    dft = table[table["structure"] == structure]["dft_ev"].to_numpy()
+    assert np.ptp(dft) > 0.5
+    slab = (atoms.get_scaled_positions()[:, 2] % 1 * len(dft)).astype(int)
+    u -= np.array([u[atoms.numbers == z].mean() for z in atoms.numbers])
+    np.testing.assert_allclose([u[slab == k].mean() for k in range(len(dft))], dft, atol=0.15)
