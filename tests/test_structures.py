@@ -209,3 +209,4 @@ def test_a_grid_by_length_is_the_same_density_in_every_cell():
     assert kpoint_counts(small, (3, 3, 3), None) == (3, 3, 3)
     assert kpoint_counts(small, (1, 1, 1), 10.0) == (2, 2, 1)
     assert kpoint_counts(small.repeat((2, 2, 2)), (1, 1, 1), 10.0) == (1, 1, 1)
+    assert kpoint_counts(Atoms("H"), (1, 1, 1), 10.0) == (1, 1, 1)  # a molecule needs no cell

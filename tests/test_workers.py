@@ -1,6 +1,7 @@
 """Processes that share work, and how many threads BLAS has in them."""
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -34,6 +35,11 @@ def test_what_a_worker_raises_is_raised_here(count):
 
     with pytest.raises(ValueError, match="3 is odd"):
         workers.in_processes(odd, range(5), count)
+
+
+def test_a_killed_worker_is_told_and_not_waited_for():
+    with pytest.raises(ChildProcessError, match="one of 2 worker processes ended without a word"):
+        workers.in_processes(lambda k: os.kill(os.getpid(), signal.SIGKILL) if k == 1 else k, range(4), 2)
 
 
 def test_one_item_or_one_worker_needs_no_process():

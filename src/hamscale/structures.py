@@ -214,10 +214,11 @@ def given_cells(atoms: Atoms) -> np.ndarray | None:
 
 
 def kpoint_counts(atoms: Atoms, counts, length_angstrom: float | None) -> tuple[int, int, int]:
-    """Points of a grid along each cell vector: counts, or, with a length, round(length / |a|), at least one."""
+    """Points of a grid along each cell vector: counts, or, with a length, round(length / |a|); one where it does not repeat, at least one."""
     if length_angstrom is None:
         return tuple(counts)
-    return tuple(max(1, round(length_angstrom / length)) for length in atoms.cell.lengths())
+    lengths = np.where(atoms.pbc, atoms.cell.lengths(), np.inf)
+    return tuple(max(1, round(length_angstrom / length)) for length in lengths)
 
 
 def _check(where: str, atoms: Atoms, material: Material):

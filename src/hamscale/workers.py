@@ -8,6 +8,8 @@ one thread, unless it is large, and k-points and clusters are shared among proce
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -25,8 +27,20 @@ def _threads() -> ThreadpoolController:
 @contextmanager
 def threads_for(n: int):
     """BLAS on one thread while matrices of n orbitals are worked on; on as many as there are workers where n is LARGE or more."""
-    with _threads().limit(limits=worker_count() if n >= LARGE else 1, user_api="blas"):
+    global _limit
+    wanted, before = worker_count() if n >= LARGE else 1, _limit
+    if wanted == before:
         yield
+        return
+    _limit = wanted
+    try:
+        with _threads().limit(limits=wanted, user_api="blas"):
+            yield
+    finally:
+        _limit = before
+
+
+_limit = None  # threads of BLAS inside a `threads_for`
 
 
 def eigh(H, S, **options):
@@ -44,7 +58,8 @@ def worker_count() -> int:
 def in_processes(function: Callable, items: Iterable, workers: int | None = None) -> list:
     """Apply a function to items, in their order, shared among worker processes; in this one where there is one worker or item.
 
-    The function and what it refers to are not copied: a worker is a fork of this process. What it raises is raised here.
+    The function and what it refers to are not copied: a worker is a fork of this process. What it raises is raised here. Raises
+    ChildProcessError where a worker is killed.
     """
     items = list(items)
     workers = min(worker_count() if workers is None else workers, len(items))
@@ -53,8 +68,13 @@ def in_processes(function: Callable, items: Iterable, workers: int | None = None
     global _shared
     _shared = function, items
     try:
-        with multiprocessing.get_context("fork").Pool(workers) as pool:
-            return pool.map(_apply, range(len(items)), chunksize=1)
+        # BLAS is on one thread before the processes begin, so that none has threads to start or to stop
+        with threads_for(0), ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+            return list(pool.map(_apply, range(len(items))))
+    except BrokenProcessPool:
+        raise ChildProcessError(
+            f"one of {workers} worker processes ended without a word: killed, or out of memory. OMP_NUM_THREADS=1 works in one process."
+        ) from None
     finally:
         _shared = None
 
@@ -64,5 +84,4 @@ _shared = None
 
 def _apply(k: int):
     function, items = _shared
-    with _threads().limit(limits=1):
-        return function(items[k])
+    return function(items[k])

@@ -1,6 +1,7 @@
 """sisl reads what was written through it: the same bands; its orbitals are ours with Siesta's signs."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,6 +47,16 @@ def test_files_read_back_by_sisl_have_our_bands(solid, tmp_path, target, name, r
     # lengths pass through Bohr of another CODATA year and back
     np.testing.assert_allclose(back.geometry.xyz, solid.atoms.positions, atol=1e-9)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, path.name])
+
+
+def test_the_zero_of_netcdf_is_the_fermi_level_of_the_file(solid, tmp_path):
+    """sisl and TBtrans take the Fermi level away as they read; TSHS, into which sisl writes none, keeps the zero of the file."""
+    solid = replace(solid, attributes=solid.attributes | {"fermi_level_hartree": 0.2})
+    path = written(tmp_path, solid)
+    for name, zero in (("hamiltonian.nc", 0.2), ("hamiltonian.TSHS", 0.0)):
+        export(path, "sisl", tmp_path / name)
+        back = sisl.get_sile(tmp_path / name).read_hamiltonian()
+        assert np.abs(bands_ev(back) - (bands_hartree(solid) - zero) * HARTREE_IN_EV).max() < 1e-8
 
 
 def test_a_molecule_has_the_energies_it_has_here(water, tmp_path):
