@@ -2,10 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 import hamscale.cli
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -50,3 +54,10 @@ def test_a_full_disk_leaves_nothing(tmp_path):
         assert [p.name for p in disk.iterdir()] == ["a"]
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_the_version_is_the_one_to_be_cited(capsys):
+    with pytest.raises(SystemExit, match="^0$"):
+        hamscale.cli.main(["--version"])
+    assert capsys.readouterr().out == f"hamscale {hamscale.__version__}\n"
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == hamscale.__version__

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from ase.spacegroup import crystal
 
-from conftest import hafnia, model_hamiltonian
 from hamscale.graph.dataset import training_graph, write_graph
 from hamscale.graph.reference import fit_reference, write_reference
+from helpers import hafnia, model_hamiltonian
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from conftest import hafnia, model_hamiltonian
 from hamscale.basis import material_basis
 from hamscale.config import Config, Material, load_material, validate
 from hamscale.operators import write_operators
 from hamscale.structures import build_structures
+from helpers import hafnia, model_hamiltonian
 
 DOCS = Path(__file__).parents[1] / "docs"
 

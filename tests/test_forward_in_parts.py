@@ -3,12 +3,12 @@ import pytest
 import torch
 from ase import Atoms
 
-from conftest import hafnia, model_hamiltonian
 from hamscale.config import Network
 from hamscale.graph.dataset import structure_graph
 from hamscale.graph.reference import fit_reference
 from hamscale.stream import forward_in_parts
 from hamscale.train.tensors import build_network, graph_inputs
+from helpers import hafnia, model_hamiltonian
 
 CUTOFF = 5.0
 

@@ -9,6 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from . import __version__
 from .verbs import (
     analyse,
     batch,
@@ -43,6 +44,7 @@ from .workers import threads_for
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="hamscale", description="From DFT to the predicted Hamiltonian of large structures.")
+    parser.add_argument("--version", action="version", version=f"hamscale {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(function, *positional, **options):

@@ -7,13 +7,13 @@ import pytest
 import torch
 from scipy.linalg import eigh
 
-from conftest import hafnia, model_hamiltonian
 from hamscale.graph.dataset import read_graph, training_graph, write_graph
 from hamscale.graph.reference import fit_reference
 from hamscale.graph.states import directions, eigenvalue_directions
 from hamscale.parallel.env import World
 from hamscale.train.ranks import my_part
 from hamscale.train.tensors import differences_mev
+from helpers import hafnia, model_hamiltonian
 
 CUTOFF = 5.0
 

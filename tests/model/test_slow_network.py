@@ -6,12 +6,12 @@ import torch
 from ase import Atoms
 from slow_network import SlowNetwork
 
-from conftest import hafnia, model_hamiltonian
 from hamscale.config import Network
 from hamscale.graph.dataset import structure_graph
 from hamscale.graph.reference import fit_reference
 from hamscale.model.rotations import EdgeRotations
 from hamscale.train.tensors import build_network, graph_inputs
+from helpers import hafnia, model_hamiltonian
 
 CUTOFF = 3.6
 

@@ -8,7 +8,6 @@ import torch
 from ase import Atoms
 from ranks import on_ranks
 
-from conftest import WATER, hafnia, model_hamiltonian, rattled
 from hamscale.config import Network
 from hamscale.graph.dataset import training_graph
 from hamscale.graph.reference import fit_reference, write_reference
@@ -21,6 +20,7 @@ from hamscale.train.checkpoint import load_model, save_model
 from hamscale.train.loss import eigenvalue_error, l1_l2
 from hamscale.train.ranks import my_part, sum_gradients
 from hamscale.train.tensors import build_network, differences_mev
+from helpers import WATER, hafnia, model_hamiltonian, rattled
 
 CUTOFF, LAYERS, CHANNELS, LMAX = 5.0, 3, 4, 4
 
@@ -37,7 +37,7 @@ def molecules() -> Atoms:
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory, szv):
     """name -> (folder of a model, reference, graph)."""
-    from conftest import basis_of
+    from helpers import basis_of
 
     wet = basis_of(H="SZV-MOLOPT-GTH", O="SZV-MOLOPT-GTH")
     result = {}

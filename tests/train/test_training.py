@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import hafnia, model_hamiltonian
 from hamscale.config import Model
 from hamscale.graph.dataset import read_graph, training_graph, write_graph
 from hamscale.graph.reference import fit_reference, write_reference
@@ -20,6 +19,7 @@ from hamscale.train.loop import train
 from hamscale.train.loss import eigenvalue_error, l1_l2
 from hamscale.train.ranks import my_part
 from hamscale.train.tensors import differences_mev, example
+from helpers import hafnia, model_hamiltonian
 
 NETWORK = {"layers": 1, "channels": 8, "hidden": 8, "values": 8, "feed_forward": 16, "radial": 16}
 
