@@ -50,7 +50,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.stash[MISSING] = missing_programs()
     if config.getoption("all_programs") and config.stash[MISSING]:
-        raise pytest.UsageError(f"--all-programs: missing are {'; '.join(config.stash[MISSING].values())}.")
+        missing = "; ".join(config.stash[MISSING].values())
+        raise pytest.UsageError(f"missing are {missing}. Install them, or run `pytest` without --all-programs.")
 
 
 @pytest.hookimpl(tryfirst=True)  # before markers are looked at

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
     ("arguments", "message"),
     [
         (["structure", "nowhere.yaml", "--id", "a-000", "--out", "out"], "nowhere.yaml: no such file"),
-        (["dft", "nowhere.inp", "--out", "out"], "nowhere.inp: no such file"),
+        (["dft", "nowhere.inp", "--out", "out", "--command", "true"], "nowhere.inp: no such file"),
         (["graph", "nowhere.h5", "nowhere.h5", "--out", "out"], "nowhere.h5: no such file"),
         (["predict", "nowhere", "nowhere.extxyz", "--out", "out"], "nowhere"),
         (["train", "m.yaml", "r.h5", "--out", "out", "--checkpoint", "c"], "no graph was given"),
