@@ -25,10 +25,10 @@ from hamscale.config import Network
 from hamscale.files import provenance
 from hamscale.graph.coupling import Coupling
 from hamscale.graph.crystal_field import features
-from hamscale.graph.dataset import structure_graph
+from hamscale.graph.graph import structure_graph
 from hamscale.graph.neighbours import edges_within
 from hamscale.graph.reference import Reference
-from hamscale.train.tensors import build_network, graph_inputs
+from hamscale.inputs.tensors import build_network, graph_inputs
 
 
 def hafnia(n_atoms: int) -> Atoms:

@@ -5,10 +5,10 @@ from ase import Atoms
 
 from conftest import hafnia, model_hamiltonian
 from hamscale.config import Network
-from hamscale.graph.dataset import structure_graph
+from hamscale.graph.graph import structure_graph
 from hamscale.graph.reference import fit_reference
-from hamscale.stream import forward_in_parts
-from hamscale.train.tensors import build_network, graph_inputs
+from hamscale.inputs.tensors import build_network, graph_inputs
+from hamscale.predict.in_parts import forward_in_parts
 
 CUTOFF = 5.0
 
