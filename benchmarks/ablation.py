@@ -20,9 +20,10 @@ from hamscale.config import Model, load_material, load_model
 from hamscale.evaluate import evaluate, summarise
 from hamscale.files import provenance, read_table, write_table
 from hamscale.graph import reference as reference_module
+from hamscale.graph.codec import BlockCodec
 from hamscale.graph.crystal_field import CrystalField
 from hamscale.graph.crystal_field_fit import fit_crystal_field
-from hamscale.graph.dataset import training_graph, write_graph
+from hamscale.graph.graph import write_graph
 from hamscale.operators import read_operators
 from hamscale.train.checkpoint import join
 from hamscale.train.loop import train
@@ -117,7 +118,7 @@ def run(name: str, variant: dict, material, sets, o) -> pd.DataFrame:
         fit_verb(Path(f"config/materials/{o.material}.yaml"), [operators[id] for id in kept], folder / "reference.h5")
         reference = reference_module.read_reference(folder / "reference.h5")
         for id in [*kept, *sets["validation"]]:
-            write_graph(folder / f"{id}.h5", training_graph(read_operators(operators[id]), reference))
+            write_graph(folder / f"{id}.h5", BlockCodec(reference).encode(read_operators(operators[id])))
         files = [[folder / f"{id}.h5" for id in ids] for ids in (kept, sets["validation"])]
         started, cpu = time.time(), time.process_time()
         show = lambda message: print(f"{name}: {message}", flush=True)  # noqa: E731

@@ -17,7 +17,8 @@ from ase import Atoms
 
 from hamscale.basis import Basis, read_element_basis
 from hamscale.files import provenance
-from hamscale.graph.dataset import structure_graph, training_graph, write_graph
+from hamscale.graph.codec import BlockCodec
+from hamscale.graph.graph import structure_graph, write_graph
 from hamscale.graph.neighbours import edges_within
 from hamscale.operators import Operators
 from network import gst, peak_bytes, unit_reference
@@ -73,7 +74,7 @@ def main():
         atoms = disordered(o.atoms)
     before, start, cpu = peak_bytes(), time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        graph = training_graph(operators, reference) if o.targets else structure_graph(atoms, basis, o.cutoff)
+        graph = BlockCodec(reference).encode(operators) if o.targets else structure_graph(atoms, basis, o.cutoff)
         built = time.perf_counter() - start
         write_graph(Path(folder) / "graph.h5", graph)
     edges = len(graph.edges)

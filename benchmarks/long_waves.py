@@ -19,11 +19,11 @@ from hamscale.analysis.slabs import atom_potentials, slab_errors, slab_table
 from hamscale.analysis.spectra import compare_spectra, spectral_summary
 from hamscale.config import load_material
 from hamscale.files import write_table
+from hamscale.graph.codec import BlockCodec
 from hamscale.graph.crystal_field import Ions
-from hamscale.graph.dataset import structure_graph
+from hamscale.graph.graph import structure_graph
 from hamscale.graph.reference import Reference, fit_reference
 from hamscale.operators import Operators, read_operators
-from hamscale.predict import assemble
 from hamscale.units import hartree_to_ev
 
 MATERIALS = ("silicon_device", "hfo2", "gst124")
@@ -33,7 +33,7 @@ SEEDS = range(3)
 def of_reference(reference: Reference, atoms: Atoms) -> Operators:
     """H of the reference alone."""
     graph = structure_graph(atoms, reference.basis, reference.cutoff_angstrom)
-    return assemble(graph, reference, {}, {}).operators()
+    return BlockCodec(reference).decode(graph, {}, {}).operators()
 
 
 def rattled_silicon(reference: Reference, cells: int, seed: int) -> float:

@@ -25,10 +25,10 @@ from hamscale.config import Network
 from hamscale.files import provenance
 from hamscale.graph.coupling import Coupling
 from hamscale.graph.crystal_field import features
-from hamscale.graph.dataset import structure_graph
+from hamscale.graph.graph import structure_graph
 from hamscale.graph.neighbours import edges_within
 from hamscale.graph.reference import Reference
-from hamscale.train.tensors import build_network, graph_inputs
+from hamscale.inputs.tensors import build_network, graph_inputs
 
 
 def hafnia(n_atoms: int) -> Atoms:
@@ -72,14 +72,16 @@ def unit_reference(basis: Basis, cutoff: float) -> Reference:
         reference.crystal_field,
         Atoms(list(basis), [(2.0 * k, 0, 0) for k in range(len(basis))], cell=[20.0] * 3, pbc=True),
     )
-    of_atoms = features(structure_graph(one_each, basis, cutoff), sorted(basis), coupling.lmax, field.ions)
+    of_atoms = features(
+        structure_graph(one_each, basis, cutoff), sorted(basis), coupling.lmax, field.near_angstrom, field.charges
+    )
     for a in basis:
         pair, n = coupling[a, a], basis[a].n_orbitals
         reference.onsite_scale[a] = np.ones(pair.n_slots)
         field.centre[a], field.mean[a] = np.zeros((2, pair.n_slots))
         field.spread[a] = np.ones(pair.n_slots)
         field.overlap[a] = np.eye(n).ravel() @ pair.transform
-        field.tables[a] = [np.zeros((of_atoms[L].shape[2], len(slots))) for L, slots in pair.slots.items()]
+        field.tables[a] = [np.zeros((of_atoms.by_degree[L].shape[2], len(slots))) for L, slots in pair.slots.items()]
         for b in basis:
             shape = (int(cutoff * 4) + 3, coupling[a, b].n_slots)
             reference.two_centre[a, b], reference.scale[a, b] = np.zeros(shape), np.ones(shape)

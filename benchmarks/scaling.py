@@ -29,13 +29,13 @@ from hamscale.analysis.scaling import Machine, efficiency, per_rank, step_second
 from hamscale.basis import Basis, read_element_basis
 from hamscale.config import Network
 from hamscale.files import machine, provenance, read_table, write_table, write_text
-from hamscale.graph.dataset import structure_graph
+from hamscale.graph.graph import structure_graph
 from hamscale.graph.neighbours import edges_within
+from hamscale.inputs.ranks import rank_part
+from hamscale.inputs.tensors import build_network, graph_inputs
 from hamscale.parallel.env import World, world
 from hamscale.parallel.exchange import TorchExchange
 from hamscale.partition import METHODS, TiledEdges, partition
-from hamscale.train.ranks import rank_part
-from hamscale.train.tensors import build_network, graph_inputs
 from network import hafnia, unit_reference
 
 LAYERS, CHANNELS, LMAX, CUTOFF = 3, 16, 4, 6.0

@@ -21,12 +21,12 @@ import torch
 from hamscale.basis import material_basis
 from hamscale.config import Network, load_material
 from hamscale.files import provenance, read_table, write_table
-from hamscale.graph.dataset import structure_graph
+from hamscale.graph.graph import structure_graph
 from hamscale.graph.reference import write_reference
+from hamscale.inputs.model_folder import save_model
+from hamscale.inputs.tensors import build_network, graph_inputs
 from hamscale.predict import predict
 from hamscale.structures import build_structure, wrap_as_cp2k
-from hamscale.train.checkpoint import save_model
-from hamscale.train.tensors import build_network, graph_inputs
 from network import peak_bytes, unit_reference
 
 CELLS = {"gst": ("gst124", "cell_1008-000"), "hfo2": ("hfo2", "cell_3000-000")}
@@ -96,7 +96,7 @@ def main():
             prediction = predict(folder / "model", atoms)
             result["forward_s"] = round(time.perf_counter() - start, 1)
             prediction.write(folder / "h.h5")
-            edges = len(prediction.graph.edges)
+            edges = len(prediction.blocks.graph.edges)
             orbitals = int(reference.basis.n_orbitals(atoms.numbers).sum())
             result |= {"orbitals": orbitals, "file_gb": round((folder / "h.h5").stat().st_size / 1e9, 2)}
         result |= {"wall_s": round(time.perf_counter() - start, 1), "cpu_s": round(time.process_time() - cpu, 1)}

@@ -20,9 +20,9 @@ import torch
 from hamscale.basis import Basis, read_element_basis
 from hamscale.config import Network
 from hamscale.files import machine, provenance, read_table, write_table
-from hamscale.graph.dataset import structure_graph
+from hamscale.graph.graph import structure_graph
+from hamscale.inputs.tensors import build_network, graph_inputs
 from hamscale.partition.halo import Halo
-from hamscale.train.tensors import build_network, graph_inputs
 from network import hafnia, unit_reference
 
 LMAX, CUTOFF = 4, 6.0

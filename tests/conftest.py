@@ -14,6 +14,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import gzip
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -161,9 +162,9 @@ def recorded(tmp_path_factory) -> dict[str, Path]:
 def si8(recorded) -> Operators:
     """Eight atoms, all elements as CP2K wrote them, and the atoms where it counts its images from."""
     operators = of_log(recorded["si8"], basis_of(Si=SZV))
-    fractions = operators.atoms.positions / 5.431
-    operators.atoms.positions -= 5.431 * np.trunc(fractions + 0.5)  # all are positive
-    return operators
+    atoms = operators.atoms.copy()
+    atoms.positions -= 5.431 * np.trunc(atoms.positions / 5.431 + 0.5)  # all are positive
+    return replace(operators, atoms=atoms)
 
 
 @pytest.fixture(params=["dft", "si8"])

@@ -21,7 +21,7 @@ from hamscale.dft.inputs import cp2k_input
 from hamscale.dft.outputs import parse_output, read_run
 from hamscale.dft.run import run_cp2k
 from hamscale.graph.overlap import overlap_table
-from hamscale.operators import Operators, group_by_species, is_onsite, pair_vectors, write_operators
+from hamscale.operators import Operators, group_by_species, write_operators
 from hamscale.structures import wrap_as_cp2k
 
 DATA = Path(__file__).parent / "data"
@@ -67,15 +67,14 @@ def model_hamiltonian(atoms: Atoms, basis: Basis) -> Operators:
     """
     table = overlap_table(basis)
     pairs = table.pairs(atoms)
-    vectors, onsite = pair_vectors(atoms, pairs), is_onsite(pairs)
-    distances = np.linalg.norm(vectors, axis=1)
-    crowding = np.bincount(pairs[:, 0], np.where(onsite, 0, np.exp(-((distances / 1.5) ** 2))), minlength=len(atoms))
+    crowding = np.where(pairs.onsite, 0, np.exp(-((pairs.distances / 1.5) ** 2)))
+    crowding = np.bincount(pairs[:, 0], crowding, minlength=len(atoms))
     energy = -0.3 - 0.002 * atoms.numbers + 5 * crowding
     orbitals = basis.n_orbitals(atoms.numbers)
     offsets = np.concatenate([[0], np.cumsum(orbitals[pairs[:, 0]] * orbitals[pairs[:, 1]])])
     S, H = np.empty(offsets[-1]), np.empty(offsets[-1])
     for z_i, z_j, blocks, index in group_by_species(atoms.numbers, orbitals, pairs, offsets):
-        S[index] = table.blocks(z_i, z_j, vectors[blocks])
+        S[index] = table.blocks(z_i, z_j, pairs.vectors[blocks])
         H[index] = S[index] * (energy[pairs[blocks, 0]] + energy[pairs[blocks, 1]])[:, None] / 2
     operators = Operators(atoms, basis, pairs, H, S, {"source": "dft", "wall_seconds": 0.0})
     operators.make_hermitian(operators.hamiltonian)

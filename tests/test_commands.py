@@ -12,7 +12,8 @@ import pytest
 import yaml
 from ase.spacegroup import crystal
 
-from hamscale.graph.dataset import training_graph, write_graph
+from hamscale.graph.codec import BlockCodec
+from hamscale.graph.graph import write_graph
 from hamscale.graph.reference import fit_reference, write_reference
 from helpers import hafnia, model_hamiltonian
 
@@ -86,7 +87,7 @@ def test_the_lines_of_the_readme(clone, szv):
     reference = fit_reference(structures, 5.0)
     write_reference(clone / "REFERENCE.h5", reference)
     for name, operators in zip("AB", structures):
-        write_graph(clone / f"{name}.h5", training_graph(operators, reference))
+        write_graph(clone / f"{name}.h5", BlockCodec(reference).encode(operators))
     run(clone, lines)
     for name in (
         "h.h5",

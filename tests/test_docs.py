@@ -1,18 +1,24 @@
-"""What the documentation shows works as shown."""
+"""Run the examples of the documentation, compare them with the code, and follow its links."""
 
 import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
+from hamscale.graph.dataset import training_graph
 
+from hamscale.angular import edge_rotations
 from hamscale.basis import material_basis
 from hamscale.config import Config, Material, load_material, validate
-from hamscale.operators import write_operators
+from hamscale.graph.coupling import pair_coupling
+from hamscale.graph.reference import fit_reference
+from hamscale.operators import match_pairs, write_operators
 from hamscale.structures import build_structures
 from helpers import hafnia, model_hamiltonian
 
 DOCS = Path(__file__).parents[1] / "docs"
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
 
 
 def _blocks(name: str, language: str) -> list[str]:
@@ -38,3 +44,67 @@ def test_the_reader_reads(tmp_path, szv):
     scope = {}
     exec(code.replace("results/hfo2/operators/test-000.h5", str(tmp_path / "a.h5")), scope)
     np.testing.assert_allclose(scope["H"], operators.at_k((0, 0, 0))[0], atol=1e-12)
+
+
+def _listing():
+    """The function of docs/method.md that encodes one block, at most 15 lines long."""
+    (code,) = _blocks("method.md", "python")
+    assert len(code.splitlines()) <= 15
+    scope = {}
+    exec(code, scope)
+    return lambda *arguments: np.concatenate([*scope["encode"](*arguments)])
+
+
+def test_the_listing_encodes_blocks_as_training_graphs_do(szv):
+    """Every offsite block within the cutoff: gauge, reference, coupling and edge frame."""
+    structures, encode = [model_hamiltonian(hafnia(seed), szv) for seed in range(2)], _listing()
+    reference = fit_reference(structures, 5.0)
+    for operators in structures:
+        graph, numbers = training_graph(operators, reference), operators.atoms.numbers
+        mu, shifts = graph.attributes["gauge_hartree"], {}
+        assert abs(mu) > 1e-3
+        for z, blocks in graph.crystal_field.items():
+            shifts |= dict(zip(graph.atoms_of(z), reference.crystal_field.shifts(z, blocks)))
+        blocks, rows = match_pairs(graph.edges, operators.pairs), graph.rows(np.arange(len(graph.edges)))
+        assert (blocks >= 0).all()
+        for edge, ((i, j, *_), block, row) in enumerate(zip(graph.edges, blocks, rows)):
+            key = int(numbers[i]), int(numbers[j])
+            pair, two_centre = reference.coupling[key], reference.offsite(*key, graph.distances[[edge]])[0]
+            by_degree = [two_centre[pair.slot_degree == L] for L in range(max(pair.slots) + 1)]
+            H, S = (operators.block(values, block) for values in (operators.hamiltonian, operators.overlap))
+            shells = szv[key[0]].l, szv[key[1]].l
+            target = encode(H, S, mu, shifts[i], shifts[j], by_degree, graph.vectors[edge], *shells)
+            np.testing.assert_allclose(target, graph.offsite[key][row], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("vector", [(0, 0, 1.9), (0, 0, -1.9), (1.9, 0, 0), (-0.4, 1.2, -0.7)])
+def test_the_listing_has_the_edge_frames_of_the_codec(szv, vector):
+    """The poles, where one polar angle is a matter of choice, among them."""
+    pair, vector = pair_coupling(szv, 72, 8), np.array(vector, float)
+    n_i, n_j = szv[72].n_orbitals, szv[8].n_orbitals
+    H, nothing = np.random.default_rng(0).normal(size=(n_i, n_j)), np.zeros((n_i, n_j))
+    coupled = H.reshape(1, -1) @ pair.transform
+    expected = pair.rotate(coupled, edge_rotations(vector[None], max(pair.slots)))[0]
+    shifts, no_table = (np.zeros((n_i, n_i)), np.zeros((n_j, n_j))), np.zeros(max(pair.slots) + 1)
+    found = _listing()(H, nothing, 0.0, *shifts, no_table, vector, szv[72].l, szv[8].l)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def _anchors(text: str) -> set[str]:
+    """Anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    for target, _, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(#([^)]+))?\)", page.read_text()):
+        path = page.parent / target if target else page
+        assert path.exists(), target
+        assert not anchor or anchor in _anchors(path.read_text()), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_are_at_most_120_columns_wide(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    assert not [line for line in text.splitlines() if len(line) > 120 and not line.startswith("|")]

@@ -11,9 +11,9 @@ from hamscale.cli import main
 from hamscale.config import Network
 from hamscale.files import facts, read_table
 from hamscale.graph.reference import fit_reference, write_reference
+from hamscale.inputs.model_folder import save_model
+from hamscale.inputs.tensors import build_network
 from hamscale.operators import write_operators
-from hamscale.train.checkpoint import save_model
-from hamscale.train.tensors import build_network
 from helpers import SZV, hafnia, model_hamiltonian, rattled
 
 

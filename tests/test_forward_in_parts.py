@@ -4,10 +4,10 @@ import torch
 from ase import Atoms
 
 from hamscale.config import Network
-from hamscale.graph.dataset import structure_graph
+from hamscale.graph.graph import structure_graph
 from hamscale.graph.reference import fit_reference
-from hamscale.stream import forward_in_parts
-from hamscale.train.tensors import build_network, graph_inputs
+from hamscale.inputs.tensors import build_network, graph_inputs
+from hamscale.predict.in_parts import forward_in_parts
 from helpers import hafnia, model_hamiltonian
 
 CUTOFF = 5.0

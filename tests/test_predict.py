@@ -15,13 +15,14 @@ from hamscale.analysis.spectra import find_levels
 from hamscale.angular import edge_rotations
 from hamscale.cli import main
 from hamscale.config import Analysis, Network
-from hamscale.graph.dataset import structure_graph, training_graph
+from hamscale.graph.codec import BlockCodec
+from hamscale.graph.graph import structure_graph
 from hamscale.graph.reference import fit_reference, write_reference
+from hamscale.inputs.model_folder import load_model, save_model
+from hamscale.inputs.tensors import build_network
 from hamscale.operators import read_operators
-from hamscale.predict import assemble, predict
+from hamscale.predict import predict
 from hamscale.structures import wrap_as_cp2k, write_structure_file
-from hamscale.train.checkpoint import load_model, save_model
-from hamscale.train.tensors import build_network
 from hamscale.units import hartree_to_mev
 from helpers import hafnia, model_hamiltonian
 
@@ -52,7 +53,7 @@ def test_several_networks_predict_their_mean(model, tmp_path):
     np.testing.assert_allclose(together.operators().hamiltonian, np.mean(matrices, axis=0), atol=1e-13)
     assert np.abs(matrices[0] - matrices[1]).max() > 1e-6
     # blocks less the reference: their variance over networks is that of the blocks
-    variances = [np.var([p.onsite[z] for p in apart], axis=0, ddof=1).ravel() for z in apart[0].onsite]
+    variances = [np.var([p.blocks.onsite[z] for p in apart], axis=0, ddof=1).ravel() for z in apart[0].blocks.onsite]
     expected = hartree_to_mev(np.concatenate(variances).mean() ** 0.5)
     assert together.attributes["onsite_spread_mev"] == pytest.approx(expected, rel=1e-9)
     assert "onsite_spread_mev" not in apart[0].attributes
@@ -62,11 +63,11 @@ def test_targets_put_back_give_the_dft_hamiltonian(szv):
     """Gauge, reference, frames and coupling undone: what was taken apart is put together again."""
     operators = model_hamiltonian(hafnia(), szv)
     reference = fit_reference([operators, model_hamiltonian(hafnia(1), szv)], 6.0)
-    graph = training_graph(operators, reference)
-    back = assemble(graph, reference, graph.offsite, graph.onsite).operators()
+    graph = BlockCodec(reference).encode(operators)
+    back = BlockCodec(reference).decode(graph, graph.offsite, graph.onsite).operators()
     gauge = graph.attributes["gauge_hartree"]
     rows = {tuple(p): b for b, p in enumerate(operators.pairs.tolist())}
-    distances = np.linalg.norm(back.vectors(), axis=1)
+    distances = back.pairs.distances
     for b in np.flatnonzero(distances < 6.0):
         a = rows[tuple(back.pairs[b].tolist())]
         expected = operators.block(operators.hamiltonian, a) - gauge * operators.block(operators.overlap, a)
@@ -115,8 +116,8 @@ def test_prediction_is_hermitian_with_the_exact_overlap(model, szv):
 def test_a_file_written_in_pieces_holds_what_memory_holds(model, tmp_path, monkeypatch):
     prediction = predict(model, hafnia(6))
     expected = prediction.operators()
-    monkeypatch.setattr("hamscale.predict.STREAMED", len(expected.hamiltonian) // 7)
-    pieces = [span for span, *_ in prediction.pieces()]
+    monkeypatch.setattr("hamscale.graph.codec.VALUES_AT_ONCE", len(expected.hamiltonian) // 7)
+    pieces = [span for span, *_ in prediction.blocks.pieces()]
     assert len(pieces) > 5
     assert [p.stop for p in pieces[:-1]] == [p.start for p in pieces[1:]]
     prediction.write(tmp_path / "a.h5")
@@ -136,7 +137,7 @@ def test_reference_only_is_two_centre_and_what_the_crystal_field_does_to_bonds(m
     reference = read_reference(model / "reference.h5")
     coupling, field, rng = reference.coupling, reference.crystal_field, np.random.default_rng(0)
     field.tables = {z: [rng.normal(0, 0.01, t.shape) for t in tables] for z, tables in field.tables.items()}
-    operators = assemble(structure_graph(wrap_as_cp2k(hafnia(6)), reference.basis, 5.0), reference, {}, {}).operators()
+    operators = BlockCodec(reference).decode(structure_graph(wrap_as_cp2k(hafnia(6)), reference.basis, 5.0), {}, {}).operators()
     rest = operators.hamiltonian.copy()
     diagonal = {
         pair[0]: block for block, pair in enumerate(operators.pairs.tolist()) if pair[0] == pair[1] and not any(pair[2:])
@@ -169,7 +170,7 @@ def test_reference_only_is_two_centre_and_what_the_crystal_field_does_to_bonds(m
 
 def test_the_network_adds_to_the_reference_within_its_cutoff_only(model):
     whole, alone = (predict(model, hafnia(6), reference_only=alone).operators() for alone in (False, True))
-    far = np.repeat(np.linalg.norm(whole.vectors(), axis=1) >= 5.0, np.diff(whole.offsets))
+    far = np.repeat(whole.pairs.distances >= 5.0, np.diff(whole.offsets))
     assert np.abs((whole.hamiltonian - alone.hamiltonian)[far]).max() == 0
     assert np.abs((whole.hamiltonian - alone.hamiltonian)[~far]).max() > 1e-5
 
@@ -205,7 +206,7 @@ def test_band_edges_are_found_with_a_prediction(model, tmp_path):
 
 
 def test_band_edges_of_a_large_structure_are_left_to_clusters(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("hamscale.predict.LARGEST_DENSE", 10)
+    monkeypatch.setattr("hamscale.predict.prediction.LARGEST_DENSE", 10)
     predict(model, hafnia(6)).write(tmp_path / "a.h5")
     assert read_operators(tmp_path / "a.h5").attributes["metal"] == -1
     assert np.isnan(read_operators(tmp_path / "a.h5").attributes["mid_gap_hartree"])

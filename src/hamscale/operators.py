@@ -4,6 +4,7 @@ A block (i, j, R) is <i, cell 0 | H | j, cell R>. H(k) = sum_R exp(+2 pi i k.R) 
 lattice. Atoms are wrapped as CP2K wraps them, so that R means the same everywhere (docs/conventions.md).
 """
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from ase import Atoms
 
 from .basis import Basis, ElementBasis
 from .files import create_h5, open_h5
+from .pairs import PairList
 from .structures import GIVEN, given_cells
 
 SCHEMA = "operators/1"
@@ -29,7 +31,7 @@ LEVELS_UNKNOWN = -1  # the attribute `metal` of a file whose band edges are not 
 class Operators:
     """H and S of one structure on one set of atom pairs.
 
-    pairs    # (E, 5)  | i, j, Rx, Ry, Rz, sorted
+    pairs    # (E, 5)  | i, j, Rx, Ry, Rz, sorted: a PairList, or its table
     offsets  # (E+1,)  | block b is values[offsets[b]:offsets[b+1]], row-major, (n_i, n_j)
     hamiltonian  # (n,) | Hartree
     overlap  # (n,)    | 1
@@ -39,13 +41,15 @@ class Operators:
 
     atoms: Atoms
     basis: Basis
-    pairs: np.ndarray
+    pairs: PairList
     hamiltonian: np.ndarray
     overlap: np.ndarray
     attributes: dict = field(default_factory=dict)
     orbital_energies: tuple[np.ndarray, np.ndarray] | None = None
 
     def __post_init__(self):
+        if getattr(self.pairs, "atoms", None) is not self.atoms:
+            self.pairs = PairList(self.atoms, self.pairs)
         self.orbitals = self.basis.n_orbitals(self.atoms.numbers)  # (A,)
         sizes = self.orbitals[self.pairs[:, 0]] * self.orbitals[self.pairs[:, 1]]
         self.offsets = np.concatenate([[0], np.cumsum(sizes)])
@@ -64,17 +68,9 @@ class Operators:
     def n_electrons(self) -> int:
         return self.basis.n_electrons(self.atoms.numbers)
 
-    def vectors(self) -> np.ndarray:
-        """From atom i to atom j in cell R, Angstrom, (E, 3)."""
-        return pair_vectors(self.atoms, self.pairs)
-
     def block(self, values: np.ndarray, b: int) -> np.ndarray:
         i, j = self.pairs[b, :2]
         return values[self.offsets[b] : self.offsets[b + 1]].reshape(self.orbitals[i], self.orbitals[j])
-
-    def reverse(self) -> np.ndarray:
-        """Index of (j, i, -R) for every pair (i, j, R), (E,). Raises ValueError where one is missing."""
-        return reverse_pairs(self.pairs)
 
     def groups(self):
         """`group_by_species`: yields (z_i, z_j, block indices (G,), value indices (G, n_i * n_j)), a piece at a time."""
@@ -82,10 +78,10 @@ class Operators:
 
     def transposed(self, values: np.ndarray) -> np.ndarray:
         """The values of the adjoint matrix on the same pairs: block (i,j,R) holds block(j,i,-R)^T."""
-        reverse, result = self.reverse(), np.empty_like(values)
+        flipped, result = self.pairs.flipped_index, np.empty_like(values)
         for zi, zj, blocks, index in self.groups():
             shape = (-1, self.basis[zj].n_orbitals, self.basis[zi].n_orbitals)
-            source = self.offsets[reverse[blocks]][:, None] + np.arange(index.shape[1])
+            source = self.offsets[flipped[blocks]][:, None] + np.arange(index.shape[1])
             result[index] = values[source].reshape(shape).transpose(0, 2, 1).reshape(index.shape)
         return result
 
@@ -94,12 +90,12 @@ class Operators:
 
         Raises ValueError where a block lacks its transpose.
         """
-        reverse, error = self.reverse(), 0.0
+        flipped, error = self.pairs.flipped_index, 0.0
         for zi, zj, blocks, index in self.groups():
-            upper = blocks <= reverse[blocks]  # each pair of blocks once
+            upper = blocks <= flipped[blocks]  # each pair of blocks once
             shape = (-1, self.basis[zi].n_orbitals, self.basis[zj].n_orbitals)
             index = index[upper]
-            other = self.offsets[reverse[blocks[upper]]][:, None] + np.arange(index.shape[1])
+            other = self.offsets[flipped[blocks[upper]]][:, None] + np.arange(index.shape[1])
             block, adjoint = values[index].reshape(shape), values[other].reshape(-1, *shape[:0:-1]).transpose(0, 2, 1)
             error = max(error, float(np.abs(block - adjoint).max(initial=0.0)))
             mean = (block + adjoint) / 2
@@ -151,90 +147,16 @@ class Operators:
 
     def sorted(self) -> "Operators":
         """The same operators with their pairs in ascending order."""
-        order = np.argsort(pair_keys(self.pairs))
+        order = np.argsort(self.pairs.keys)
         sizes = np.diff(self.offsets)[order]
         starts = np.concatenate([[0], np.cumsum(sizes)])
         index = np.arange(starts[-1]) + np.repeat(self.offsets[:-1][order] - starts[:-1], sizes)
-        return replace(self, pairs=self.pairs[order], hamiltonian=self.hamiltonian[index], overlap=self.overlap[index])
+        return replace(self, pairs=self.pairs.take(order), hamiltonian=self.hamiltonian[index], overlap=self.overlap[index])
 
     def select(self, keep: np.ndarray) -> "Operators":
         """The same operators on some of the pairs; keep is a mask (E,)."""
         values = np.repeat(keep, np.diff(self.offsets))
-        return replace(self, pairs=self.pairs[keep], hamiltonian=self.hamiltonian[values], overlap=self.overlap[values])
-
-
-def pair_vectors(atoms: Atoms, pairs: np.ndarray) -> np.ndarray:
-    """From atom i to atom j in cell R, Angstrom, (E, 3); exactly minus the vector of the reversed pair, zero for (i, i, 0).
-
-    Exactly: the frame of a nearly polar edge depends on the last bit, and must be the reversed edge's turned by pi.
-    """
-    i, j, R = pairs[:, 0], pairs[:, 1], pairs[:, 2:]
-    positions, shift = atoms.positions, R @ np.asarray(atoms.cell)
-    # each order of summation is the negative of the other's; their mean is odd under reversal to the last bit
-    return ((positions[j] + shift - positions[i]) - (positions[i] - shift - positions[j])) / 2
-
-
-def rows_of_elements(numbers: np.ndarray) -> np.ndarray:
-    """Row of each atom among the atoms of its element, in their order, (A,)."""
-    rows = np.empty(len(numbers), np.int64)
-    for z in np.unique(numbers):
-        rows[numbers == z] = np.arange((numbers == z).sum())
-    return rows
-
-
-def is_onsite(pairs: np.ndarray) -> np.ndarray:
-    """Mask of the pairs (i, i, 0), (E,)."""
-    return (pairs[:, 0] == pairs[:, 1]) & ~pairs[:, 2:].any(1)
-
-
-def reversed_pairs(pairs: np.ndarray) -> np.ndarray:
-    """(j, i, -R) of every pair (i, j, R), (E, 5)."""
-    return np.column_stack([pairs[:, 1], pairs[:, 0], -pairs[:, 2:]])
-
-
-def canonical_pairs(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The lesser of each pair (i, j, R) and its reversed (j, i, -R), (E, 5), and the mask of the pairs that were turned, (E,)."""
-    partner = reversed_pairs(pairs)
-    differs = pairs != partner
-    column, row = differs.argmax(1), np.arange(len(pairs))
-    turned = partner[row, column] < pairs[row, column]
-    return np.where(turned[:, None], partner, pairs), turned
-
-
-def pair_keys(pairs: np.ndarray) -> np.ndarray:
-    """One integer per pair (i, j, R) that orders as the five numbers do, (E,): one array to sort or search instead of five."""
-    key = np.zeros(len(pairs), np.int64)
-    if len(pairs):
-        low = pairs.min(0)
-        span = pairs.max(0) - low + 1
-        for column in range(pairs.shape[1]):
-            key = key * span[column] + (pairs[:, column] - low[column])
-    return key
-
-
-def match_pairs(wanted: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Row of each wanted pair (i, j, R) among the sorted pairs, -1 where it is missing."""
-    if not len(pairs):
-        return np.full(len(wanted), -1)
-    key = pair_keys(np.concatenate([pairs, wanted]))
-    rows = np.minimum(np.searchsorted(key[: len(pairs)], key[len(pairs) :]), len(pairs) - 1)
-    return np.where(key[rows] == key[len(pairs) :], rows, -1)
-
-
-def reverse_pairs(pairs: np.ndarray) -> np.ndarray:
-    """Index of (j, i, -R) for every pair (i, j, R), (E,). Raises ValueError naming a pair whose partner is missing."""
-    order = np.lexsort(pairs.T[::-1])
-    partner = reversed_pairs(pairs)
-    partner_order = np.lexsort(partner.T[::-1])
-    wrong = np.flatnonzero((pairs[order] != partner[partner_order]).any(1))
-    if len(wrong):
-        i, j, *R = pairs[order[wrong[0]]].tolist()
-        raise ValueError(
-            f"block ({i}, {j}, {R}) or the one next to it has no transposed block (j, i, -R). Is the file complete?"
-        )
-    reverse = np.empty(len(pairs), np.int64)
-    reverse[partner_order] = order
-    return reverse
+        return replace(self, pairs=self.pairs.take(keep), hamiltonian=self.hamiltonian[values], overlap=self.overlap[values])
 
 
 def group_by_species(numbers, orbitals, pairs, offsets):
@@ -262,18 +184,25 @@ def write_operators(path, operators: Operators):
 
 
 def write_pieces(
-    path, atoms: Atoms, basis: Basis, pairs, pieces, attributes: dict, orbital_energies=None, schema: str = SCHEMA
+    path,
+    atoms: Atoms,
+    basis: Basis,
+    pairs,
+    pieces,
+    attributes: dict | Callable[[], dict],
+    orbital_energies=None,
+    schema: str = SCHEMA,
 ):
     """Write `operators/1`, or a shard of it, atomically, from an iterable of (slice of the values, H in Hartree, S): one piece in memory at a time.
 
-    attributes are taken when all pieces are written, so that what makes the pieces may add to them.
+    attributes: a dict, or a function that gives it when all pieces are written.
     """
     sizes = np.prod(basis.n_orbitals(atoms.numbers)[pairs[:, :2]], axis=1)
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     with create_h5(path, schema) as file:
         write_structure(file, atoms)
         write_basis(file, basis)
-        file["pairs"] = pairs.astype(np.int32)
+        file["pairs"] = np.asarray(pairs, np.int32)
         file["offsets"] = offsets.astype(np.int64)
         for name, unit in (("hamiltonian", "Hartree"), ("overlap", "1")):
             file.create_dataset(name, (offsets[-1],), float).attrs["unit"] = unit
@@ -282,7 +211,7 @@ def write_pieces(
         if orbital_energies:
             file["orbital_energies/kpoints"], file["orbital_energies/energies"] = orbital_energies
             file["orbital_energies/energies"].attrs["unit"] = "Hartree"
-        file.attrs.update(attributes)
+        file.attrs.update(attributes() if callable(attributes) else attributes)
 
 
 def join_shards(path, shards: list[Path], attributes: dict):
@@ -352,7 +281,7 @@ def _named(path):
 
 @contextmanager
 def open_operators(path):
-    """Open `operators/1` and check all of it but the values: yields (file, atoms, basis, pairs (E, 5) as they stand).
+    """Open `operators/1` and check all of it but the values: yields (file, atoms, basis, PairList as it stands).
 
     Raises ValueError, with the path, if the file is missing, cut short, of another schema, has blocks that do not fit the
     basis, lacks a unit, or lacks the transposed block of a pair.
@@ -363,12 +292,13 @@ def open_operators(path):
             for name, unit in (("hamiltonian", "Hartree"), ("overlap", "1")):
                 if (found := file[name].attrs.get("unit")) != unit:
                     raise ValueError(f"{name} has unit {found!r}, expected {unit!r}.")
-            atoms, basis, pairs = read_structure(file), read_basis(file), file["pairs"][:].astype(np.int64)
+            atoms, basis, pairs = read_structure(file), read_basis(file), file["pairs"][:]
+            pairs = PairList(atoms, pairs)
             sizes = np.prod(basis.n_orbitals(atoms.numbers)[pairs[:, :2]], axis=1)
             if not np.array_equal(file["offsets"], np.concatenate([[0], np.cumsum(sizes)])):
                 raise ValueError("/offsets do not fit the basis. Was the basis of this file changed?")
-            reverse_pairs(pairs)
-            if not file["pairs"].is_virtual and (np.diff(pair_keys(pairs)) <= 0).any():
+            _ = pairs.flipped_index  # all are there
+            if not file["pairs"].is_virtual and (np.diff(pairs.keys) <= 0).any():
                 raise ValueError("/pairs are not sorted by i, j, R.")
         yield file, atoms, basis, pairs
 

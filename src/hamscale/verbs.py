@@ -149,11 +149,12 @@ def reference(material: Path, operators: list[Path], out: Path):
 
 def graph(reference: Path, operators: Path, out: Path):
     """Build the graph of a structure with its targets."""
-    from .graph.dataset import training_graph, write_graph
+    from .graph.codec import BlockCodec
+    from .graph.graph import write_graph
     from .graph.reference import read_reference
     from .operators import read_operators
 
-    result = training_graph(read_operators(operators), read_reference(reference))
+    result = BlockCodec(read_reference(reference)).encode(read_operators(operators))
     print(
         f"{len(result.atoms)} atoms, {len(result.edges)} edges, {result.attributes['outside_fraction']:.2%} of sum |H| outside"
     )
@@ -229,7 +230,7 @@ def train(
 
 def join(networks: list[Path], out: Path):
     """Make one model of networks that differ in their seeds alone: its prediction is their mean."""
-    from .train.checkpoint import join as run
+    from .inputs.model_folder import join as run
 
     run(networks, out)
 

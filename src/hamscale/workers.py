@@ -1,7 +1,7 @@
 """Dense matrices on one thread each, side by side in processes.
 
 BLAS shares a matrix of some hundred orbitals among threads that wait for each other by spinning. Alone they gain little; beside another
-busy process, each waits for one that is not running: 25 to 35 times the CPU time (measured: docs/method.md). So a matrix is worked on by
+busy process, each waits for one that is not running: 25 to 35 times the CPU time (benchmarks/threads.py). So a matrix is worked on by
 one thread, unless it is large, and k-points and clusters are shared among processes.
 """
 

@@ -13,8 +13,8 @@ from hamscale.analysis.errors import (
     error_by_pair,
     error_summary,
     hamiltonian_decay,
-    match_pairs,
 )
+from hamscale.pairs import find_pairs
 from hamscale.units import hartree_to_mev, mev_to_hartree
 from helpers import rattled
 
@@ -29,7 +29,7 @@ def noise(dft):
 
 
 def distances(operators):
-    return np.linalg.norm(operators.vectors(), axis=1)
+    return operators.pairs.distances
 
 
 def slow_blocks(dft, predicted, cutoff):
@@ -113,8 +113,8 @@ def test_pairs_are_found_as_by_a_dictionary():
     pairs = np.unique(rng.integers(-3, 4, (200, 5)), axis=0)
     wanted = rng.integers(-4, 5, (300, 5))
     rows = {tuple(p): row for row, p in enumerate(pairs.tolist())}
-    assert match_pairs(wanted, pairs).tolist() == [rows.get(tuple(w), -1) for w in wanted.tolist()]
-    assert (match_pairs(wanted, pairs[:0]) == -1).all()
+    assert find_pairs(wanted, pairs).tolist() == [rows.get(tuple(w), -1) for w in wanted.tolist()]
+    assert (find_pairs(wanted, pairs[:0]) == -1).all()
 
 
 def test_errors_say_what_differs(dft):

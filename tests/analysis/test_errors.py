@@ -22,7 +22,7 @@ def test_errors_are_means_over_elements_done_slowly(dft):
     noise = np.random.default_rng(0).normal(0, mev_to_hartree(5.0), len(dft.hamiltonian))
     predicted = _changed(dft, dft.hamiltonian + noise)
     mu = errors.align_gauge(dft, predicted)
-    distances = np.linalg.norm(dft.vectors(), axis=1)
+    distances = dft.pairs.distances
     sums = {"onsite": [], "offsite": []}
     for b, d in enumerate(distances):
         if d < 6.0:
@@ -41,7 +41,7 @@ def test_errors_are_means_over_elements_done_slowly(dft):
 
 
 def test_a_block_that_one_side_lacks_is_zero(dft):
-    keep = np.linalg.norm(dft.vectors(), axis=1) < 3.0
+    keep = dft.pairs.distances < 3.0
     less = dft.select(keep)
     lost = errors.error_summary(errors.block_errors(dft, less, 6.0))
     gained = errors.error_summary(errors.block_errors(less, dft, 6.0))
@@ -69,7 +69,7 @@ def test_other_structures_and_bases_are_refused(dft, szv):
 def test_decay_lists_each_pair_of_blocks_once(dft):
     table = errors.hamiltonian_decay(dft)
     assert set(table["pair"]) == {"Hf-Hf", "Hf-O", "O-O"}
-    offsite = (np.linalg.norm(dft.vectors(), axis=1) > 1e-9).sum()
+    offsite = (dft.pairs.distances > 1e-9).sum()
     hetero = (table["pair"] == "Hf-O").sum()
     assert len(table) + hetero == offsite
     assert (table["max_abs_h_mev"] >= table["mean_abs_h_mev"]).all()

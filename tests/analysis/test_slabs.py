@@ -7,9 +7,9 @@ import pytest
 from ase.build import bulk
 
 from hamscale.analysis.slabs import atom_potentials, slab_errors, slab_table
-from hamscale.graph.dataset import structure_graph
+from hamscale.graph.codec import BlockCodec
+from hamscale.graph.graph import structure_graph
 from hamscale.graph.reference import fit_reference
-from hamscale.predict import assemble
 from hamscale.units import ev_to_hartree
 from helpers import SZV, basis_of, hafnia, model_hamiltonian, rattled
 
@@ -79,7 +79,7 @@ def test_the_reference_of_short_cells_has_no_false_potential_in_a_long_one():
     atoms.positions[middle] += np.random.default_rng(0).normal(0, 0.1, (24, 3))
     exact = model_hamiltonian(rattled(atoms, 0, 0.0), basis)
     graph = structure_graph(exact.atoms, basis, reference.cutoff_angstrom)
-    predicted = assemble(graph, reference, {}, {}).operators()
+    predicted = BlockCodec(reference).decode(graph, {}, {}).operators()
     table = slab_table(exact, predicted, predicted, 5.5)
     assert len(table) == 9
     assert slab_errors(table)["slab_error_ev"] < 0.1

@@ -90,7 +90,7 @@ def test_h_and_s_turn_with_the_molecule(runs, rotation):
 def test_two_centre_integrals_are_cp2k_overlap(runs, name):
     directory, basis, atoms = runs[name]
     operators = read_run(directory, atoms, basis)
-    table, vectors = overlap_table(basis), operators.vectors()
+    table, vectors = overlap_table(basis), operators.pairs.vectors
     worst = max(
         np.abs(table.blocks(a, b, vectors[k]) - operators.overlap[index]).max() for a, b, k, index in operators.groups()
     )

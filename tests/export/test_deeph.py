@@ -57,7 +57,7 @@ def dense_cells(blocks: dict, orbitals: np.ndarray) -> dict:
 def same(ours, back, order):
     """The operators `back`, whose atom a is ours[order[a]], are ours."""
     assert np.array_equal(back.atoms.numbers, ours.atoms.numbers[order])
-    np.testing.assert_allclose(back.vectors()[:5], _vectors(ours, order, back.pairs[:5]), atol=1e-9)
+    np.testing.assert_allclose(back.pairs.vectors[:5], _vectors(ours, order, back.pairs[:5]), atol=1e-9)
     rows = {tuple(pair): b for b, pair in enumerate(ours.pairs.tolist())}
     assert len(back.pairs) == len(ours.pairs)
     for b, (i, j, *R) in enumerate(back.pairs.tolist()):

@@ -145,7 +145,7 @@ def test_what_lies_beyond_neighbouring_blocks_is_dropped_and_told(wire, tmp_path
 
 def test_blocks_without_a_loss_are_found(wire, tmp_path):
     """Blocks of one long cell: none of them couples beyond its neighbours; those of half the length do."""
-    path = written(tmp_path, wire.select(np.linalg.norm(wire.vectors(), axis=1) < 5.0))
+    path = written(tmp_path, wire.select(wire.pairs.distances < 5.0))
     lines = export(path, "quatrex", tmp_path / "out", transport="c", allow_mismatch=True)
     assert sum("is zero" in line for line in lines) == 2
     blocks = len(tomllib.loads((tmp_path / "out" / "device.toml").read_text())["device"]["block_size"])
@@ -192,7 +192,7 @@ def device():
 def of_short_reach(atoms, folder):
     """H and S of a structure in a file, blocks within 5 A."""
     operators = model_hamiltonian(wrap_as_cp2k(atoms), basis_of(Si=SZV))
-    return written(folder, operators.select(np.linalg.norm(operators.vectors(), axis=1) < 5.0))
+    return written(folder, operators.select(operators.pairs.distances < 5.0))
 
 
 @pytest.fixture(scope="module")

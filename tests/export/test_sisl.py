@@ -9,7 +9,6 @@ import pytest
 from hamscale.angular import real_spherical_harmonics
 from hamscale.export import export, siesta
 from hamscale.export.stream import stored
-from hamscale.operators import is_onsite
 from hamscale.units import HARTREE_IN_EV
 from helpers import KPOINTS, bands_hartree, written
 
@@ -84,7 +83,7 @@ def test_orbitals_are_those_of_sisl_with_its_signs(dft, tmp_path):
         hamiltonian = siesta.hamiltonian(file)
     orbitals = [orbital for atom in hamiltonian.geometry.atoms for orbital in atom]
     signs = np.array([(-1) ** orbital.m for orbital in orbitals])
-    b = int(np.flatnonzero(is_onsite(dft.pairs))[0])
+    b = int(np.flatnonzero(dft.pairs.onsite)[0])
     n = dft.orbitals[0]
     ours = dft.block(dft.hamiltonian, b) * HARTREE_IN_EV
     theirs = hamiltonian.tocsr(0)[:n, :n].toarray()

@@ -10,7 +10,7 @@ from hamscale.graph import crystal_field
 from hamscale.graph.coupling import Coupling
 from hamscale.graph.crystal_field import CrystalField, Ions, densities, onsite_blocks
 from hamscale.graph.crystal_field_fit import fit_crystal_field
-from hamscale.graph.dataset import structure_graph
+from hamscale.graph.graph import structure_graph
 from helpers import hafnia, model_hamiltonian, rotated, silicon
 
 CUTOFF, NEAR = 5.0, 4.5
@@ -125,7 +125,7 @@ def test_densities_are_the_sum_over_neighbours_and_turn_with_the_structure(szv):
     # one atom, one element, the plain definition
     i, z = 2, 8
     expected = np.zeros((25, n_knots))
-    for (a, b), v in zip(graph.edges[:, :2], graph.vectors):
+    for (a, b), v in zip(graph.edges[:, :2], graph.edges.vectors):
         if a == i and atoms.numbers[b] == z:
             d, u = np.linalg.norm(v), np.linalg.norm(v) / CUTOFF
             hats = np.maximum(0, 1 - np.abs(d / CUTOFF * n_knots - np.arange(n_knots)))

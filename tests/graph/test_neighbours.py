@@ -5,7 +5,7 @@ from ase import Atoms
 from ase.neighborlist import neighbor_list
 
 from hamscale.graph.neighbours import edges_within
-from hamscale.operators import pair_vectors
+from hamscale.pairs import PairList, flip
 from helpers import hafnia
 
 CASES = {
@@ -29,14 +29,14 @@ def test_edges_are_those_of_ase(atoms, cutoff):
 def test_vector_of_the_reversed_edge_is_the_negative_to_the_last_bit():
     atoms = hafnia(4)
     edges = edges_within(atoms, 8.0)
-    vectors = pair_vectors(atoms, edges)
-    backwards = pair_vectors(atoms, np.column_stack([edges[:, 1], edges[:, 0], -edges[:, 2:]]))
+    vectors = edges.vectors
+    backwards = PairList(atoms, flip(edges.table)).vectors
     assert np.array_equal(vectors, -backwards)
     assert (np.linalg.norm(vectors, axis=1) < 8.0).all()
 
 
 def test_no_edges():
-    assert edges_within(Atoms("H", cell=[9] * 3, pbc=True), 2.0).shape == (0, 5)
+    assert np.asarray(edges_within(Atoms("H", cell=[9] * 3, pbc=True), 2.0)).shape == (0, 5)
 
 
 def test_atoms_too_close_are_refused():
@@ -47,7 +47,7 @@ def test_atoms_too_close_are_refused():
 def test_the_cutoff_is_strict_to_the_last_bit():
     """A neighbour at exactly the cutoff is no edge, whatever way the sum of its vector rounds."""
     atoms = ase.build.bulk("Si", "diamond", a=5.431)
-    lengths = np.unique(np.linalg.norm(pair_vectors(atoms, edges_within(atoms, 9.0)), axis=1))
+    lengths = np.unique(edges_within(atoms, 9.0).distances)
     for cutoff in lengths:
         edges = edges_within(atoms, cutoff)
-        assert (np.linalg.norm(pair_vectors(atoms, edges), axis=1) < cutoff).all()
+        assert (edges.distances < cutoff).all()

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from hamscale.graph.codec import BlockCodec
 from hamscale.graph.crystal_field import Ions
-from hamscale.graph.dataset import read_graph, training_graph, write_graph
+from hamscale.graph.graph import read_graph, write_graph
 from hamscale.graph.reference import fit_reference, read_reference, write_reference
 from hamscale.units import mev_to_hartree
 from helpers import DZVP, SZV, basis_of, hafnia, model_hamiltonian, silicon
@@ -27,7 +28,7 @@ def _shifted(operators, mu):
 def test_a_gauge_shift_of_a_structure_changes_no_target(structures, reference):
     """H and H + mu S are the same physics: mu is found, and targets do not move."""
     mu = mev_to_hartree(170.0)
-    plain, shifted = (training_graph(o, reference) for o in (structures[0], _shifted(structures[0], mu)))
+    plain, shifted = (BlockCodec(reference).encode(o) for o in (structures[0], _shifted(structures[0], mu)))
     assert shifted.attributes["gauge_hartree"] - plain.attributes["gauge_hartree"] == pytest.approx(mu, abs=1e-12)
     for key in plain.offsite:
         assert np.abs(plain.offsite[key] - shifted.offsite[key]).max() < 1e-12
@@ -45,16 +46,18 @@ def test_a_two_centre_hamiltonian_is_learnt_exactly_but_for_interpolation(szv):
 
     operators = [model_hamiltonian(hafnia(seed), szv) for seed in range(6)]
     operators = [replace(o, hamiltonian=0.5 * o.overlap.copy()) for o in operators]
-    graph = training_graph(operators[0], fit_reference(operators, 6.0))
+    graph = BlockCodec(fit_reference(operators, 6.0)).encode(operators[0])
     total = np.abs(operators[0].hamiltonian).mean()
     assert graph.attributes["baseline_mae_hartree"] < 0.02 * total
 
 
 def test_targets_are_of_the_order_of_their_scale(structures, reference):
-    graph = training_graph(structures[1], reference)
+    graph = BlockCodec(reference).encode(structures[1])
     ratios = []
     for (a, b), target in graph.offsite.items():
-        scale = reference.offsite_scale(a, b, graph.distances[graph.edges_of(a, b)])[:, reference.coupling[a, b].slot]
+        scale = reference.offsite_scale(a, b, graph.edges.distances[graph.edges.between(a, b)])[
+            :, reference.coupling[a, b].slot
+        ]
         ratios.append((target / scale).ravel())
     assert 0.3 < np.sqrt(np.mean(np.concatenate(ratios) ** 2)) < 3
 
@@ -68,8 +71,8 @@ def test_charges_are_kept_with_the_reference(structures, tmp_path):
         assert np.array_equal(getattr(back.crystal_field, name), getattr(fitted.crystal_field, name))
     assert np.array_equal(back.crystal_field.charges, [[-2.0], [4.0]])
     assert back.longest_cell_angstrom == fitted.longest_cell_angstrom > 3
-    for key, target in training_graph(structures[1], fitted).onsite.items():
-        assert np.array_equal(training_graph(structures[1], back).onsite[key], target)
+    for key, target in BlockCodec(fitted).encode(structures[1]).onsite.items():
+        assert np.array_equal(BlockCodec(back).encode(structures[1]).onsite[key], target)
 
 
 def test_files_read_back_the_same(structures, reference, tmp_path):
@@ -80,7 +83,7 @@ def test_files_read_back_the_same(structures, reference, tmp_path):
             assert np.array_equal(getattr(back.crystal_field, name)[z], values)
     for z, tables in reference.crystal_field.tables.items():
         assert all(np.array_equal(a, b) for a, b in zip(back.crystal_field.tables[z], tables, strict=True))
-    graph = training_graph(structures[0], back)
+    graph = BlockCodec(back).encode(structures[0])
     write_graph(tmp_path / "g.h5", graph)
     again = read_graph(tmp_path / "g.h5")
     assert np.array_equal(again.edges, graph.edges)
@@ -92,7 +95,7 @@ def test_files_read_back_the_same(structures, reference, tmp_path):
 def test_share_outside_the_cutoff_is_recorded(structures):
     shares = [fit_reference(structures, r).attributes["outside_fraction"] for r in (4.0, 6.0, 8.0)]
     operators = structures[0]
-    distances = np.linalg.norm(operators.vectors(), axis=1)
+    distances = operators.pairs.distances
     outside = np.repeat(distances >= 4.0, np.diff(operators.offsets))
     one = fit_reference([operators], 4.0).attributes["outside_fraction"]
     assert one == pytest.approx(np.abs(operators.hamiltonian[outside]).sum() / np.abs(operators.hamiltonian).sum())
@@ -102,7 +105,7 @@ def test_share_outside_the_cutoff_is_recorded(structures):
 def test_auto_cutoff_is_the_reach_of_h_at_the_threshold(structures):
     reference = fit_reference(structures[:1], "auto", 1e-3)
     operators = structures[0]
-    distances = np.linalg.norm(operators.vectors(), axis=1)
+    distances = operators.pairs.distances
     beyond = distances >= reference.cutoff_angstrom
     largest = np.maximum.reduceat(np.abs(operators.hamiltonian), operators.offsets[:-1])
     assert largest[beyond].max() <= 1e-3 < largest[distances > reference.cutoff_angstrom - 1e-4].max()
@@ -117,8 +120,8 @@ def test_what_does_not_belong_together_is_refused(structures, reference):
     with pytest.raises(ValueError, match="in different bases: O"):
         fit_reference([structures[0], model_hamiltonian(hafnia(), basis_of(Hf=SZV, O=DZVP))], 6.0)
     with pytest.raises(ValueError, match="no basis for element Si"):
-        training_graph(model_hamiltonian(silicon(), basis_of(Si=SZV)), reference)
+        BlockCodec(reference).encode(model_hamiltonian(silicon(), basis_of(Si=SZV)))
     with pytest.raises(ValueError, match="differs from that of the reference"):
-        training_graph(model_hamiltonian(hafnia(), basis_of(Hf=SZV, O=DZVP)), reference)
+        BlockCodec(reference).encode(model_hamiltonian(hafnia(), basis_of(Hf=SZV, O=DZVP)))
     with pytest.raises(ValueError, match="no training structure"):
         fit_reference([], 6.0)

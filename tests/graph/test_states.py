@@ -7,12 +7,13 @@ import pytest
 import torch
 from scipy.linalg import eigh
 
-from hamscale.graph.dataset import read_graph, training_graph, write_graph
+from hamscale.graph.codec import BlockCodec
+from hamscale.graph.graph import read_graph, write_graph
 from hamscale.graph.reference import fit_reference
 from hamscale.graph.states import directions, eigenvalue_directions
+from hamscale.inputs.ranks import rank_example
+from hamscale.inputs.tensors import differences_mev
 from hamscale.parallel.env import World
-from hamscale.train.ranks import my_part
-from hamscale.train.tensors import differences_mev
 from helpers import hafnia, model_hamiltonian
 
 CUTOFF = 5.0
@@ -25,10 +26,10 @@ def case(szv):
     reference = fit_reference([operators, model_hamiltonian(hafnia(1), szv)], CUTOFF)
     error = np.random.default_rng(0).normal(size=len(operators.hamiltonian))
     error = (error + operators.transposed(error)) / 2
-    distances = np.linalg.norm(operators.vectors(), axis=1)
+    distances = operators.pairs.distances
     error[np.repeat(distances >= CUTOFF, np.diff(operators.offsets))] = 0
     wrong = replace(operators, hamiltonian=operators.hamiltonian + 1e-8 * error)
-    return operators, wrong, training_graph(operators, reference), training_graph(wrong, reference)
+    return operators, wrong, BlockCodec(reference).encode(operators), BlockCodec(reference).encode(wrong)
 
 
 def product(of_direction, a, b) -> float:
@@ -42,7 +43,7 @@ def test_a_direction_gives_the_first_order_shift_of_eigenvalues(case, k):
     k, gauge = np.array(k), of_wrong.attributes["gauge_hartree"] - graph.attributes["gauge_hartree"]
     (H, S), (W, _) = operators.at_k(k), wrong.at_k(k)
     (before, v), after = eigh(H, S), eigh(W, S, eigvals_only=True)
-    far = np.repeat(np.linalg.norm(operators.vectors(), axis=1) >= CUTOFF, np.diff(operators.offsets))
+    far = np.repeat(operators.pairs.distances >= CUTOFF, np.diff(operators.offsets))
     within = replace(operators, overlap=np.where(far, 0, operators.overlap)).at_k(k)[1]
     for n in (3, 11):
         signs = np.zeros(n + 1)
@@ -61,7 +62,7 @@ def test_directions_are_in_the_order_of_a_graph_that_was_a_file(case, tmp_path):
     write_graph(tmp_path / "graph.h5", graph)
     found = []
     for of in (graph, read_graph(tmp_path / "graph.h5")):
-        part = my_part(of, reference, 2, torch.float64, 500, World(), 1, operators=operators, directions=3)
+        part = rank_example(of, reference, 2, torch.float64, 500, World(), 1, operators=operators, directions=3)
         zero = tuple({key: torch.zeros_like(v) for key, v in targets.items()} for targets in (part.offsite, part.onsite))
         found.append(sum(a @ d for a, d in zip(part.directions, differences_mev(zero, part))))
     torch.testing.assert_close(found[0], found[1])

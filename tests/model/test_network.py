@@ -1,5 +1,7 @@
 """Symmetries of the network, each to rounding: rotation, translation, permutation, exchange of the two ends of an edge."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,10 @@ from ase import Atoms
 
 from hamscale.angular import rotation_matrix
 from hamscale.config import Network
-from hamscale.graph.dataset import structure_graph
+from hamscale.graph.codec import BlockCodec
+from hamscale.graph.graph import structure_graph
 from hamscale.graph.reference import fit_reference
-from hamscale.predict import assemble
-from hamscale.train.tensors import build_network, graph_inputs
+from hamscale.inputs.tensors import build_network, graph_inputs
 from helpers import DZVP, basis_of, hafnia, model_hamiltonian, rotated
 
 CUTOFF = 5.0
@@ -49,12 +51,15 @@ def hamiltonian(network, reference, atoms, dtype, **options):
     with torch.no_grad():
         offsite, onsite = network.to(dtype)(graph_inputs(graph, reference, network.lmax, dtype, **options))
     elements = sorted(reference.basis)
-    return assemble(
-        graph,
-        reference,
-        {(elements[i], elements[j]): v.double().numpy() for (i, j), v in offsite.items()},
-        {elements[s]: v.double().numpy() for s, v in onsite.items()},
-    ).operators()
+    return (
+        BlockCodec(reference)
+        .decode(
+            graph,
+            {(elements[i], elements[j]): v.double().numpy() for (i, j), v in offsite.items()},
+            {elements[s]: v.double().numpy() for s, v in onsite.items()},
+        )
+        .operators()
+    )
 
 
 def scale_of(operators):
@@ -111,8 +116,8 @@ def test_hamiltonian_is_hermitian(network, reference, make):
     graph = structure_graph(make(3), reference.basis, CUTOFF)
     with torch.no_grad():
         offsite, onsite = network.double()(graph_inputs(graph, reference, network.lmax, torch.float64))
-    operators = assemble(
-        graph, reference,
+    operators = BlockCodec(reference).decode(
+        graph,
         {(sorted(reference.basis)[i], sorted(reference.basis)[j]): v.numpy() for (i, j), v in offsite.items()},
         {sorted(reference.basis)[s]: v.numpy() for s, v in onsite.items()},
     ).operators()  # fmt: skip
@@ -152,8 +157,7 @@ def test_far_apart_structures_do_not_see_each_other(network, reference):
     field = reference.crystal_field.of_graph(structure_graph(atoms, reference.basis, CUTOFF))
     results = []
     for x in (atoms, moved):
-        graph = structure_graph(x, reference.basis, CUTOFF)
-        graph.crystal_field = field
+        graph = replace(structure_graph(x, reference.basis, CUTOFF), crystal_field=field)
         with torch.no_grad():
             offsite, onsite = network.double()(graph_inputs(graph, reference, network.lmax, torch.float64))
         results.append([*offsite.values(), *onsite.values()])

@@ -1,5 +1,7 @@
 """The fast network against the slow one: outputs to 1e-12, all gradients to 1e-10, float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,10 @@ from ase import Atoms
 from slow_network import SlowNetwork
 
 from hamscale.config import Network
-from hamscale.graph.dataset import structure_graph
+from hamscale.graph.graph import structure_graph
 from hamscale.graph.reference import fit_reference
+from hamscale.inputs.tensors import build_network, graph_inputs
 from hamscale.model.rotations import EdgeRotations
-from hamscale.train.tensors import build_network, graph_inputs
 from helpers import hafnia, model_hamiltonian
 
 CUTOFF = 3.6
@@ -50,11 +52,12 @@ def fast_and_slow(reference, size, atoms, chunk=20):
     for parameter in network.parameters():  # biases and scales at their initial 0 and 1 would hide errors
         parameter.data += 0.1 * torch.randn_like(parameter)
     graph = structure_graph(atoms, reference.basis, CUTOFF)
-    random, field = np.random.default_rng(2), reference.crystal_field
+    random, field, crystal_field = np.random.default_rng(2), reference.crystal_field, {}
     for z in np.unique(atoms.numbers).tolist():
         pair = field.coupling[z, z]
-        graph.crystal_field[z] = 1e-3 * random.normal(size=(len(graph.atoms_of(z)), pair.size))
-        graph.crystal_field[z][:, pair.zero_order] += field.centre[z]
+        crystal_field[z] = 1e-3 * random.normal(size=(len(graph.atoms_of(z)), pair.size))
+        crystal_field[z][:, pair.zero_order] += field.centre[z]
+    graph = replace(graph, crystal_field=crystal_field)
     return network, graph, graph_inputs(graph, reference, network.lmax, torch.float64, chunk)
 
 
@@ -68,7 +71,7 @@ def loss(outputs):
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"lmax {s['lmax']}, {s['layers']} layers")
 def test_outputs_and_gradients_are_those_of_the_slow_network(reference, size, recompute):
     network, graph, inputs = fast_and_slow(reference, size, structure())
-    slow = SlowNetwork(network)(inputs, graph.vectors)
+    slow = SlowNetwork(network)(inputs, graph.edges.vectors)
     fast = network(inputs, recompute=recompute)
     for a, b in zip(fast, slow):
         assert a.keys() == b.keys()
@@ -146,7 +149,7 @@ def test_gradient_with_respect_to_positions_is_that_of_differences_of_energies(r
 
     def energy(displacements):
         i, j = torch.from_numpy(graph.edges[:, 0]), torch.from_numpy(graph.edges[:, 1])
-        vectors = torch.from_numpy(graph.vectors) + displacements[j] - displacements[i]
+        vectors = torch.from_numpy(graph.edges.vectors) + displacements[j] - displacements[i]
         inputs.distances, inputs.rotations = vectors.norm(dim=1), EdgeRotations.apply(vectors, network.lmax)
         offsite, onsite = network(inputs)
         # the squares of offsite components do not change when a frame turns about its edge
@@ -155,7 +158,7 @@ def test_gradient_with_respect_to_positions_is_that_of_differences_of_energies(r
     displacements = torch.zeros(len(graph.atoms), 3, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(energy(displacements), displacements)
     assert torch.isfinite(gradient).all()
-    along_z = np.hypot(*graph.vectors[:, :2].T) == 0
+    along_z = np.hypot(*graph.edges.vectors[:, :2].T) == 0
     assert along_z.sum() == 4
     rng, h = np.random.default_rng(0), 1e-5
     for atom in range(len(graph.atoms)):

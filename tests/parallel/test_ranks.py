@@ -9,17 +9,18 @@ from ase import Atoms
 from ranks import on_ranks
 
 from hamscale.config import Network
-from hamscale.graph.dataset import training_graph
+from hamscale.graph.codec import BlockCodec
 from hamscale.graph.reference import fit_reference, write_reference
+from hamscale.inputs.model_folder import load_model, save_model
+from hamscale.inputs.ranks import rank_example
+from hamscale.inputs.tensors import build_network, differences_mev
 from hamscale.operators import read_operators
 from hamscale.parallel.env import World
 from hamscale.parallel.exchange import CupyExchange
 from hamscale.partition import partition
 from hamscale.predict import predict
-from hamscale.train.checkpoint import load_model, save_model
+from hamscale.train.loop import sum_gradients
 from hamscale.train.loss import eigenvalue_error, l1_l2
-from hamscale.train.ranks import my_part, sum_gradients
-from hamscale.train.tensors import build_network, differences_mev
 from helpers import WATER, hafnia, model_hamiltonian, rattled
 
 CUTOFF, LAYERS, CHANNELS, LMAX = 5.0, 3, 4, 4
@@ -54,7 +55,7 @@ def cases(tmp_path_factory, szv):
         network = build_network(settings, reference).double()
         save_model(folder / "model", [network.state_dict()], settings.model_dump(), folder / "fitted.h5", {})
         operators = model_hamiltonian(atoms, basis)
-        result[name] = folder, reference, training_graph(operators, reference), operators
+        result[name] = folder, reference, BlockCodec(reference).encode(operators), operators
     return result
 
 
@@ -65,7 +66,7 @@ def step(world: World, cases: dict, out):
         (network,), _ = load_model(folder / "model")
         network = network.double()
         more = {"operators": operators, "directions": 3}
-        part = my_part(graph, reference, network.lmax, torch.float64, 200, world, world.size, **more)
+        part = rank_example(graph, reference, network.lmax, torch.float64, 200, world, world.size, **more)
         differences = differences_mev(network(part.inputs, part.exchange), part)
         loss = sum(l1_l2(d, 10.0, n) for d, n in zip(differences, part.counts))
         loss = loss + 0.3 * eigenvalue_error(sum(a @ d for a, d in zip(part.directions, differences)), world)
@@ -126,7 +127,7 @@ def two_groups(world: World, cases: dict):
     _, reference, graph, _ = cases[names[world.rank // 2]]
     torch.manual_seed(1)
     network = load_model(cases["crystal"][0] / "model")[0][0].double()
-    part = my_part(graph, reference, network.lmax, torch.float64, 200, world, 2)
+    part = rank_example(graph, reference, network.lmax, torch.float64, 200, world, 2)
     sum(d.abs().sum() for d in differences_mev(network(part.inputs, part.exchange), part)).backward()
     sum_gradients(network, world)
     return {n: p.grad.numpy() for n, p in network.named_parameters()}
@@ -136,7 +137,7 @@ def test_several_structures_at_once_with_several_ranks_each(cases):
     network = load_model(cases["crystal"][0] / "model")[0][0].double()
     for name in ("crystal", "small cell"):
         _, reference, graph, _ = cases[name]
-        part = my_part(graph, reference, network.lmax, torch.float64, 200, World(), 1)
+        part = rank_example(graph, reference, network.lmax, torch.float64, 200, World(), 1)
         sum(d.abs().sum() for d in differences_mev(network(part.inputs, part.exchange), part)).backward()
     for result in on_ranks(4, two_groups, cases):
         for name, p in network.named_parameters():

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from hamscale.cli import main
 from hamscale.config import Model
-from hamscale.graph.dataset import read_graph, training_graph, write_graph
+from hamscale.graph.codec import BlockCodec
+from hamscale.graph.graph import read_graph, write_graph
 from hamscale.graph.reference import fit_reference, write_reference
 from hamscale.parallel.env import World
 from hamscale.structures import write_structure_file
@@ -31,7 +32,7 @@ def data(tmp_path_factory, szv):
     reference = fit_reference(structures[:2], 5.0)
     write_reference(root / "reference.h5", reference)
     for k, operators in enumerate(structures):
-        write_graph(root / f"{k}.h5", training_graph(operators, reference))
+        write_graph(root / f"{k}.h5", BlockCodec(reference).encode(operators))
     return root / "reference.h5", [root / "0.h5", root / "1.h5"], [root / "2.h5"]
 
 

@@ -10,15 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 from hamscale.config import Model
-from hamscale.graph.dataset import read_graph, training_graph, write_graph
+from hamscale.graph.codec import BlockCodec
+from hamscale.graph.graph import read_graph, write_graph
 from hamscale.graph.reference import fit_reference, write_reference
+from hamscale.inputs.model_folder import join, load_model
+from hamscale.inputs.ranks import rank_example
+from hamscale.inputs.tensors import differences_mev, example
 from hamscale.operators import write_operators
 from hamscale.parallel.env import World
-from hamscale.train.checkpoint import join, load_model
 from hamscale.train.loop import train
 from hamscale.train.loss import eigenvalue_error, l1_l2
-from hamscale.train.ranks import my_part
-from hamscale.train.tensors import differences_mev, example
 from helpers import hafnia, model_hamiltonian
 
 NETWORK = {"layers": 1, "channels": 8, "hidden": 8, "values": 8, "feed_forward": 16, "radial": 16}
@@ -32,7 +33,7 @@ def data(tmp_path_factory, szv):
     reference = fit_reference(structures[:4], 5.0)
     write_reference(root / "reference.h5", reference)
     for k, operators in enumerate(structures):
-        write_graph(root / f"{k}.h5", training_graph(operators, reference))
+        write_graph(root / f"{k}.h5", BlockCodec(reference).encode(operators))
     return root / "reference.h5", [root / f"{k}.h5" for k in range(4)], [root / f"{k}.h5" for k in (4, 5)]
 
 
@@ -217,7 +218,7 @@ def test_the_loss_of_eigenvalues_lowers_their_first_order_error(data, tmp_path, 
         model, out = Model.model_validate({"network": NETWORK, "training": settings}), tmp_path / f"{weight}"
         train(model, reference, graphs[:1], graphs[:1], out, out / "checkpoint", operators_paths=[tmp_path / "operators.h5"])
         (network,), of_model = load_model(out)
-        part = my_part(
+        part = rank_example(
             read_graph(graphs[0]), of_model, network.lmax, torch.float32, 768, World(), 1, operators=operators, directions=6
         )
         with torch.no_grad():
@@ -231,7 +232,7 @@ def test_the_loss_of_eigenvalues_lowers_their_first_order_error(data, tmp_path, 
 def test_every_parameter_learns(data):
     """No dead weights: after two structures every parameter has a gradient somewhere."""
     from hamscale.graph.reference import read_reference
-    from hamscale.train.tensors import build_network
+    from hamscale.inputs.tensors import build_network
 
     reference = read_reference(data[0])
     torch.manual_seed(0)

@@ -8,7 +8,6 @@ from ase import Atoms, units
 from ase.data import chemical_symbols
 
 from ..graph.neighbours import edges_within
-from ..operators import pair_vectors
 
 REACH_ANGSTROM = 7.0
 SPACING_ANGSTROM = 0.02
@@ -72,7 +71,7 @@ def _distances(structures: list[Atoms]) -> dict:
     found = {a: {b: [] for b in elements} for a in elements}
     for s in structures:
         edges = edges_within(s, REACH_ANGSTROM)
-        d, ends = np.linalg.norm(pair_vectors(s, edges), axis=1), np.searchsorted(edges[:, 0], np.arange(len(s) + 1))
+        d, ends = edges.distances, np.searchsorted(edges[:, 0], np.arange(len(s) + 1))
         for i in range(len(s)):
             of = slice(ends[i], ends[i + 1])
             for b in elements:

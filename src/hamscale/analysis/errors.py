@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from ..operators import Operators, is_onsite, match_pairs
+from ..operators import Operators
 from ..units import hartree_to_mev
 
 BIN_ANGSTROM = 0.5
@@ -43,7 +43,7 @@ def align_gauge(dft: Operators, predicted: Operators) -> float:
 def values_on(operators: Operators, values: np.ndarray, other: Operators) -> np.ndarray:
     """`values` of `operators` laid out as the blocks of `other`; a block that `operators` lacks is zero, one that `other` lacks
     is left out."""
-    rows = match_pairs(other.pairs, operators.pairs)
+    rows = operators.pairs.find(other.pairs)
     result = np.zeros(other.offsets[-1])
     for _, _, blocks, index in other.groups():
         there = rows[blocks] >= 0
@@ -60,7 +60,7 @@ def block_errors(dft: Operators, predicted: Operators, cutoff_angstrom: float) -
     """
     check_same_structure(dft, predicted)
     mu = align_gauge(dft, predicted)
-    missing = match_pairs(predicted.pairs, dft.pairs) < 0
+    missing = dft.pairs.find(predicted.pairs) < 0
     frames = []
     # blocks DFT has, then those that only the prediction has
     for operators, difference, reference in (
@@ -71,8 +71,7 @@ def block_errors(dft: Operators, predicted: Operators, cutoff_angstrom: float) -
         ),
         (extra := predicted.select(missing), extra.hamiltonian, np.zeros_like(extra.hamiltonian)),
     ):
-        distances = np.linalg.norm(operators.vectors(), axis=1)
-        onsite = is_onsite(operators.pairs)
+        distances, onsite = operators.pairs.distances, operators.pairs.onsite
         for z_i, z_j, blocks, index in operators.groups():
             near = distances[blocks] < cutoff_angstrom
             d, r = hartree_to_mev(difference[index[near]]), hartree_to_mev(reference[index[near]])
@@ -145,11 +144,11 @@ def hamiltonian_decay(operators: Operators, most: int = 5000) -> pd.DataFrame:
     table = pd.DataFrame(
         {
             "pair": ["-".join(sorted((elements[a], elements[b]))) for a, b in zip(z_i, z_j)],
-            "distance_angstrom": np.linalg.norm(operators.vectors(), axis=1),
+            "distance_angstrom": operators.pairs.distances,
             "max_abs_h_mev": np.maximum.reduceat(values, start),
             "mean_abs_h_mev": np.add.reduceat(values, start) / np.diff(operators.offsets),
         }
-    )[(z_i <= z_j) & ~is_onsite(operators.pairs)]  # not the transposed blocks of (z_j, z_i)
+    )[(z_i <= z_j) & ~operators.pairs.onsite]  # not the transposed blocks of (z_j, z_i)
     parts = [
         part.iloc[:: -(-len(part) // most)] for _, part in table.groupby("pair", sort=False)
     ]  # rounded up: no more than `most`

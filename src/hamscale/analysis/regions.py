@@ -21,7 +21,8 @@ from scipy.linalg import LinAlgError
 from scipy.ndimage import gaussian_filter1d
 
 from ..basis import Basis
-from ..operators import Operators, check_finite, open_operators, pair_vectors, read_operators
+from ..operators import Operators, check_finite, open_operators, read_operators
+from ..pairs import PairList
 from ..units import ev_to_hartree, hartree_to_ev
 from ..workers import eigh, in_processes
 from .levels import Levels
@@ -42,13 +43,13 @@ class Structure:
     file: h5py.File
     atoms: Atoms
     basis: Basis
-    pairs: np.ndarray
+    pairs: PairList
 
     def __post_init__(self):
         self.offsets = self.file["offsets"][:]
         self.order = np.argsort(self.pairs[:, 0], kind="stable")
         self.starts = np.searchsorted(self.pairs[self.order, 0], np.arange(len(self.atoms) + 1))
-        self.distances = np.linalg.norm(pair_vectors(self.atoms, self.pairs), axis=1)
+        self.distances = self.pairs.distances
 
     def rows(self, i: int) -> np.ndarray:
         """Blocks (i, j, R) of an atom: they lie together, in one shard of a file that many ranks wrote."""

@@ -8,14 +8,14 @@ structure against those of another, and the mean error of H hardly shows it.
 import numpy as np
 import pandas as pd
 
-from ..operators import Operators, is_onsite
+from ..operators import Operators
 from ..units import hartree_to_ev
 
 
 def atom_potentials(operators: Operators) -> np.ndarray:
     """Potential u_i of every atom, Hartree, (A,)."""
     result = np.empty(len(operators.atoms))
-    for b in np.flatnonzero(is_onsite(operators.pairs)):
+    for b in np.flatnonzero(operators.pairs.onsite):
         H, S = (operators.block(values, b) for values in (operators.hamiltonian, operators.overlap))
         result[operators.pairs[b, 0]] = (H * S).sum() / (S * S).sum()
     return result

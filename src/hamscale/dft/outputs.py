@@ -16,7 +16,8 @@ from scipy.linalg import LinAlgError
 from scipy.sparse import bsr_array, csr_array
 
 from ..basis import Basis
-from ..operators import Operators, is_onsite, pair_keys
+from ..operators import Operators
+from ..pairs import sort_keys
 from ..units import angstrom_to_bohr
 from ..workers import eigh
 from .inputs import PROJECT
@@ -355,7 +356,7 @@ def read_blocks(files: dict[str, list[Path]], cells: np.ndarray, orbitals: np.nd
     pairs = np.concatenate(
         [np.column_stack(np.divmod(k, n_atoms) + tuple(cell[:, None].repeat(len(k), 1))) for k, cell in zip(in_cell, cells)]
     )
-    order = np.argsort(pair_keys(pairs))
+    order = np.argsort(sort_keys(pairs))
     pairs = pairs[order]
     place = np.empty(len(pairs), np.int64)  # of the pairs, cell by cell, among the sorted ones
     place[order] = np.arange(len(pairs))
@@ -407,7 +408,7 @@ def _row_of_block(matrix: bsr_array) -> np.ndarray:
 
 def _check_diagonal(directory: Path, operators: Operators):
     """Every diagonal element of H(R=0) and S(R=0) is there: the last one is what a file cut by whole records loses first."""
-    blocks, orbitals = np.flatnonzero(is_onsite(operators.pairs)), operators.orbitals  # in order of atoms, for pairs are sorted
+    blocks, orbitals = np.flatnonzero(operators.pairs.onsite), operators.orbitals  # in order of atoms, for pairs are sorted
     if len(blocks) < len(orbitals):
         atom = int(np.setdiff1d(np.arange(len(orbitals)), operators.pairs[blocks, 0])[0])
         raise ValueError(f"{directory}: atom {atom} has no onsite block in H and S. Was a CSR file cut short? Run CP2K again.")

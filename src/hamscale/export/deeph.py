@@ -24,7 +24,8 @@ from ase.data import chemical_symbols
 
 from ..basis import Basis, ElementBasis, shells_only
 from ..files import atomic_folder
-from ..operators import Operators, check_finite, match_pairs
+from ..operators import Operators, check_finite
+from ..pairs import find_pairs
 from ..structures import wrap_as_cp2k
 from ..units import ev_to_hartree, hartree_to_ev
 from .stream import Stored, write_energies
@@ -193,7 +194,7 @@ def _read_pack(folder: Path, info: dict):
     values = {}
     for name, (of_matrix, blocks) in found.items():
         values[name] = np.zeros(offsets[-1])
-        for b, block in zip(match_pairs(of_matrix, pairs), blocks):
+        for b, block in zip(find_pairs(of_matrix, pairs), blocks):
             values[name][offsets[b] : offsets[b + 1]] = block.ravel()
     return atoms, shells, info.get("fermi_level"), (pairs, values["hamiltonian"], values["overlap"])
 

@@ -12,7 +12,8 @@ from ase import Atoms
 
 from ..basis import Basis
 from ..files import write_text
-from ..operators import ENERGIES, check_finite, open_operators, pair_keys
+from ..operators import ENERGIES, check_finite, open_operators
+from ..pairs import PairList, sort_keys
 from ..structures import GIVEN, given_cells
 from ..units import hartree_to_ev
 
@@ -41,7 +42,7 @@ class Rows:
 
 @dataclass
 class Stored:
-    """An open `operators/1` file. pairs (E, 5) are sorted; offsets[b] is where the values of pair b start in the file.
+    """An open `operators/1` file. pairs are sorted; offsets[b] is where the values of pair b start in the file.
 
     given (A, 3): how many cells each atom stands from where the user's file has it, None where that is not known.
     """
@@ -49,7 +50,7 @@ class Stored:
     file: h5py.File
     atoms: Atoms
     basis: Basis
-    pairs: np.ndarray
+    pairs: PairList
     offsets: np.ndarray
     given: np.ndarray | None = None
 
@@ -74,12 +75,12 @@ class Stored:
 
     def moved(self, cells: np.ndarray) -> "Stored":
         """The same matrices with every atom moved by whole cells (A, 3), and the cells R of the pairs with them."""
-        atoms, pairs = self.atoms.copy(), self.pairs.copy()
+        atoms, table = self.atoms.copy(), self.pairs.table.copy()
         atoms.positions += cells @ np.asarray(atoms.cell)
-        pairs[:, 2:] += cells[pairs[:, 0]] - cells[pairs[:, 1]]
-        order = np.argsort(pair_keys(pairs), kind="stable")
+        table[:, 2:] += cells[table[:, 0]] - cells[table[:, 1]]
+        order = np.argsort(sort_keys(table), kind="stable")
         given = None if self.given is None else self.given - cells
-        return Stored(self.file, atoms, self.basis, pairs[order], self.offsets[order], given)
+        return Stored(self.file, atoms, self.basis, PairList(atoms, table[order]), self.offsets[order], given)
 
     def rows(self) -> Iterator[Rows]:
         """All blocks in the order of their pairs, at most PIECE elements or one atom's at a time.
@@ -129,7 +130,7 @@ def split_by_cell(cells: np.ndarray, row: np.ndarray, column: np.ndarray, value:
     if not len(keep):
         return
     cells, row, column, value = cells[keep], row[keep], column[keep], value[keep]
-    cell = pair_keys(cells)
+    cell = sort_keys(cells)
     order = np.argsort((cell * n + row) * n + column)
     breaks = np.flatnonzero(np.diff(cell[order])) + 1
     for index in np.split(order, breaks):
@@ -142,10 +143,10 @@ def stored(path):
     with open_operators(path) as (file, atoms, basis, pairs):
         if atoms.cell.rank < 3:  # formats know no structure without a cell
             atoms.center(vacuum=BOX_ANGSTROM)
-        order = np.argsort(pair_keys(pairs), kind="stable")  # the shards of several ranks follow one another
+        order = np.argsort(pairs.keys, kind="stable")  # the shards of several ranks follow one another
         given = given_cells(atoms)
         atoms.arrays.pop(GIVEN, None)
-        yield Stored(file, atoms, basis, pairs[order], file["offsets"][:-1][order], given)
+        yield Stored(file, atoms, basis, pairs.take(order), file["offsets"][:-1][order], given)
 
 
 def write_energies(path: Path, stored: Stored):

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..angular import clebsch_gordan, flip, row_product
 from ..basis import Basis
-from ..operators import Operators, is_onsite
+from ..operators import Operators
 
 
 @dataclass
@@ -145,8 +145,7 @@ def coupled_groups(operators: Operators, coupling: Coupling, gauge: float = 0.0)
 
     Yields (z_i, z_j, block indices, onsite, coupled (G, n), vectors).
     """
-    vectors = operators.vectors()
-    onsite = is_onsite(operators.pairs)
+    vectors, onsite = operators.pairs.vectors, operators.pairs.onsite
     for z_i, z_j, blocks, index in operators.groups():
         values = operators.hamiltonian[index] - gauge * operators.overlap[index]
         for kind in (False, True):

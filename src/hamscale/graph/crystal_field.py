@@ -28,7 +28,8 @@ import scipy.sparse as sp
 from ase import Atoms
 
 from ..angular import real_spherical_harmonics
-from ..operators import Operators, is_onsite, rows_of_elements
+from ..operators import Operators
+from ..pairs import rank_in_element
 from .coupling import Coupling, coupled_groups
 from .polarization import neutral_charges, potential_count, potentials
 
@@ -40,12 +41,12 @@ SMALLEST_SPREAD_HARTREE = 1e-3  # what varies less in the training structures is
 def densities(graph, elements: list[int], lmax: int, atoms: slice = slice(None), reach_angstrom: float = np.inf) -> np.ndarray:
     """sum_j f_k(r_ij) Y_LM(r_ij), element by element, (owned atoms, (lmax+1)^2, elements * knots): what F is linear in.
 
-    graph: a Graph, or what has its atoms, edges, vectors, owned, cutoff_angstrom. atoms: some of its owned atoms. reach_angstrom: a
+    graph: a Graph, or what has its atoms, edges, owned, cutoff_angstrom. atoms: some of its owned atoms. reach_angstrom: a
     cutoff below that of the graph.
     """
     owned, cutoff = graph.owned[atoms], min(graph.cutoff_angstrom, reach_angstrom)
     first, last = np.searchsorted(graph.edges[:, 0], [owned[0], owned[-1] + 1]) if len(owned) else (0, 0)
-    edges, vectors = graph.edges[first:last], graph.vectors[first:last]
+    edges, vectors = graph.edges[first:last], graph.edges.vectors[first:last]
     if reach_angstrom < graph.cutoff_angstrom:
         near = np.linalg.norm(vectors, axis=1) < reach_angstrom
         edges, vectors = edges[near], vectors[near]
@@ -155,7 +156,7 @@ def onsite_blocks(
     numbers, elements = operators.atoms.numbers, sorted(coupling.basis)
     of_atoms = features(graph, elements, coupling.lmax, near_angstrom, charges)
     shell = densities(graph, elements, 0, reach_angstrom=shell_angstrom or near_angstrom)[:, 0]
-    result = OnsiteBlocks({}, {}, {}, {}, rows_of_elements(numbers))
+    result = OnsiteBlocks({}, {}, {}, {}, rank_in_element(numbers))
     for z in np.unique(numbers).tolist():
         atoms = np.flatnonzero(numbers == z)
         result.features[z], result.blocks[z] = of_atoms.rows(atoms), np.zeros((len(atoms), coupling[z, z].size))
@@ -220,8 +221,8 @@ class CrystalField:
         return {z: np.concatenate(part) for z, part in parts.items()}
 
     def known_of(self, graph) -> dict[int, np.ndarray]:
-        """What the graph has of it, or else `of_graph`."""
-        return graph.crystal_field or self.of_graph(graph)
+        """Return the crystal field that the graph holds, or compute it where the graph has none."""
+        return self.of_graph(graph) if graph.crystal_field is None else graph.crystal_field
 
     def gauge(self, structure: OnsiteBlocks) -> float:
         """mu (Hartree) that minimises |H - mu S - this reference|^2 over the onsite blocks."""
@@ -256,7 +257,7 @@ def shifted(overlap: np.ndarray, of_i: np.ndarray, of_j: np.ndarray) -> np.ndarr
 
 def less_shifts(operators: Operators, structure: OnsiteBlocks, crystal_field: CrystalField) -> Operators:
     """The same with blocks of bonds less what the crystal field at their two atoms makes of S."""
-    hamiltonian, onsite = operators.hamiltonian.copy(), is_onsite(operators.pairs)
+    hamiltonian, onsite = operators.hamiltonian.copy(), operators.pairs.onsite
     shifts = {z: crystal_field.shifts(z, crystal_field.onsite(z, f)) for z, f in structure.features.items()}
     for z_i, z_j, blocks, index in operators.groups():
         far = ~onsite[blocks]

@@ -4,12 +4,12 @@ import numpy as np
 import vesin
 from ase import Atoms
 
-from ..operators import pair_keys, pair_vectors
+from ..pairs import PairList
 from ..structures import check_distances
 
 
-def edges_within(atoms: Atoms, cutoff_angstrom: float) -> np.ndarray:
-    """Directed edges (i, j, Rx, Ry, Rz) with 0 < |r_j + R - r_i| < cutoff, (E, 5) int64, sorted by i, j, R.
+def edges_within(atoms: Atoms, cutoff_angstrom: float) -> PairList:
+    """Find the directed edges (i, j, R) with 0 < |r_j + R - r_i| < cutoff, sorted by i, j, R.
 
     i is the destination and row of the H block, j the source and column. (i, j, R) comes with (j, i, -R). No self edge.
     Raises ValueError if two atoms are closer than 0.5 A.
@@ -17,9 +17,7 @@ def edges_within(atoms: Atoms, cutoff_angstrom: float) -> np.ndarray:
     # a little further, then cut by the distance all else uses: on the last bit the two may differ
     neighbours = vesin.NeighborList(cutoff=float(cutoff_angstrom) * (1 + 1e-9), full_list=True, sorted=False)
     i, j, S = neighbours.compute(atoms.positions, np.asarray(atoms.cell), [bool(p) for p in atoms.pbc], "ijS")
-    pairs = np.column_stack([i.astype(np.int64), j.astype(np.int64), S.astype(np.int64)])
-    distances = np.linalg.norm(pair_vectors(atoms, pairs), axis=1)
-    if len(distances) and distances.min() < 0.5:
+    pairs = PairList(atoms, np.column_stack([i.astype(np.int64), j.astype(np.int64), S.astype(np.int64)]))
+    if len(pairs) and pairs.distances.min() < 0.5:
         check_distances("structure", atoms)
-    pairs = pairs[distances < cutoff_angstrom]
-    return pairs[np.argsort(pair_keys(pairs))]
+    return pairs.take(pairs.distances < cutoff_angstrom).sorted()

@@ -14,7 +14,7 @@ from scipy.interpolate import BSpline, make_interp_spline
 
 from ..angular import real_spherical_harmonics
 from ..basis import Basis, ElementBasis
-from ..operators import pair_keys, pair_vectors
+from ..pairs import PairList
 from ..units import angstrom_to_bohr, bohr_to_angstrom
 from .coupling import Coupling, PairCoupling
 from .neighbours import edges_within
@@ -92,8 +92,8 @@ class OverlapTable:
                 bound = np.maximum(bound, terms.sum((0, 1)))
         return float(bohr_to_angstrom(d[np.flatnonzero(bound > negligible)[-1]] + 0.1))
 
-    def pairs(self, atoms: Atoms, at_least_angstrom: float = 0.0) -> np.ndarray:
-        """All pairs (i, j, R) that overlap by more than 1e-8 or are within a distance, onsite ones included, sorted."""
+    def pairs(self, atoms: Atoms, at_least_angstrom: float = 0.0) -> PairList:
+        """Find all pairs (i, j, R) that overlap by more than 1e-8 or are within a distance, onsite ones included, sorted."""
         numbers = np.unique(atoms.numbers)
         reach = {(a, b): max(at_least_angstrom, self.reach(a, b)) for a in numbers for b in numbers}
         pairs = edges_within(atoms, max(reach.values()))
@@ -101,12 +101,10 @@ class OverlapTable:
         for key, value in reach.items():
             limit[key] = value
         i, j = pairs[:, 0], pairs[:, 1]
-        d = np.linalg.norm(pair_vectors(atoms, pairs), axis=1)
-        pairs = pairs[d < limit[atoms.numbers[i], atoms.numbers[j]]]
+        pairs = pairs[pairs.distances < limit[atoms.numbers[i], atoms.numbers[j]]]
         onsite = np.zeros((len(atoms), 5), np.int64)
         onsite[:, 0] = onsite[:, 1] = np.arange(len(atoms))
-        pairs = np.concatenate([onsite, pairs])
-        return pairs[np.argsort(pair_keys(pairs))]
+        return PairList(atoms, np.concatenate([onsite, pairs])).sorted()
 
     def blocks(self, z_i: int, z_j: int, vectors: np.ndarray) -> np.ndarray:
         """Overlap blocks (G, n_i n_j) of edges between two elements; vectors (G, 3) in Angstrom, zero for onsite blocks."""

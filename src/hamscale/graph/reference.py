@@ -16,10 +16,11 @@ from ase import Atoms
 from ..angular import real_spherical_harmonics
 from ..basis import Basis
 from ..files import create_h5, open_h5
-from ..operators import Operators, is_onsite, pair_vectors, read_basis, write_basis
+from ..operators import Operators, read_basis, write_basis
 from .coupling import Coupling, coupled_groups
 from .crystal_field import CrystalField, Ions, OnsiteBlocks, less_shifts, onsite_blocks
 from .crystal_field_fit import fit_crystal_field
+from .graph import structure_graph
 from .neighbours import edges_within
 
 SCHEMA = "reference/5"
@@ -54,8 +55,7 @@ class Reference:
 
     def onsite_blocks(self, operators: Operators, shell_angstrom: float | None = None) -> OnsiteBlocks:
         """Onsite blocks of a structure, with what the crystal field is a function of."""
-        field, edges = self.crystal_field, edges_within(operators.atoms, self.cutoff_angstrom)
-        graph = _Neighbours(operators.atoms, edges, self.cutoff_angstrom)
+        field, graph = self.crystal_field, structure_graph(operators.atoms, self.basis, self.cutoff_angstrom)
         return onsite_blocks(operators, self.coupling, graph, field.near_angstrom, field.charges, shell_angstrom)
 
     def gauge(self, operators: Operators) -> float:
@@ -83,18 +83,6 @@ class Reference:
         if (z_i, z_j) not in self.two_centre:
             known = ", ".join(f"{self.basis[a].element}-{self.basis[b].element}" for a, b in self.two_centre)
             raise ValueError(f"no training structure held the pair of elements {z_i}, {z_j}; known pairs: {known}.")
-
-
-@dataclass
-class _Neighbours:
-    """What the crystal field needs of a graph."""
-
-    atoms: Atoms
-    edges: np.ndarray
-    cutoff_angstrom: float
-
-    def __post_init__(self):
-        self.vectors, self.owned = pair_vectors(self.atoms, self.edges), np.arange(len(self.atoms))
 
 
 def _hat(distances: np.ndarray, n_knots: int) -> tuple[np.ndarray, np.ndarray]:
@@ -139,13 +127,13 @@ def _survey(structures, cutoff, threshold) -> tuple[Reference, list[Atoms], floa
         if basis and (difference := basis.difference(operators.basis)):
             raise ValueError(f"training structures were calculated in different bases: {difference}. Run them again with one.")
         basis = Basis((dict(basis or {}) | dict(operators.basis)).values())
-        distances = np.linalg.norm(operators.vectors(), axis=1)
+        distances = operators.pairs.distances
         reach = max(reach, distances.max())
         if cutoff == "auto":
             above = max(above, distances[_block_maximum(operators) > threshold].max(initial=0.0) + 1e-6)
         atoms.append(operators.atoms)
         of_atom = np.full(len(operators.atoms), np.inf)
-        np.minimum.at(of_atom, operators.pairs[:, 0], np.where(is_onsite(operators.pairs), np.inf, distances))
+        np.minimum.at(of_atom, operators.pairs[:, 0], np.where(operators.pairs.onsite, np.inf, distances))
         nearest.append(of_atom[np.isfinite(of_atom)])
     if basis is None:
         raise ValueError("no training structure was given; expected at least one file of schema operators/1.")
@@ -162,7 +150,7 @@ def _survey(structures, cutoff, threshold) -> tuple[Reference, list[Atoms], floa
 def outside_sums(operators: Operators, cutoff_angstrom: float) -> tuple[float, float]:
     """Sum of |H| over all elements of the pairs beyond the cutoff, and over all, Hartree."""
     sums = np.add.reduceat(np.abs(operators.hamiltonian), operators.offsets[:-1])
-    far = np.linalg.norm(operators.vectors(), axis=1) >= cutoff_angstrom
+    far = operators.pairs.distances >= cutoff_angstrom
     return float(sums[far].sum()), float(sums.sum())
 
 
@@ -211,8 +199,7 @@ def axial_components(coupling, coupled: np.ndarray, vectors: np.ndarray) -> np.n
 
 def _check_reach(reference: Reference, operators: Operators):
     if reference.cutoff_angstrom > reference.reach_angstrom:
-        pairs = edges_within(operators.atoms, reference.cutoff_angstrom)
-        distances = np.linalg.norm(pair_vectors(operators.atoms, pairs), axis=1)
+        distances = edges_within(operators.atoms, reference.cutoff_angstrom).distances
         if (distances > reference.reach_angstrom + 1e-6).any():
             raise ValueError(
                 f"graph.cutoff_angstrom is {reference.cutoff_angstrom} A, but H of the training data reaches only "

@@ -15,7 +15,7 @@ from ..angular import edge_rotations
 from ..operators import Operators
 from ..workers import eigh
 from .coupling import Coupling
-from .dataset import Graph
+from .graph import Graph
 
 
 def eigenvalue_directions(operators: Operators, graph: Graph, count: int, seed: int = 0):
@@ -41,9 +41,9 @@ def directions(operators: Operators, graph: Graph, kpoints: np.ndarray, signs: n
         v = eigh(*operators.at_k(k), subset_by_index=(0, len(of_k) - 1))[1]
         densities.append((v.conj() * of_k) @ v.T)
     offsite, onsite = {}, {}
-    for key in graph.kinds:
-        of_pair, pair = graph.edges_of(*key), coupling[key]
-        edges, turns = graph.edges[of_pair], edge_rotations(graph.vectors[of_pair], max(pair.slots))
+    for key in graph.elements:
+        of_pair, pair = graph.edges.between(*key), coupling[key]
+        edges, turns = graph.edges[of_pair], edge_rotations(graph.edges.vectors[of_pair], max(pair.slots))
         offsite[key] = np.empty((len(kpoints), len(edges), pair.size), np.float32)
         for m, (k, density) in enumerate(zip(kpoints, densities)):
             blocks = _blocks(density, starts[edges[:, 0]], starts[edges[:, 1]], basis[key[0]], basis[key[1]])

@@ -77,7 +77,7 @@ class TorchExchange:
     """By torch.distributed: gloo on CPUs, NCCL on GPUs; one message per neighbour and exchange.
 
     first_rank: the rank of the world that owns part 0; ranks of several structures in work stand side by side.
-    edges: (send, receive), {neighbour: {pair: rows}} and {neighbour: {pair: number}}, of read-out blocks; train.tensors makes it.
+    edges: (send, receive), {neighbour: {pair: rows}} and {neighbour: {pair: number}}, of read-out blocks; inputs.tensors makes it.
     """
 
     def __init__(self, halo: Halo, world: World, first_rank: int = 0, edges: tuple[dict, dict] | None = None):

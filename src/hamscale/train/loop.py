@@ -15,15 +15,16 @@ from tqdm import tqdm
 
 from ..config import Model, Training
 from ..files import write_text
-from ..graph.dataset import read_graph
+from ..graph.graph import read_graph
 from ..graph.reference import Reference, read_reference
+from ..inputs.model_folder import save_model
+from ..inputs.ranks import rank_example
+from ..inputs.tensors import Example, build_network, differences_mev
 from ..model.network import HamiltonianNetwork
 from ..operators import read_operators
 from ..parallel.env import World
 from . import checkpoint
 from .loss import Errors, eigenvalue_error, l1_l2
-from .ranks import my_part, sum_gradients
-from .tensors import Example, build_network, differences_mev
 
 
 class Stopped(Exception):
@@ -88,7 +89,7 @@ def train(
     operators = [*operators_paths] if weighted else [None] * len(train_paths)
     lmax, dtype = learner.model.lmax, _dtype(settings)
     parts = [
-        my_part(
+        rank_example(
             read_graph(path), reference, lmax, dtype, settings.chunk, world, ranks, file, exchange,
             of and read_operators(of), settings.directions,
         )
@@ -165,7 +166,7 @@ def train(
             "seconds": [round(state["seconds"], 1)],
         }
         sizes = model_config.network.model_dump() | {"lmax": lmax}
-        checkpoint.save_model(directory, [learner.best], sizes, reference_path, record)
+        save_model(directory, [learner.best], sizes, reference_path, record)
     world.barrier()
 
 
@@ -279,3 +280,16 @@ def _tensorboard(directory):
     from torch.utils.tensorboard import SummaryWriter  # seconds to import, seldom asked for
 
     return SummaryWriter(Path(directory) / "tensorboard")
+
+
+def sum_gradients(model, world: World, *more: float) -> list[float]:
+    """Sum the gradients of all weights over ranks, in place, and some numbers with them, in one message; return the numbers."""
+    if world.size == 1:
+        return list(more)
+    weights = list(model.parameters())
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in weights]
+    extra = torch.tensor(more, dtype=grads[0].dtype, device=grads[0].device)
+    flat = world.sum(torch.cat([*(g.flatten() for g in grads), extra]))
+    for p, g in zip(weights, flat.split([p.numel() for p in weights] + [len(more)])):
+        p.grad = g.view_as(p)
+    return flat[len(flat) - len(more) :].tolist()

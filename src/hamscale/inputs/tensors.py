@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from ..config import Network
-from ..graph.coupling import Coupling
-from ..graph.dataset import Graph
+from ..graph.graph import Graph
 from ..graph.reference import Reference
 from ..model.network import AtomInputs, HamiltonianNetwork, Inputs, PairInputs
 from ..model.rotations import layout
-from ..operators import match_pairs, pair_keys, reversed_pairs
+from ..pairs import flip, sort_keys
 from ..parallel.exchange import NoExchange
 from ..partition.halo import Halo
 from ..units import hartree_to_mev
@@ -39,16 +38,20 @@ class Example:
 
     def to(self, device) -> "Example":
         move = lambda part: {key: t.to(device) for key, t in part.items()}  # noqa: E731
-        result = replace(self, inputs=self.inputs.to(device), offsite=move(self.offsite), onsite=move(self.onsite))
-        if self.directions is not None:
-            result.directions = tuple(d.to(device) for d in self.directions)
-        return result
+        directions = None if self.directions is None else tuple(d.to(device) for d in self.directions)
+        return replace(
+            self,
+            inputs=self.inputs.to(device),
+            offsite=move(self.offsite),
+            onsite=move(self.onsite),
+            directions=directions,
+        )
 
 
 def build_network(network: Network, reference: Reference) -> HamiltonianNetwork:
     """The network for the elements, basis and cutoff of a reference. lmax "auto" is the highest L blocks couple to."""
     elements = sorted(reference.basis)
-    coupling = Coupling(reference.basis)
+    coupling = reference.coupling
     slots = {
         (s_i, s_j): {L: len(pairs) for L, pairs in coupling[z_i, z_j].slots.items()}
         for s_i, z_i in enumerate(elements)
@@ -59,25 +62,33 @@ def build_network(network: Network, reference: Reference) -> HamiltonianNetwork:
 
 
 def graph_inputs(
-    graph: Graph,
-    reference: Reference,
-    lmax: int,
-    dtype: torch.dtype,
-    chunk: int = 768,
-    halo: Halo | None = None,
-    ghosts: np.ndarray | None = None,
+    graph: Graph, reference: Reference, lmax: int, dtype: torch.dtype, chunk: int = 768, halo: Halo | None = None
 ) -> Inputs:
-    """Tensors of a graph, or, with a halo, of that rank's part of one.
+    """Build the tensors of a graph, or of a rank's part of one when `halo` is given.
 
-    chunk: edges that are processed together, rounded to whole destinations. ghosts: sources of a part that it does not own, where
-    no block meets its adjoint (stream.py).
+    chunk: edges that are processed together, rounded to whole destinations.
     """
-    elements = sorted(reference.basis)
-    coupling = Coupling(reference.basis)
-    crystal_field = reference.crystal_field.known_of(graph)
-    if halo is not None:
-        ghosts = halo.ghosts
-    known = graph.owned if ghosts is None else np.concatenate([graph.owned, ghosts])
+    if halo is None:
+        return _inputs(graph, reference, lmax, dtype, chunk, np.empty(0, np.int64), _flipped_rows(graph, None))
+    return _inputs(graph, reference, lmax, dtype, chunk, halo.ghosts, _flipped_rows(graph, _cut_edges(graph, halo)))
+
+
+def piece_inputs(
+    graph: Graph, reference: Reference, lmax: int, dtype: torch.dtype, ghosts: np.ndarray, chunk: int = 768
+) -> Inputs:
+    """Build the tensors of a piece of a graph, some atoms and the edges into them, where no block meets its adjoint.
+
+    ghosts: sources of its edges that it does not own.
+    """
+    return _inputs(graph, reference, lmax, dtype, chunk, ghosts, np.full(len(graph.edges), -1))
+
+
+def _inputs(
+    graph: Graph, reference: Reference, lmax: int, dtype, chunk: int, ghosts: np.ndarray, flipped: np.ndarray
+) -> Inputs:
+    """flipped (E,): row of the flipped edge of every edge among those of its elements, -1 where no block meets its adjoint."""
+    elements, coupling = sorted(reference.basis), reference.coupling
+    known = np.concatenate([graph.owned, ghosts])
     row = np.full(len(graph.atoms), -1)
     row[known] = np.arange(len(known))
     source, destination = row[graph.edges[:, 1]], row[graph.edges[:, 0]]
@@ -88,47 +99,45 @@ def graph_inputs(
         )
     degrees = np.bincount(destination, minlength=len(graph.owned))
     spans = _spans(degrees, chunk)
-    inputs = Inputs(
-        torch.from_numpy(np.searchsorted(elements, graph.atoms.numbers[known])),
-        torch.from_numpy(source),
-        torch.from_numpy(destination),
-        torch.from_numpy(graph.distances).to(dtype),
-        layout(lmax).rotations(graph.vectors, dtype),
-        degrees.tolist(),
-        spans,
-        n_species=len(elements),
-    )
-    if halo is None and ghosts is not None:
-        reverse = np.full(len(graph.edges), -1)
-    else:
-        reverse = _reverse_rows(graph, _cut_edges(graph, halo) if halo is not None else None)
-    for z_i, z_j in graph.kinds:
-        edges = graph.edges_of(z_i, z_j)
-        pair = coupling[z_i, z_j]
+    pairs = {}
+    for z_i, z_j in graph.elements:
+        edges, pair = graph.edges.between(z_i, z_j), coupling[z_i, z_j]
         index, sign = pair.edge_adjoint
-        scale = reference.offsite_scale(z_i, z_j, graph.distances[edges])[:, pair.slot]
+        scale = reference.offsite_scale(z_i, z_j, graph.edges.distances[edges])[:, pair.slot]
         ends = np.searchsorted(edges, [[first, last] for first, last, _, _ in spans]).tolist()
-        inputs.pairs[elements.index(z_i), elements.index(z_j)] = PairInputs(
+        pairs[elements.index(z_i), elements.index(z_j)] = PairInputs(
             torch.from_numpy(edges),
             [slice(*e) for e in ends],
-            torch.from_numpy(reverse[edges]),
+            torch.from_numpy(flipped[edges]),
             torch.from_numpy(index),
             torch.from_numpy(sign).to(dtype),
             torch.from_numpy(scale).to(dtype),
         )
+    crystal_field = reference.crystal_field.known_of(graph)
+    atoms_of = {}
     for s, z in enumerate(elements):
         if (atoms := graph.atoms_of(z)).size:
             pair = coupling[z, z]
             index, sign = pair.adjoint
-            scale = reference.onsite_scale[z][pair.slot]
-            inputs.atoms_of[s] = AtomInputs(
+            atoms_of[s] = AtomInputs(
                 torch.from_numpy(row[atoms]),
                 torch.from_numpy(index),
                 torch.from_numpy(sign).to(dtype),
-                torch.from_numpy(scale).to(dtype),
+                torch.from_numpy(reference.onsite_scale[z][pair.slot]).to(dtype),
                 torch.from_numpy(reference.crystal_field.deviation(z, crystal_field[z])).to(dtype),
             )
-    return inputs
+    return Inputs(
+        torch.from_numpy(np.searchsorted(elements, graph.atoms.numbers[known])),
+        torch.from_numpy(source),
+        torch.from_numpy(destination),
+        torch.from_numpy(graph.edges.distances).to(dtype),
+        layout(lmax).rotations(graph.edges.vectors, dtype),
+        degrees.tolist(),
+        spans,
+        pairs,
+        atoms_of,
+        len(elements),
+    )
 
 
 @dataclass
@@ -136,7 +145,7 @@ class CutEdges:
     """Edges whose source another rank owns.
 
     edges (N,): rows of them, by neighbour, then in the order of the edges; neighbour (N,). partners (N,): the same edges in the
-    order in which their reversed ones arrive, by neighbour, then as that rank orders them.
+    order in which their flipped ones arrive, by neighbour, then as that rank orders them.
     """
 
     edges: np.ndarray
@@ -151,31 +160,30 @@ def _cut_edges(graph: Graph, halo: Halo) -> CutEdges:
     neighbour = owner[graph.edges[:, 1]]
     cut = np.flatnonzero(neighbour >= 0)
     cut = cut[np.argsort(neighbour[cut], kind="stable")]
-    theirs = pair_keys(reversed_pairs(graph.edges[cut]))
+    theirs = sort_keys(flip(graph.edges[cut]))
     return CutEdges(cut, neighbour[cut], cut[np.lexsort((theirs, neighbour[cut]))])
 
 
-def _reverse_rows(graph: Graph, cut: CutEdges | None) -> np.ndarray:
-    """Row of the reversed edge of every edge among those of its pair of elements, owned ones first, (E,)."""
-    here = match_pairs(reversed_pairs(graph.edges), graph.edges)
-    rows = graph.rows(here)
+def _flipped_rows(graph: Graph, cut: CutEdges | None) -> np.ndarray:
+    """Row of the flipped edge of every edge among those of its pair of elements, owned ones first, (E,)."""
+    rows = graph.edges.find_in_elements(flip(graph.edges.table))
     if cut is not None:
         numbers = graph.atoms.numbers[graph.edges[cut.partners, :2]]
-        for z_i, z_j in graph.kinds:
+        for z_i, z_j in graph.elements:
             of_pair = cut.partners[(numbers == (z_i, z_j)).all(1)]
-            rows[of_pair] = len(graph.edges_of(z_j, z_i)) + np.arange(len(of_pair))
+            rows[of_pair] = len(graph.edges.between(z_j, z_i)) + np.arange(len(of_pair))
     if (rows < 0).any():
         i, j, *R = graph.edges[np.flatnonzero(rows < 0)[0]].tolist()
-        raise ValueError(f"edge ({i}, {j}, {R}) has no reversed edge (j, i, -R). Is the graph complete?")
+        raise ValueError(f"edge ({i}, {j}, {R}) has no flipped edge (j, i, -R). Is the graph complete?")
     return rows
 
 
 def block_plan(graph: Graph, halo: Halo, elements: list[int]) -> tuple[dict, dict]:
     """What TorchExchange sends and receives of edges, by neighbour and pair (s_i, s_j): rows (N,), numbers."""
-    cut, rows = _cut_edges(graph, halo), graph.rows(np.arange(len(graph.edges)))
+    cut, rows = _cut_edges(graph, halo), graph.edges.rank_in_elements
     numbers = graph.atoms.numbers[graph.edges[cut.edges, :2]]
     send, receive = {n: {} for n in halo.send}, {n: {} for n in halo.send}
-    for z_i, z_j in graph.kinds:
+    for z_i, z_j in graph.elements:
         of_pair = (numbers == (z_i, z_j)).all(1)
         for n in halo.send:
             mine = cut.edges[of_pair & (cut.neighbour == n)]
@@ -198,7 +206,7 @@ def _spans(degrees: np.ndarray, size: int) -> list[tuple[int, int, int, int]]:
 def example(
     graph: Graph, reference: Reference, lmax: int, dtype: torch.dtype, chunk: int = 768, halo: Halo | None = None
 ) -> Example:
-    """Of a graph with targets, or, with a halo, of that rank's part of one."""
+    """Build the training example (inputs, targets) of a graph, or of this rank's part when `halo` is given."""
     elements = sorted(reference.basis)
     offsite = {
         (elements.index(z_i), elements.index(z_j)): torch.from_numpy(t).to(dtype) for (z_i, z_j), t in graph.offsite.items()
@@ -209,7 +217,7 @@ def example(
 
 
 def flat_directions(directions: tuple[dict, dict], example: Example, elements: list[int]) -> tuple[Tensor, Tensor]:
-    """Of `eigenvalue_directions`: components in the order in which `differences_mev` has those of the example."""
+    """Flatten `eigenvalue_directions` into the order of components that `differences_mev` has of the example."""
     offsite, onsite = directions
     parts = (
         [offsite[elements[i], elements[j]] for i, j in example.offsite],
@@ -221,7 +229,7 @@ def flat_directions(directions: tuple[dict, dict], example: Example, elements: l
 
 
 def differences_mev(predicted: tuple[dict, dict], example: Example) -> tuple[Tensor, Tensor]:
-    """Prediction less target of all offsite and of all onsite components, flat, meV."""
+    """Subtract targets from a prediction: all offsite and all onsite components, flat, meV."""
     empty = example.inputs.distances.new_zeros(0)
     return tuple(
         hartree_to_mev(torch.cat([empty, *((part[key] - target).flatten() for key, target in targets.items())]))

@@ -1,7 +1,7 @@
 """The network's forward pass in bounded memory: some atoms and the edges into them at a time, layer after layer.
 
 Between layers only the features of atoms are kept, (A, K, C) each; those of the edges, hundreds of times as many, follow from them
-edge by edge and are made anew for every layer. Beside that there is the read-out of all edges and what describes one part.
+edge by edge and are made anew for every layer. Beside that there is the read-out of all edges and what describes one piece.
 """
 
 from dataclasses import replace
@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from .graph.coupling import Coupling
-from .graph.dataset import Graph
-from .graph.reference import Reference
-from .model.network import HamiltonianNetwork
-from .operators import match_pairs, reversed_pairs
-from .train.tensors import graph_inputs
+from ..graph.coupling import Coupling
+from ..graph.graph import Graph
+from ..graph.reference import Reference
+from ..inputs.tensors import piece_inputs
+from ..model.network import HamiltonianNetwork
+from ..pairs import flip
 
 EDGES_AT_ONCE = 1 << 17
 
@@ -27,12 +27,12 @@ def forward_in_parts(
     dtype=torch.float32,
     edges_at_once: int = EDGES_AT_ONCE,
 ) -> tuple[dict, dict]:
-    """What networks give of a whole graph, numpy: their mean offsite (z_i, z_j) -> (G, n), and onsite z -> (networks, A_z, n), Hartree.
+    """Compute what networks give of a whole graph, as numpy arrays: their mean offsite (z_i, z_j) -> (G, n), and onsite z -> (networks, A_z, n), Hartree.
 
     Equal to one pass of each to rounding, for any number of edges at once.
     """
     elements, device = sorted(reference.basis), next(networks[0].parameters()).device
-    # of the whole: charges reach further than any part
+    # of the whole: charges reach further than any piece
     graph = replace(graph, crystal_field=reference.crystal_field.known_of(graph))
     species = torch.from_numpy(np.searchsorted(elements, graph.atoms.numbers)).to(device)
     lmax, layers = networks[0].lmax, len(networks[0].node_updates)
@@ -40,18 +40,18 @@ def forward_in_parts(
     for layer in range(layers):
         for x in features:
             x.append(torch.empty_like(x[0]))
-        for part, known in _parts(graph, edges_at_once):
-            inputs, atoms = _inputs(part, known, reference, lmax, dtype, device)
+        for piece, known in _pieces(graph, edges_at_once):
+            inputs, atoms = _inputs(piece, known, reference, lmax, dtype, device)
             for network, x in zip(networks, features):
                 local = [values[atoms] for values in x[: layer + 1]]
                 edges = network.edge_features(inputs, local, layer)
                 x[-1][atoms[: inputs.atoms]] = network.node_updates[layer](local[layer], edges, inputs, False)
-    coupling, kept = Coupling(reference.basis), torch.empty(0, dtype=dtype).numpy().dtype
-    offsite = {(a, b): np.zeros((len(graph.edges_of(a, b)), coupling[a, b].size), kept) for a, b in graph.kinds}
+    coupling, kept = reference.coupling, torch.empty(0, dtype=dtype).numpy().dtype
+    offsite = {(a, b): np.zeros((len(graph.edges.between(a, b)), coupling[a, b].size), kept) for a, b in graph.elements}
     onsite = {z: [[] for _ in networks] for z in np.unique(graph.atoms.numbers).tolist()}
     done = dict.fromkeys(offsite, 0)
-    for part, known in _parts(graph, edges_at_once):
-        inputs, atoms = _inputs(part, known, reference, lmax, dtype, device)
+    for piece, known in _pieces(graph, edges_at_once):
+        inputs, atoms = _inputs(piece, known, reference, lmax, dtype, device)
         for k, (network, x) in enumerate(zip(networks, features)):
             local = [values[atoms] for values in x]
             for (a, b), values in zip(inputs.pairs, network.edge_features(inputs, local, layers)):
@@ -65,37 +65,37 @@ def forward_in_parts(
     return offsite, {z: np.stack([np.concatenate(parts) for parts in of_networks]) for z, of_networks in onsite.items()}
 
 
-def _parts(graph: Graph, edges_at_once: int):
-    """(part, atoms it knows: its own, then the sources it does not own), in the order of the atoms."""
+def _pieces(graph: Graph, edges_at_once: int):
+    """Yield (piece, atoms it knows: its own, then the sources it does not own), in the order of the atoms."""
     ends = np.searchsorted(graph.edges[:, 0], np.arange(len(graph.atoms) + 1))
     atom = 0
     while atom < len(graph.atoms):
         last = max(atom + 1, int(np.searchsorted(ends, ends[atom] + edges_at_once, side="right")) - 1)
-        edges, owned = graph.edges[ends[atom] : ends[last]], np.arange(atom, last)
+        edges, owned = graph.edges.take(slice(ends[atom], ends[last])), np.arange(atom, last)
         sources = np.unique(edges[:, 1])
         ghosts = sources[(sources < atom) | (sources >= last)]
         spans = {z: slice(*np.searchsorted(graph.atoms_of(z), [atom, last])) for z in graph.crystal_field}
         crystal_field = {z: graph.crystal_field[z][span] for z, span in spans.items()}
-        part = replace(graph, edges=edges, owned=owned, offsite={}, onsite={}, crystal_field=crystal_field)
-        yield part, np.concatenate([owned, ghosts])
+        piece = replace(graph, edges=edges, owned=owned, offsite={}, onsite={}, crystal_field=crystal_field)
+        yield piece, np.concatenate([owned, ghosts])
         atom = last
 
 
-def _inputs(part: Graph, known: np.ndarray, reference: Reference, lmax: int, dtype, device):
-    inputs = graph_inputs(part, reference, lmax, dtype, ghosts=known[len(part.owned) :]).to(device)
+def _inputs(piece: Graph, known: np.ndarray, reference: Reference, lmax: int, dtype, device):
+    inputs = piece_inputs(piece, reference, lmax, dtype, known[len(piece.owned) :]).to(device)
     return inputs, torch.from_numpy(known).to(device)
 
 
 def _make_hermitian(graph: Graph, coupling: Coupling, offsite: dict):
     """Each block becomes the mean of itself and of the adjoint of (j, i, -R), in place, some pairs at a time."""
-    rows, partner = graph.rows(np.arange(len(graph.edges))), match_pairs(reversed_pairs(graph.edges), graph.edges)
+    rows, flipped = graph.edges.rank_in_elements, graph.edges.find(flip(graph.edges.table))
     for first in range(0, len(graph.edges), EDGES_AT_ONCE):
         some = np.arange(first, min(first + EDGES_AT_ONCE, len(graph.edges)))
-        some = some[some < partner[some]]
+        some = some[some < flipped[some]]
         numbers = graph.atoms.numbers[graph.edges[some, :2]]
-        for a, b in graph.kinds:
+        for a, b in graph.elements:
             of_pair = (numbers == (a, b)).all(1)
-            own, other = rows[some[of_pair]], rows[partner[some[of_pair]]]
+            own, other = rows[some[of_pair]], rows[flipped[some[of_pair]]]
             (to_own, sign), (to_other, other_sign) = coupling[a, b].edge_adjoint, coupling[b, a].edge_adjoint
             mean = 0.5 * (offsite[a, b][own] + offsite[b, a][other][:, to_own] * sign)
             offsite[a, b][own], offsite[b, a][other] = mean, mean[:, to_other] * other_sign

@@ -1,0 +1,193 @@
+"""Blocks of H to what the network learns of them, and back.
+
+`encode` takes mu S (the gauge) and the reference from the blocks of a DFT calculation, couples angular momenta and turns
+the blocks of bonds into their edge frames. `decode` undoes these steps in the opposite order, for any residual:
+
+    encode   r = D(edge) C^T (H - mu S - reference)        decode   H = reference + C D(edge)^T r
+
+C: coupling coefficients (coupling.py), D: Wigner matrices of the edge frame; onsite blocks have none. So decode(encode(H)) = H - mu S on all
+pairs within the cutoff; beyond it a decoded block is that of the reference.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from ..angular import edge_rotations
+from ..operators import Operators, group_by_species
+from ..pairs import PairList, rank_in_element
+from .coupling import coupled_groups
+from .crystal_field import onsite_blocks, shifted
+from .graph import Graph, structure_graph
+from .overlap import overlap_table, two_centre_blocks
+from .reference import Reference, outside_sums
+
+VALUES_AT_ONCE = 1 << 22  # of H and S that are decoded at a time
+
+
+@dataclass(frozen=True)
+class BlockCodec:
+    """Encode operators into a graph with targets, decode residuals into operators; of one reference.
+
+    codec = BlockCodec(read_reference("reference.h5"))
+    graph = codec.encode(read_operators("train-000.h5"))
+    codec.decode(graph, graph.offsite, graph.onsite).operators()  # H - mu S of train-000 within the cutoff
+    """
+
+    reference: Reference
+
+    def encode(self, operators: Operators) -> Graph:
+        """Build the graph of a structure with the targets of its DFT blocks. An edge without a block has H = 0.
+
+        attributes: gauge_hartree; outside_fraction, the share of sum |H| on pairs beyond the cutoff; baseline_mae_hartree, the mean
+        error of the reference alone over all elements within the cutoff, blocks of edges in their frames.
+        Raises ValueError if the basis differs from the reference's.
+        """
+        reference = self.reference
+        if difference := reference.basis.difference(operators.basis):
+            raise ValueError(f"basis of these operators differs from that of the reference: {difference}.")
+        graph = structure_graph(operators.atoms, reference.basis, reference.cutoff_angstrom)
+        coupling, crystal_field = reference.coupling, reference.crystal_field
+        of_atoms = onsite_blocks(operators, coupling, graph, crystal_field.near_angstrom, crystal_field.charges)
+        remainder = reference.remainder(operators, of_atoms)
+        rows = graph.edges.find_in_elements(operators.pairs)
+        atom_rows = graph.atom_rows()
+        offsite, onsite_reference, onsite = {}, {}, {}
+        for z_i, z_j in graph.elements:
+            pair, distances = coupling[z_i, z_j], graph.edges.distances[graph.edges.between(z_i, z_j)]
+            offsite[z_i, z_j] = np.zeros((len(distances), pair.size))
+            offsite[z_i, z_j][:, pair.zero_order] = -reference.offsite(z_i, z_j, distances)
+        for z in np.unique(graph.atoms.numbers).tolist():
+            onsite_reference[z] = crystal_field.onsite(z, of_atoms.features[z])
+            onsite[z] = np.zeros_like(onsite_reference[z])
+        for z_i, z_j, blocks, is_onsite, coupled, vectors in coupled_groups(*remainder):
+            pair = coupling[z_i, z_j]
+            if is_onsite:
+                row = atom_rows[operators.pairs[blocks, 0]]
+                onsite[z_i][row] = coupled - onsite_reference[z_i][row]
+            else:
+                near = rows[blocks] >= 0
+                rotations = edge_rotations(vectors[near], max(pair.slots))
+                offsite[z_i, z_j][rows[blocks[near]]] += pair.rotate(coupled[near], rotations)
+        outside, total = outside_sums(operators, reference.cutoff_angstrom)
+        attributes = {
+            "gauge_hartree": remainder[2],
+            "outside_fraction": outside / total,
+            "baseline_mae_hartree": self._mean_of_blocks(offsite, onsite),
+        }
+        return replace(graph, offsite=offsite, onsite=onsite, crystal_field=onsite_reference, attributes=attributes)
+
+    def _mean_of_blocks(self, offsite: dict, onsite: dict) -> float:
+        """Mean |x| over elements of blocks, of which coupled components have another."""
+        coupling = self.reference.coupling
+        targets = offsite | {(z, z, "onsite"): target for z, target in onsite.items()}
+        sums = [
+            np.abs(some @ coupling[key[:2]].transform.T).sum()
+            for key, target in targets.items()
+            for some in np.array_split(target, len(target) // 512 + 1)
+        ]
+        return float(sum(sums) / sum(target.size for target in targets.values()))
+
+    def decode(self, graph: Graph, offsite: dict, onsite: dict, crystal_field: dict | None = None) -> "DecodedBlocks":
+        """Put the reference and a residual together, block by block when they are asked for.
+
+        offsite: (z_i, z_j) -> (G, n) in edge frames, onsite: z -> (A_z, n), Hartree; a pair of elements or an element that they lack has
+        no residual. crystal_field: z -> (A_z, n), reference blocks of all atoms of the structure where graph is a rank's part of it.
+        """
+        reference = self.reference
+        own = reference.crystal_field.known_of(graph)
+        pairs = overlap_table(reference.basis).pairs(graph.atoms, at_least_angstrom=graph.cutoff_angstrom)
+        mine = np.zeros(len(graph.atoms), bool)
+        mine[graph.owned] = True
+        # bonds reach atoms of other ranks, also beyond the cutoff
+        whole = own if crystal_field is None else crystal_field
+        shifts = {z: reference.crystal_field.shifts(z, blocks) for z, blocks in whole.items()}
+        blocks = {z: of_z + onsite[z] if z in onsite else of_z for z, of_z in own.items()}
+        return DecodedBlocks(graph, reference, pairs.take(mine[pairs[:, 0]]), offsite, blocks, shifts)
+
+
+@dataclass
+class DecodedBlocks:
+    """H and S of a structure, or of a rank's rows of it: `pieces` makes them, some at a time.
+
+    pairs: all that overlap or lie within the cutoff. offsite: coupled residuals in edge frames; onsite: coupled blocks; shifts: z -> (A_z, n, n) of all
+    atoms of the structure (CrystalField.shifts).
+    """
+
+    graph: Graph
+    reference: Reference
+    pairs: PairList
+    offsite: dict
+    onsite: dict
+    shifts: dict
+
+    def __post_init__(self):
+        self.ranks = rank_in_element(self.graph.atoms.numbers)
+
+    def operators(self) -> Operators:
+        """Make all of H and S in memory."""
+        atoms, basis = self.graph.atoms, self.reference.basis
+        n = int(np.prod(basis.n_orbitals(atoms.numbers)[self.pairs[:, :2]], axis=1).sum())
+        H, S = np.empty(n), np.empty(n)
+        for span, hamiltonian, overlap in self.pieces():
+            H[span], S[span] = hamiltonian, overlap
+        return Operators(atoms, basis, self.pairs, H, S)
+
+    def pieces(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        """Yield (slice of the values, H in Hartree, S) in the order of the pairs, blocks whole.
+
+        A block and its transposed one are made from the lesser of the two pairs, so that both matrices are Hermitian to the last
+        bit. A pair that is not in offsite, and every pair beyond the cutoff, is the reference.
+        """
+        graph, basis = self.graph, self.reference.basis
+        orbitals = basis.n_orbitals(graph.atoms.numbers)
+        offsets = np.concatenate([[0], np.cumsum(np.prod(orbitals[self.pairs[:, :2]], axis=1))])
+        lesser, turned = self.pairs.canonical()
+        # the edge of the pair itself, of the flipped pair where it was turned
+        rows, atom_rows = graph.edges.find_in_elements(self.pairs), graph.atom_rows()
+        bounds = np.unique(
+            np.searchsorted(offsets, np.arange(0, offsets[-1] + VALUES_AT_ONCE, VALUES_AT_ONCE)).clip(max=len(lesser))
+        )
+        for first, last in pairwise(bounds):
+            within = offsets[first : last + 1] - offsets[first]
+            H, S = np.empty(within[-1]), np.empty(within[-1])
+            for z_i, z_j, blocks, index in group_by_species(graph.atoms.numbers, orbitals, lesser[first:last], within):
+                of = first + blocks
+                h, s = self._blocks(z_i, z_j, lesser.take(of), turned[of], rows[of], atom_rows)
+                shape = (-1, basis[z_i].n_orbitals, basis[z_j].n_orbitals)
+                for values, block in ((H, h), (S, s)):
+                    transposed = block.reshape(shape).transpose(0, 2, 1).reshape(index.shape)
+                    values[index] = np.where(turned[of, None], transposed, block)
+            yield slice(int(offsets[first]), int(offsets[last])), H, S
+
+    def _blocks(self, z_i: int, z_j: int, pairs: PairList, turned: np.ndarray, rows: np.ndarray, atom_rows: np.ndarray):
+        """H and S of pairs of two elements, (G, n_i * n_j) each.
+
+        rows (G,): place of the edge of the pair, of the flipped pair if turned, in offsite; -1 beyond the cutoff.
+        """
+        reference = self.reference
+        coupling = reference.coupling[z_i, z_j]
+        S = overlap_table(reference.basis).blocks(z_i, z_j, pairs.vectors)
+        H, own = np.empty_like(S), pairs.onsite
+        if own.any():
+            H[own] = coupling.blocks(self.onsite[z_i][atom_rows[pairs[own, 0]]])
+            n = reference.basis[z_i].n_orbitals
+            for values in (H, S):
+                square = values[own].reshape(-1, n, n)
+                values[own] = ((square + square.transpose(0, 2, 1)) / 2).reshape(-1, n * n)
+        bonds = ~own
+        if bonds.any():
+            i, j = self.ranks[pairs[bonds, :2]].T
+            H[bonds] = two_centre_blocks(coupling, reference.offsite(z_i, z_j, pairs.distances[bonds]), pairs.vectors[bonds])
+            H[bonds] += shifted(S[bonds], self.shifts[z_i][i], self.shifts[z_j][j])
+        near = bonds & (rows >= 0)
+        if (z_i, z_j) in self.offsite and near.any():
+            framed = np.empty((near.sum(), coupling.size))
+            straight, (index, sign) = ~turned[near], coupling.edge_adjoint
+            framed[straight] = self.offsite[z_i, z_j][rows[near][straight]]
+            framed[~straight] = self.offsite[z_j, z_i][rows[near][~straight]][:, index] * sign
+            rotations = edge_rotations(pairs.vectors[near], max(coupling.slots))
+            H[near] += coupling.blocks(coupling.rotate(framed, rotations, inverse=True))
+        return H, S

@@ -1,0 +1,113 @@
+"""The graph of a structure: edges sorted by destination, and what the network is to learn on each atom and edge.
+
+Targets are coupled blocks of H - mu S less the reference, in Hartree; those of edges stand in the edge frame, so
+that training rotates nothing back (codec.py). Layout of a coupled vector: coupling.py. Schema `graph/2`: docs/files.md.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from ase import Atoms
+
+from ..basis import Basis
+from ..files import create_h5, open_h5
+from ..operators import read_basis, read_structure, write_basis, write_structure
+from ..pairs import PairList, rank_in_element
+from .neighbours import edges_within
+
+SCHEMA = "graph/2"
+
+
+@dataclass
+class Graph:
+    """Atoms and directed edges of one structure, or a rank's part of them: all atoms, and the edges into those that it owns.
+
+    edges    # PairList, sorted: i destination and row, j source and column
+    owned    # (O,)   | atoms of the part, ascending; all of a whole structure
+    elements # pairs of elements with edges between them in the whole structure
+    offsite  # (z_i, z_j) -> (G, n) | targets in the edge frame, Hartree, for the edges `edges.between(z_i, z_j)`
+    onsite   # z -> (A_z, n)        | targets, Hartree, for the owned atoms of that element
+    crystal_field  # z -> (A_z, n)  | reference blocks of those atoms, Hartree (CrystalField.of_graph)
+
+    A graph to predict from has no targets; crystal_field is None where it has not been computed.
+    """
+
+    atoms: Atoms
+    basis: Basis
+    cutoff_angstrom: float
+    edges: PairList
+    offsite: dict = field(default_factory=dict)
+    onsite: dict = field(default_factory=dict)
+    crystal_field: dict | None = None
+    attributes: dict = field(default_factory=dict)
+    owned: np.ndarray | None = None
+    elements: list[tuple[int, int]] | None = None
+
+    def __post_init__(self):
+        if self.owned is None:
+            self.owned = np.arange(len(self.atoms))
+        if self.elements is None:
+            self.elements = self.edges.elements
+
+    def part(self, owned: np.ndarray) -> "Graph":
+        """Return the part of a rank that owns some atoms."""
+        mine = np.zeros(len(self.atoms), bool)
+        mine[owned] = True
+        keep = mine[self.edges[:, 0]]
+        of_atoms = lambda blocks: {z: b[mine[self.atoms_of(z)]] for z, b in blocks.items()}  # noqa: E731
+        return replace(
+            self,
+            edges=self.edges.take(keep),
+            offsite={pair: target[keep[self.edges.between(*pair)]] for pair, target in self.offsite.items()},
+            onsite=of_atoms(self.onsite),
+            crystal_field=None if self.crystal_field is None else of_atoms(self.crystal_field),
+            owned=np.asarray(owned),
+        )
+
+    def atom_rows(self) -> np.ndarray:
+        """Row of every owned atom among those of its element, -1 for others, (A,)."""
+        row = np.full(len(self.atoms), -1)
+        row[self.owned] = rank_in_element(self.atoms.numbers[self.owned])
+        return row
+
+    def atoms_of(self, z: int) -> np.ndarray:
+        """Owned atoms of an element."""
+        return self.owned[self.atoms.numbers[self.owned] == z]
+
+
+def structure_graph(atoms: Atoms, basis: Basis, cutoff_angstrom: float) -> Graph:
+    """Build the graph of a structure, without targets and crystal field."""
+    for z in np.unique(atoms.numbers):
+        basis[int(z)]  # says which elements are known
+    return Graph(atoms, basis, float(cutoff_angstrom), edges_within(atoms, cutoff_angstrom))
+
+
+def write_graph(path, graph: Graph):
+    """Write `graph/2`, atomically."""
+    with create_h5(path, SCHEMA, cutoff_angstrom=graph.cutoff_angstrom, **graph.attributes) as file:
+        write_structure(file, graph.atoms)
+        write_basis(file, graph.basis)
+        file["edges"] = np.asarray(graph.edges, np.int32)
+        for (z_i, z_j), target in graph.offsite.items():
+            file[f"offsite/{z_i}-{z_j}"] = target
+            file[f"offsite/{z_i}-{z_j}"].attrs["unit"] = "Hartree"
+        for z, target in graph.onsite.items():
+            file[f"onsite/{z}"] = target
+            file[f"onsite/{z}"].attrs["unit"] = "Hartree"
+            file[f"crystal_field/{z}"] = graph.crystal_field[z]
+            file[f"crystal_field/{z}"].attrs["unit"] = "Hartree"
+
+
+def read_graph(path) -> Graph:
+    """Read `graph/2`. Raises ValueError (path, found, expected) if the file is missing, cut short or of another schema."""
+    with open_h5(path, SCHEMA) as file:
+        atoms = read_structure(file)
+        return Graph(
+            atoms,
+            read_basis(file),
+            float(file.attrs["cutoff_angstrom"]),
+            PairList(atoms, file["edges"][:]),
+            {tuple(int(z) for z in name.split("-")): data[:] for name, data in file.get("offsite", {}).items()},
+            *({int(name): data[:] for name, data in file[group].items()} for group in ("onsite", "crystal_field")),
+            {name: file.attrs[name].item() for name in ("gauge_hartree", "outside_fraction", "baseline_mae_hartree")},
+        )

@@ -1,0 +1,106 @@
+"""Predictions: H and S of a structure in memory, or written piece by piece, on any number of ranks."""
+
+import time
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from ase import Atoms
+
+from ..analysis.levels import UNKNOWN
+from ..analysis.spectra import find_levels
+from ..config import Analysis
+from ..graph.codec import DecodedBlocks
+from ..operators import SHARD, Operators, join_shards, read_operators, store_levels, write_pieces
+from ..parallel.env import World
+from .model import Residual, TrainedModel
+
+LARGEST_DENSE = 2000  # orbitals of which band edges are found while predicting; `hamscale dos` finds those of more
+K_GRID = Analysis(kgrid_length_angstrom=20)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """H and S of a structure, or of a rank's rows of it: `operators` makes them in memory, `write` into a file.
+
+    attributes: what the file says of its origin; wall_seconds in it grows by the time that making H and S takes.
+    """
+
+    blocks: DecodedBlocks
+    attributes: dict
+
+    def operators(self) -> Operators:
+        """Make all of H and S in memory."""
+        started = time.time()
+        operators = self.blocks.operators()
+        return replace(operators, attributes=self._attributes(started))
+
+    def _attributes(self, started: float) -> dict:
+        return self.attributes | {"wall_seconds": self.attributes["wall_seconds"] + time.time() - started}
+
+    def write(self, path, world: World = World(), analysis: Analysis = K_GRID):  # noqa: B008
+        """Write `operators/1`, a piece at a time: neither H nor S is ever whole in memory.
+
+        With several ranks, each writes a shard, PATH.shards/rank-N.h5, and the first then the file that reads as all of them.
+        Band edges are found on the k-grid of the analysis where there are no more than LARGEST_DENSE orbitals.
+        """
+        started = time.time()
+        blocks, path = self.blocks, Path(path)
+        atoms, basis = blocks.graph.atoms, blocks.reference.basis
+
+        def attributes() -> dict:
+            return self._attributes(started) | UNKNOWN
+
+        if world.size == 1:
+            write_pieces(path, atoms, basis, blocks.pairs, blocks.pieces(), attributes)
+        else:
+            shards = [path.with_name(f"{path.name}.shards") / f"rank-{rank}.h5" for rank in range(world.size)]
+            write_pieces(shards[world.rank], atoms, basis, blocks.pairs, blocks.pieces(), attributes, schema=SHARD)
+            world.barrier()
+            if world.is_root:
+                join_shards(path, shards, attributes())
+        if world.is_root and basis.n_orbitals(atoms.numbers).sum() <= LARGEST_DENSE:
+            _add_levels(path, analysis)
+        world.barrier()
+
+
+def predict(
+    model_directory,
+    atoms: Atoms,
+    reference_only: bool = False,
+    dtype=torch.float32,
+    world: World = World(),  # noqa: B008
+    exchange: str = "torch",
+) -> Prediction:
+    """Predict H and S of any structure, Hermitian by construction, in the reference's energy gauge; of several ranks each has its rows.
+
+    H: the reference on all pairs, plus the mean of what the model's networks give within their cutoff; attribute onsite_spread_mev: how much
+    they differ (standard deviation, root mean square over onsite components), which grows with the error, if less. S: exact two-centre
+    integrals, so that eigenvalues need no DFT. The pairs are those that overlap by more than 1e-8 or lie within the cutoff.
+    Raises ValueError if the structure holds an element, or a kind of periodicity, that the model was not trained on; warns of one that is
+    more than twice as long as the longest training cell.
+    """
+    started = time.time()
+    model = TrainedModel.load(model_directory)
+    part = model.part(atoms, world, exchange)
+    residual = Residual({}, {}) if reference_only else model.residual(part, dtype, world)
+    blocks = model.codec.decode(part.graph, residual.offsite, residual.onsite, model.crystal_field(part, world))
+    attributes = {
+        "source": "reference" if reference_only else "predicted",
+        "model": model.name,
+        "cutoff_angstrom": model.reference.cutoff_angstrom,
+        "longest_training_cell_angstrom": model.reference.longest_cell_angstrom,
+    }
+    if residual.onsite_spread_mev is not None:
+        attributes["onsite_spread_mev"] = residual.onsite_spread_mev
+    return Prediction(blocks, attributes | {"wall_seconds": time.time() - started})
+
+
+def _add_levels(path: Path, analysis: Analysis):
+    try:
+        levels = find_levels(read_operators(path), analysis)
+    except ValueError as error:  # S that is not positive definite: the matrices are worth having all the same
+        warnings.warn(f"{path}: no band edges: {error}", stacklevel=2)
+        return
+    store_levels(path, levels.attributes())
