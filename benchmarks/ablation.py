@@ -26,7 +26,7 @@ from hamscale.graph.crystal_field_fit import fit_crystal_field
 from hamscale.graph.graph import write_graph
 from hamscale.operators import read_operators
 from hamscale.train.checkpoint import join
-from hamscale.train.loop import train
+from hamscale.train.loop import TrainingFiles, train
 from hamscale.verbs import reference as fit_verb
 
 # what `default` is, and all others but for their change
@@ -127,7 +127,7 @@ def run(name: str, variant: dict, material, sets, o) -> pd.DataFrame:
         networks = [folder / f"{k}" for k in range(model.training.members)]
         for k, out in enumerate(networks):
             checkpoint = folder / f"checkpoint-{k}"
-            train(model, folder / "reference.h5", *files, out, checkpoint, show, operators_paths=of_kept, network=k)
+            train(model, TrainingFiles(folder / "reference.h5", *files, of_kept), out, checkpoint, show, k)
         join(networks, folder / "model")
         cost = {"train_cpu_s": round(time.process_time() - cpu), "train_wall_s": round(time.time() - started)}
         table = pd.read_csv(folder / "model" / "train.csv")

@@ -72,7 +72,9 @@ def unit_reference(basis: Basis, cutoff: float) -> Reference:
         reference.crystal_field,
         Atoms(list(basis), [(2.0 * k, 0, 0) for k in range(len(basis))], cell=[20.0] * 3, pbc=True),
     )
-    of_atoms = features(structure_graph(one_each, basis, cutoff), sorted(basis), coupling.lmax, field.near_angstrom, field.charges)
+    of_atoms = features(
+        structure_graph(one_each, basis, cutoff), sorted(basis), coupling.lmax, field.near_angstrom, field.charges
+    )
     for a in basis:
         pair, n = coupling[a, a], basis[a].n_orbitals
         reference.onsite_scale[a] = np.ones(pair.n_slots)

@@ -206,7 +206,7 @@ def train(
 
     On many ranks: torchrun --nproc-per-node P -m hamscale train ..., or srun. SIGUSR1 or SIGTERM: checkpoint, exit code 85.
     """
-    from .train.loop import Stopped
+    from .train.loop import Stopped, TrainingFiles
     from .train.loop import train as run
 
     if not train:
@@ -216,11 +216,8 @@ def train(
     with ranks() as world:
         world.stop_on_signals()
         try:
-            run(
-                settings, reference, train, validation, out, checkpoint, show,
-                world=world, ranks_per_structure=ranks_per_structure, partitions=partitions, exchange=exchange,
-                operators_paths=operators, network=network,
-            )  # fmt: skip
+            files = TrainingFiles(reference, train, validation, operators, partitions)
+            run(settings, files, out, checkpoint, show, network, world, ranks_per_structure, exchange)
         except Stopped as stopped:
             if world.is_root:
                 show(str(stopped))
