@@ -133,8 +133,11 @@ def reference(material: Path, operators: list[Path], out: Path):
     settings = config.load_material(material)
     charges = {atomic_numbers[element]: charge for element, charge in settings.graph.charges.items()}
     ions = Ions(settings.graph.near_angstrom, charges, settings.graph.far)
-    result = fit_reference(_Stored(operators), settings.graph.cutoff_angstrom, settings.graph.auto_threshold_hartree, ions)
-    outside = result.attributes["outside_fraction"]
+    of = settings.graph
+    result = fit_reference(
+        _Stored(operators), of.cutoff_angstrom, of.auto_threshold_hartree, ions, of.crystal_field, of.two_centre
+    )
+    outside = result.outside_fraction
     print(
         f"cutoff {result.cutoff_angstrom:.2f} A; H reaches {result.reach_angstrom:.2f} A; beyond the cutoff: {outside:.2%} of sum |H|"
     )
