@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from hamscale.graph.dataset import training_graph
 
 from conftest import hafnia, model_hamiltonian
 from hamscale.angular import edge_rotations
 from hamscale.basis import material_basis
 from hamscale.config import Config, Material, load_material, validate
 from hamscale.graph.coupling import pair_coupling
-from hamscale.graph.dataset import training_graph
 from hamscale.graph.reference import fit_reference
 from hamscale.operators import match_pairs, write_operators
 from hamscale.structures import build_structures

@@ -157,6 +157,11 @@ class Graph(Section):
         description="reference: potentials of charges and of the dipoles they induce, over all periodic images; only charges that leave the "
         "training structures neutral have one, so there is none in a crystal of one element",
     )
+    crystal_field: bool = Field(
+        True,
+        description="reference: onsite blocks follow the neighbours of their atom; else they are the mean of their element",
+    )
+    two_centre: bool = Field(True, description="reference: offsite blocks have tables over the distance")
 
 
 class Analysis(Section):
@@ -241,6 +246,7 @@ class Network(Section):
         64, ge=2, description="Gaussians of the distance, from 0 to the cutoff, as wide as they are apart: fewer are smoother"
     )
     radial: PositiveInt = Field(64, description="width of the radial network")
+    crystal_field: bool = Field(True, description="the first layer is told the reference's crystal field at each atom")
 
 
 class Training(Section):

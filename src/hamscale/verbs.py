@@ -133,8 +133,11 @@ def reference(material: Path, operators: list[Path], out: Path):
     settings = config.load_material(material)
     charges = {atomic_numbers[element]: charge for element, charge in settings.graph.charges.items()}
     ions = Ions(settings.graph.near_angstrom, charges, settings.graph.far)
-    result = fit_reference(_Stored(operators), settings.graph.cutoff_angstrom, settings.graph.auto_threshold_hartree, ions)
-    outside = result.attributes["outside_fraction"]
+    of = settings.graph
+    result = fit_reference(
+        _Stored(operators), of.cutoff_angstrom, of.auto_threshold_hartree, ions, of.crystal_field, of.two_centre
+    )
+    outside = result.outside_fraction
     print(
         f"cutoff {result.cutoff_angstrom:.2f} A; H reaches {result.reach_angstrom:.2f} A; beyond the cutoff: {outside:.2%} of sum |H|"
     )
@@ -206,7 +209,7 @@ def train(
 
     On many ranks: torchrun --nproc-per-node P -m hamscale train ..., or srun. SIGUSR1 or SIGTERM: checkpoint, exit code 85.
     """
-    from .train.loop import Stopped
+    from .train.loop import Stopped, TrainingFiles
     from .train.loop import train as run
 
     if not train:
@@ -216,11 +219,8 @@ def train(
     with ranks() as world:
         world.stop_on_signals()
         try:
-            run(
-                settings, reference, train, validation, out, checkpoint, show,
-                world=world, ranks_per_structure=ranks_per_structure, partitions=partitions, exchange=exchange,
-                operators_paths=operators, network=network,
-            )  # fmt: skip
+            files = TrainingFiles(reference, train, validation, operators, partitions)
+            run(settings, files, out, checkpoint, show, network, world, ranks_per_structure, exchange)
         except Stopped as stopped:
             if world.is_root:
                 show(str(stopped))
