@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 import yaml
 
+from hamscale.cli.training import fit
 from hamscale.config import Model, load_material, load_model
 from hamscale.evaluate import evaluate, summarise
 from hamscale.files import provenance, read_table, write_table
@@ -24,7 +25,6 @@ from hamscale.graph.reference import read_reference
 from hamscale.inputs.model_folder import join
 from hamscale.operators import read_operators
 from hamscale.train.loop import TrainingFiles, train
-from hamscale.verbs import reference as fit_verb
 
 # what `default` is, and all others but for their change
 DEFAULT = {"members": 1, "schedule": "cosine", "average": 0.0}
@@ -91,7 +91,7 @@ def run(name: str, variant: dict, material, sets, o) -> pd.DataFrame:
         changed = json.loads(material.model_dump_json(exclude_none=True))
         changed["graph"] |= of_graph
         (folder / "material.yaml").write_text(yaml.safe_dump(changed))
-        fit_verb(folder / "material.yaml", [operators[id] for id in kept], folder / "reference.h5")
+        fit(folder / "material.yaml", [operators[id] for id in kept], folder / "reference.h5")
         reference = read_reference(folder / "reference.h5")
         for id in [*kept, *sets["validation"]]:
             write_graph(folder / f"{id}.h5", BlockCodec(reference).encode(read_operators(operators[id])))

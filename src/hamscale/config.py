@@ -314,6 +314,11 @@ class Cluster(Section):
 
 
 Export = Literal["quatrex", "tbtrans", "tshs", "deeph", "cp2k", "cp2k-text", "matrixmarket"]
+# names of what the registries of partition, parallel, export and figures hold, for the command line, which does not import them
+PARTITIONERS = ("low-nn", "metis", "min-nn")
+EXCHANGES = ("torch", "cupy")
+EXPORTS = ("quatrex", "sisl", "tbtrans", "tshs", "deeph", "cp2k", "cp2k-text", "matrixmarket")
+PAPER_FIGURES = ("fig3", "fig5", "fig6", "fig7", "fig8", "learning", "size")
 
 
 class Figure8(Section):
@@ -436,3 +441,20 @@ def load_config(path) -> Config:
 
 def sha256(model: BaseModel) -> str:
     return hashlib.sha256(json.dumps(model.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def check_configuration(content: Config) -> Config:
+    """Validate every file that a configuration names, and return it. Raises one ValueError that lists every error of every file."""
+    errors = []
+    for run in content.runs:
+        for load, file in (
+            (load_material, f"config/materials/{run.material}.yaml"),
+            (load_model, f"config/models/{run.model}.yaml"),
+        ):
+            try:
+                load(file)
+            except ValueError as error:
+                errors += [line for line in str(error).splitlines() if line not in errors]
+    if errors:
+        raise ValueError("\n".join(errors))
+    return content
