@@ -24,14 +24,15 @@ figures: .venv/installed
 	$(SNAKEMAKE) -- figures
 	@echo "pictures: results/figures/*.pdf, .png"
 
+# all tests, on all cores; a program that is missing is installed, or the run ends before it begins
 test: setup
 	@tests/setup_programs.sh
-	$(RUN) pytest
+	$(RUN) pytest --all-programs -n $(CORES)
 
 bench: setup
 	$(RUN) python benchmarks/standard.py
 
-lint: setup
+lint: .venv/installed
 	$(RUN) ruff check . && ruff format --check . && snakefmt --check Snakefile workflow && lint-imports && snakemake --lint
 
 setup: .venv/installed

@@ -1,7 +1,7 @@
 import pytest
 
-from conftest import DZVP, SZV, basis_of
 from hamscale.basis import read_element_basis
+from helpers import DZVP, SZV, basis_of
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 import hamscale.cli
 from hamscale import config
@@ -12,12 +14,14 @@ from hamscale.figures import PAPER
 from hamscale.parallel.exchange import EXCHANGES
 from hamscale.partition import METHODS
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["structure", "nowhere.yaml", "--id", "a-000", "--out", "out"], "nowhere.yaml: no such file"),
-        (["dft", "nowhere.inp", "--out", "out"], "nowhere.inp: no such file"),
+        (["dft", "nowhere.inp", "--out", "out", "--command", "true"], "nowhere.inp: no such file"),
         (["graph", "nowhere.h5", "nowhere.h5", "--out", "out"], "nowhere.h5: no such file"),
         (["predict", "nowhere", "nowhere.extxyz", "--out", "out"], "nowhere"),
         (["train", "m.yaml", "r.h5", "--out", "out", "--checkpoint", "c"], "no graph was given"),
@@ -63,3 +67,10 @@ def test_a_full_disk_leaves_nothing(tmp_path):
         assert [p.name for p in disk.iterdir()] == ["a"]
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_the_version_is_the_one_to_be_cited(capsys):
+    with pytest.raises(SystemExit, match="^0$"):
+        hamscale.cli.main(["--version"])
+    assert capsys.readouterr().out == f"hamscale {hamscale.__version__}\n"
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == hamscale.__version__

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from ase.spacegroup import crystal
 
-from conftest import hafnia, model_hamiltonian
 from hamscale.graph.codec import BlockCodec
 from hamscale.graph.graph import write_graph
 from hamscale.graph.reference import fit_reference, write_reference
+from helpers import hafnia, model_hamiltonian
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from hamscale.graph.dataset import training_graph
 
-from conftest import hafnia, model_hamiltonian
 from hamscale.angular import edge_rotations
 from hamscale.basis import material_basis
 from hamscale.config import Config, Material, load_material, validate
+from hamscale.graph.codec import BlockCodec
 from hamscale.graph.coupling import pair_coupling
 from hamscale.graph.reference import fit_reference
-from hamscale.operators import match_pairs, write_operators
+from hamscale.operators import write_operators
 from hamscale.structures import build_structures
+from helpers import hafnia, model_hamiltonian
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 
 
 def _blocks(name: str, language: str) -> list[str]:
@@ -60,20 +60,20 @@ def test_the_listing_encodes_blocks_as_training_graphs_do(szv):
     structures, encode = [model_hamiltonian(hafnia(seed), szv) for seed in range(2)], _listing()
     reference = fit_reference(structures, 5.0)
     for operators in structures:
-        graph, numbers = training_graph(operators, reference), operators.atoms.numbers
+        graph, numbers = BlockCodec(reference).encode(operators), operators.atoms.numbers
         mu, shifts = graph.attributes["gauge_hartree"], {}
         assert abs(mu) > 1e-3
         for z, blocks in graph.crystal_field.items():
             shifts |= dict(zip(graph.atoms_of(z), reference.crystal_field.shifts(z, blocks)))
-        blocks, rows = match_pairs(graph.edges, operators.pairs), graph.rows(np.arange(len(graph.edges)))
+        blocks, rows = operators.pairs.find(graph.edges), graph.edges.rank_in_elements
         assert (blocks >= 0).all()
         for edge, ((i, j, *_), block, row) in enumerate(zip(graph.edges, blocks, rows)):
             key = int(numbers[i]), int(numbers[j])
-            pair, two_centre = reference.coupling[key], reference.offsite(*key, graph.distances[[edge]])[0]
+            pair, two_centre = reference.coupling[key], reference.offsite(*key, graph.edges.distances[[edge]])[0]
             by_degree = [two_centre[pair.slot_degree == L] for L in range(max(pair.slots) + 1)]
             H, S = (operators.block(values, block) for values in (operators.hamiltonian, operators.overlap))
             shells = szv[key[0]].l, szv[key[1]].l
-            target = encode(H, S, mu, shifts[i], shifts[j], by_degree, graph.vectors[edge], *shells)
+            target = encode(H, S, mu, shifts[i], shifts[j], by_degree, graph.edges.vectors[edge], *shells)
             np.testing.assert_allclose(target, graph.offsite[key][row], rtol=0, atol=1e-12)
 
 

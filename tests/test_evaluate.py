@@ -7,7 +7,6 @@ import pytest
 import torch
 import yaml
 
-from conftest import SZV, hafnia, model_hamiltonian, rattled
 from hamscale.cli import main
 from hamscale.config import Network
 from hamscale.files import facts, read_table
@@ -15,6 +14,7 @@ from hamscale.graph.reference import fit_reference, write_reference
 from hamscale.inputs.model_folder import save_model
 from hamscale.inputs.tensors import build_network
 from hamscale.operators import write_operators
+from helpers import SZV, hafnia, model_hamiltonian, rattled
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import hafnia, model_hamiltonian
 from hamscale import figures
 from hamscale.analysis.tables import analysis_tables
 from hamscale.config import Analysis
+from helpers import hafnia, model_hamiltonian
 
 FIGURES = ("bands", "dos", "error_by_pair", "error_by_distance", "decay", "slabs", "training", "heatmap")
 

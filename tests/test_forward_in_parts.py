@@ -3,12 +3,12 @@ import pytest
 import torch
 from ase import Atoms
 
-from conftest import hafnia, model_hamiltonian
 from hamscale.config import Network
 from hamscale.graph.graph import structure_graph
 from hamscale.graph.reference import fit_reference
 from hamscale.inputs.tensors import build_network, graph_inputs
 from hamscale.predict.in_parts import forward_in_parts
+from helpers import hafnia, model_hamiltonian
 
 CUTOFF = 5.0
 

@@ -2,8 +2,8 @@ import h5py
 import numpy as np
 import pytest
 
-from conftest import hafnia, model_hamiltonian
 from hamscale.operators import read_operators, write_operators
+from helpers import hafnia, model_hamiltonian
 
 
 @pytest.fixture

@@ -7,16 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from selenium.webdriver.common.by import By
-from selenium.webdriver.support.select import Select
 
-from conftest import hafnia, model_hamiltonian
 from hamscale.analysis.tables import analysis_tables
 from hamscale.analysis.views import figure_8_tables, image_table, view_tables
 from hamscale.cli import main
 from hamscale.config import Analysis
 from hamscale.files import write_table, write_text
 from hamscale.page import index_page
+from helpers import hafnia, model_hamiltonian
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +54,9 @@ def is_drawn(driver, canvas) -> int:
 
 
 def test_the_page_shows_everything_asks_for_nothing_and_zooms(page, browser):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.select import Select
+
     driver = browser.open(page)
     for canvas in ("structure", "matrix", "bands", "dos", "slabs"):
         assert is_drawn(driver, canvas) > 3, canvas

@@ -11,7 +11,6 @@ import pytest
 import torch
 from ase import Atoms
 
-from conftest import hafnia, model_hamiltonian
 from hamscale.analysis.spectra import find_levels
 from hamscale.angular import edge_rotations
 from hamscale.cli import main
@@ -25,6 +24,7 @@ from hamscale.operators import read_operators
 from hamscale.predict import predict
 from hamscale.structures import wrap_as_cp2k, write_structure_file
 from hamscale.units import hartree_to_mev
+from helpers import hafnia, model_hamiltonian
 
 
 @pytest.fixture(scope="module")

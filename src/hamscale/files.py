@@ -16,6 +16,8 @@ from pathlib import Path
 import h5py
 import pandas as pd
 
+from . import __version__
+
 
 @contextmanager
 def atomic(path):
@@ -127,7 +129,7 @@ def provenance() -> dict[str, str]:
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": commit,
-        "hamscale_version": version("hamscale"),
+        "hamscale_version": __version__,
     }
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import rattled
 from hamscale.analysis.errors import (
     align_gauge,
     block_errors,
@@ -17,6 +16,7 @@ from hamscale.analysis.errors import (
 )
 from hamscale.pairs import find_pairs
 from hamscale.units import hartree_to_mev, mev_to_hartree
+from helpers import rattled
 
 ALL = 100.0  # a cutoff beyond every block
 

@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from conftest import SZV, basis_of, hafnia, model_hamiltonian, silicon
 from hamscale.analysis import errors
 from hamscale.units import mev_to_hartree
+from helpers import SZV, basis_of, hafnia, model_hamiltonian, silicon
 
 
 def _changed(operators, hamiltonian):

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import SZV, WATER, basis_of, hafnia, model_hamiltonian
 from hamscale import figures
 from hamscale.analysis.tables import analysis_tables
 from hamscale.config import Analysis
+from helpers import SZV, WATER, basis_of, hafnia, model_hamiltonian
 
 
 def tables_of(atoms, basis, folder):

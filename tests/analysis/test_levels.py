@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from conftest import written
 from hamscale.analysis.levels import UNKNOWN, fermi_level, levels_on_grid, occupations
 from hamscale.analysis.spectra import eigenvalues, find_levels, k_grid
 from hamscale.config import Analysis
 from hamscale.operators import read_operators, store_levels
 from hamscale.units import BOLTZMANN_IN_HARTREE_PER_KELVIN, ev_to_hartree, hartree_to_ev
+from helpers import written
 
 GRID = Analysis(kgrid=(3, 2, 1))
 

@@ -7,7 +7,6 @@ import pytest
 from ase import Atoms
 from scipy.linalg import eigh
 
-from conftest import hafnia, model_hamiltonian
 from hamscale.analysis import regions
 from hamscale.analysis.spectra import find_levels
 from hamscale.cli import main
@@ -15,6 +14,7 @@ from hamscale.config import Analysis
 from hamscale.files import read_table
 from hamscale.operators import open_operators, write_operators
 from hamscale.units import hartree_to_ev
+from helpers import hafnia, model_hamiltonian
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from conftest import SZV, basis_of, hafnia, model_hamiltonian, rattled
 from hamscale.analysis.slabs import atom_potentials, slab_errors, slab_table
 from hamscale.graph.codec import BlockCodec
 from hamscale.graph.graph import structure_graph
 from hamscale.graph.reference import fit_reference
 from hamscale.units import ev_to_hartree
+from helpers import SZV, basis_of, hafnia, model_hamiltonian, rattled
 
 
 @pytest.fixture(scope="module")

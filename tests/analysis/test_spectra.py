@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy.linalg import eigh
 
-from conftest import model_hamiltonian, rotated
 from hamscale.analysis import spectra
 from hamscale.config import Analysis
 from hamscale.units import hartree_to_ev, mev_to_hartree
+from helpers import model_hamiltonian, rotated
 
 ANALYSIS = Analysis(kgrid=(2, 2, 1), band_points=12)
 

@@ -8,7 +8,6 @@ from ase import Atoms
 from ase.build import bulk
 from ase.dft.kpoints import parse_path_string
 
-from conftest import model_hamiltonian
 from hamscale.analysis.levels import levels_on_grid, occupations
 from hamscale.analysis.spectra import (
     Comparison,
@@ -23,6 +22,7 @@ from hamscale.analysis.spectra import (
 )
 from hamscale.config import Analysis
 from hamscale.units import ev_to_hartree, hartree_to_mev
+from helpers import model_hamiltonian
 
 GRID = Analysis(kgrid=(3, 2, 1), band_points=12)
 

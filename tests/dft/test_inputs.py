@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from conftest import DZVP, SZV, WATER, hafnia, material, silicon
 from hamscale.basis import material_basis
 from hamscale.dft.inputs import cp2k_input
+from helpers import DZVP, SZV, WATER, hafnia, material, silicon
 
 SILICON = material({"Si": SZV}, cutoff_ry=100)
 

@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from conftest import DATA, DZVP, SZV, basis_of, of_log
 from hamscale.angular import rotation_matrix
 from hamscale.dft.outputs import RECORD, eigenvalue_check, parse_output, read_csr, read_run
 from hamscale.graph.overlap import overlap_table
 from hamscale.operators import read_operators, write_operators
 from hamscale.units import hartree_to_ev
+from helpers import DATA, DZVP, SZV, basis_of, of_log
 
 
 def test_recorded_silicon_at_its_four_kpoints(si8):

@@ -4,13 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from conftest import SZV, calculate, material, silicon
 from hamscale.dft.run import run_cp2k
+from helpers import PATIENCE, SZV, calculate, material, silicon, wait_for
 
 
 def _fails(tmp_path, message, atoms=None, **dft):
@@ -21,14 +20,14 @@ def _fails(tmp_path, message, atoms=None, **dft):
     return str(error.value)
 
 
-def test_an_unconverged_scf_is_refused_with_its_last_change(tmp_path):
+def test_an_unconverged_scf_is_refused_with_its_last_change(cp2k, tmp_path):
     text = _fails(tmp_path, "the SCF did not converge", max_scf=3)
     assert "run.inp" in text
     assert "last step 3" in text
     assert (tmp_path / "run.failed" / "run.out").is_file()
 
 
-def test_what_cp2k_aborts_with_is_told(tmp_path):
+def test_what_cp2k_aborts_with_is_told(cp2k, tmp_path):
     (tmp_path / "run.inp").write_text("&GLOBAL\n  RUN_TYP ENERGY\n&END GLOBAL\n")
     with pytest.raises(ValueError, match="exit code 1.*RUN_TYP") as error:
         run_cp2k(tmp_path / "run.inp", tmp_path / "run")
@@ -36,7 +35,7 @@ def test_what_cp2k_aborts_with_is_told(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_killed_cp2k_is_told(tmp_path):
+def test_a_killed_cp2k_is_told(cp2k, tmp_path):
     """kill -9 of the very CP2K process while it runs."""
     settings = material({"Si": SZV}, cutoff_ry=400)
     from hamscale.basis import material_basis
@@ -45,17 +44,11 @@ def test_a_killed_cp2k_is_told(tmp_path):
     (tmp_path / "run.inp").write_text(cp2k_input(silicon(), settings, material_basis(settings)))
     command = [sys.executable, "-m", "hamscale", "dft", str(tmp_path / "run.inp"), "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    children = []
-    for _ in range(600):
-        # not the process that is asked for its version before
-        children = subprocess.run(
-            ["pgrep", "-P", str(process.pid), "-f", "run.out"], capture_output=True, text=True
-        ).stdout.split()
-        if children:
-            break
-        time.sleep(0.1)
-    os.kill(int(children[0]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    # not the process that is asked for its version before
+    search = ["pgrep", "-P", str(process.pid), "-f", "run.out"]
+    child, *_ = wait_for(lambda: subprocess.run(search, capture_output=True, text=True).stdout.split(), "CP2K starts")
+    os.kill(int(child), signal.SIGKILL)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "killed by signal 9" in errors
     assert not (tmp_path / "run").exists()
@@ -94,6 +87,7 @@ def test_a_failure_leaves_a_former_run_whole(tmp_path):
 def test_missing_cp2k_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "run.inp").write_text("")
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("HAMSCALE_CP2K", raising=False)
     with pytest.raises(ValueError, match="not found on PATH. Install Debian's package cp2k"):
         run_cp2k(tmp_path / "run.inp", tmp_path / "run")
     with pytest.raises(ValueError, match="no-such-cp2k"):

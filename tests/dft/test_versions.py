@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import DATA, DZVP, SZV, basis_of, material, silicon
 from hamscale.basis import material_basis
 from hamscale.dft.inputs import cp2k_input
 from hamscale.dft.outputs import eigenvalue_check, exact_kpoints, parse_output, read_run
 from hamscale.dft.run import check_run, run_batch, run_cp2k
 from hamscale.structures import read_structure_file
+from helpers import DATA, DZVP, SZV, basis_of, material, silicon
 
 RECORDED = DATA / "cp2k"
 VERSIONS = ("2023.1", "2025.1", "2026.2")
@@ -119,7 +119,7 @@ SCHEMES = {
 
 
 @pytest.mark.parametrize("scheme", [*[(2, 3, 1), (3, 3, 3), (1, 4, 5), (5, 1, 2), (6, 1, 1), (1, 1, 7)], *SCHEMES], ids=str)
-def test_kpoints_are_exact(scheme, tmp_path):
+def test_kpoints_are_exact(cp2k, scheme, tmp_path):
     """The log prints 0.33333: eigenvalues at that k-point are 1e-6 Ha off."""
     text = _input(silicon(1), kpoints=(1, 1, 1) if scheme in SCHEMES else scheme)
     if scheme in SCHEMES:
@@ -138,7 +138,7 @@ def test_an_input_of_other_kpoints_is_refused(tmp_path):
         exact_kpoints(folder, output, np.eye(3))
 
 
-def test_two_ranks_print_all_their_kpoints(tmp_path):
+def test_two_ranks_print_all_their_kpoints(cp2k, tmp_path):
     if shutil.which("mpirun") is None:
         pytest.fail("mpirun is not installed: it comes with Debian's package cp2k.")
     command = "mpirun --allow-run-as-root --oversubscribe -n 2 cp2k.psmp"

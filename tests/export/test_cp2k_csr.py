@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import scipy.io
 
-from conftest import bands_hartree, bands_of_cells, written
 from hamscale.dft.outputs import _image_table, image_files, parse_output, read_blocks
 from hamscale.export import export
 from hamscale.export.matrixmarket import UNITS
+from helpers import bands_hartree, bands_of_cells, written
 
 
 @pytest.mark.parametrize(("target", "tolerance"), [("cp2k", 0), ("cp2k-text", 1e-15)])

@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 import hamscale.cli
-from conftest import bands_hartree, bands_of_cells, hafnia, model_hamiltonian, written
 from hamscale.angular import real_spherical_harmonics
 from hamscale.export import deeph, export, import_deeph
 from hamscale.graph.overlap import overlap_table
 from hamscale.operators import read_operators
 from hamscale.units import HARTREE_IN_EV
+from helpers import bands_hartree, bands_of_cells, hafnia, model_hamiltonian, written
 
 # the orders of Wikipedia's table of real harmonics and of OpenMX's manual (table 9), as polynomials up to a positive factor
 WIKIPEDIA = {

@@ -12,13 +12,13 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 
-from conftest import SZV, bands_hartree, bands_of_cells, basis_of, hafnia, model_hamiltonian, written
 from hamscale.analysis.spectra import find_levels
 from hamscale.config import Analysis
 from hamscale.export import export
 from hamscale.operators import read_operators
 from hamscale.structures import wrap_as_cp2k
 from hamscale.units import HARTREE_IN_EV, ev_to_hartree, hartree_to_ev
+from helpers import SZV, bands_hartree, bands_of_cells, basis_of, hafnia, model_hamiltonian, written
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import hamscale.cli
-from conftest import hafnia, model_hamiltonian, written
 from hamscale.export import TARGETS, export, stream
 from hamscale.operators import SHARD, join_shards, write_pieces
 from hamscale.structures import wrap_as_cp2k
+from helpers import hafnia, model_hamiltonian, written
 
 
 def elements(path) -> dict:

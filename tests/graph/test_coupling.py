@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from conftest import DZVP, basis_of
 from hamscale.angular import clebsch_gordan, edge_rotations, rotation_matrix
 from hamscale.graph.coupling import pair_coupling
+from helpers import DZVP, basis_of
 
 RNG = np.random.default_rng(0)
 BASIS = basis_of(Ga=DZVP, As=DZVP)  # l = 0..3 and 0..2

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from conftest import hafnia, model_hamiltonian, rotated, silicon
 from hamscale.graph import crystal_field
 from hamscale.graph.coupling import Coupling
 from hamscale.graph.crystal_field import CrystalField, Ions, densities, onsite_blocks
 from hamscale.graph.crystal_field_fit import fit_crystal_field
 from hamscale.graph.graph import structure_graph
+from helpers import hafnia, model_hamiltonian, rotated, silicon
 
 CUTOFF, NEAR = 5.0, 4.5
 CHARGES = np.array([[-2.0], [4.0]])  # of O and Hf

@@ -4,9 +4,9 @@ import pytest
 from ase import Atoms
 from ase.neighborlist import neighbor_list
 
-from conftest import hafnia
 from hamscale.graph.neighbours import edges_within
 from hamscale.pairs import PairList, flip
+from helpers import hafnia
 
 CASES = {
     "two atoms, cutoff three times the cell": (ase.build.bulk("Si", "diamond", a=5.431), 3 * 3.84),

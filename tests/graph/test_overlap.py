@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from pyscf import gto
 
-from conftest import DZVP, basis_of, hafnia
 from hamscale.graph.overlap import overlap_table
 from hamscale.operators import Operators
 from hamscale.units import angstrom_to_bohr
+from helpers import DZVP, basis_of, hafnia
 
 BASIS = basis_of(Ga=DZVP, O=DZVP)
 

@@ -7,10 +7,10 @@ from ase.build import bulk
 from scipy.spatial.transform import Rotation
 from scipy.special import erfc
 
-from conftest import hafnia, rotated
 from hamscale.angular import rotation_matrix
 from hamscale.graph.polarization import WIDTH_ANGSTROM, _Waves, neutral_charges, potentials
 from hamscale.units import angstrom_to_bohr
+from helpers import hafnia, rotated
 
 ELEMENTS = [8, 72]
 

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from conftest import DZVP, SZV, basis_of, hafnia, model_hamiltonian, silicon
 from hamscale.graph.codec import BlockCodec
 from hamscale.graph.crystal_field import Ions
 from hamscale.graph.graph import read_graph, write_graph
 from hamscale.graph.reference import fit_reference, read_reference, write_reference
 from hamscale.units import mev_to_hartree
+from helpers import DZVP, SZV, basis_of, hafnia, model_hamiltonian, silicon
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy.linalg import eigh
 
-from conftest import hafnia, model_hamiltonian
 from hamscale.graph.codec import BlockCodec
 from hamscale.graph.graph import read_graph, write_graph
 from hamscale.graph.reference import fit_reference
@@ -15,6 +14,7 @@ from hamscale.graph.states import directions, eigenvalue_directions
 from hamscale.inputs.ranks import rank_example
 from hamscale.inputs.tensors import differences_mev
 from hamscale.parallel.env import World
+from helpers import hafnia, model_hamiltonian
 
 CUTOFF = 5.0
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from ase import Atoms
 
-from conftest import DZVP, basis_of, hafnia, model_hamiltonian, rotated
 from hamscale.angular import rotation_matrix
 from hamscale.config import Network
 from hamscale.graph.codec import BlockCodec
 from hamscale.graph.graph import structure_graph
 from hamscale.graph.reference import fit_reference
 from hamscale.inputs.tensors import build_network, graph_inputs
+from helpers import DZVP, basis_of, hafnia, model_hamiltonian, rotated
 
 CUTOFF = 5.0
 DTYPES = {torch.float64: 1e-10, torch.float32: 1e-4}

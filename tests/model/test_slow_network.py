@@ -8,12 +8,12 @@ import torch
 from ase import Atoms
 from slow_network import SlowNetwork
 
-from conftest import hafnia, model_hamiltonian
 from hamscale.config import Network
 from hamscale.graph.graph import structure_graph
 from hamscale.graph.reference import fit_reference
 from hamscale.inputs.tensors import build_network, graph_inputs
 from hamscale.model.rotations import EdgeRotations
+from helpers import hafnia, model_hamiltonian
 
 CUTOFF = 3.6
 

@@ -1,5 +1,6 @@
 """Real processes for tests: functions over gloo ranks, and the command line as torchrun or srun starts it."""
 
+import itertools
 import multiprocessing
 import os
 import socket
@@ -8,7 +9,7 @@ import sys
 import traceback
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["hamscale.predict", "hamscale.train.loop", "hamscale.parallel.env", "conftest"])
+CONTEXT.set_forkserver_preload(["hamscale.predict", "hamscale.train.loop", "hamscale.parallel.env", "helpers"])
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
@@ -16,10 +17,23 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
     return {name: str(value) for name, value in numbers.items()} | {"OMP_NUM_THREADS": "1"}
 
 
-def free_port() -> int:
+# Ports below 32768, which the kernel does not hand out: one of its own might be taken before rank 0 listens on it. A worker of
+# pytest-xdist has 400 to itself, from a place that differs between sessions.
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+PORTS = (18000 + 400 * (WORKER % 35) + number % 400 for number in itertools.count(os.getpid()))
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+        try:
+            s.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    return next(filter(_is_free, PORTS))
 
 
 def _work(environ, pipe, function, arguments):

@@ -1,13 +1,14 @@
 """Which rank a process is, from what Slurm says where its programs are missing."""
 
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
+from ranks import free_port
 
 from hamscale.parallel.env import first_host
+from helpers import PATIENCE
 
 
 @pytest.mark.parametrize(
@@ -40,9 +41,7 @@ with world() as w:
 @pytest.mark.parametrize("hosts", ["127.0.0.[1-2]", None], ids=["of the step", "MASTER_ADDR"])
 def test_two_tasks_of_srun_meet_inside_a_container(hosts, tmp_path):
     """Only srun's variables: no scontrol, no other program on the PATH."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "MASTER", "RANK", "WORLD"))}
     tasks = []
     for rank in range(2):
@@ -57,6 +56,6 @@ def test_two_tasks_of_srun_meet_inside_a_container(hosts, tmp_path):
         environment = plain | variables | {"PATH": str(tmp_path)}
         tasks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     for rank, task in enumerate(tasks):
-        output, errors = task.communicate(timeout=300)
+        output, errors = task.communicate(timeout=PATIENCE)
         assert task.returncode == 0, errors
         assert output.split() == [str(rank), "3.0"]

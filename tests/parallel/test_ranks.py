@@ -8,7 +8,6 @@ import torch
 from ase import Atoms
 from ranks import on_ranks
 
-from conftest import WATER, hafnia, model_hamiltonian, rattled
 from hamscale.config import Network
 from hamscale.graph.codec import BlockCodec
 from hamscale.graph.reference import fit_reference, write_reference
@@ -22,6 +21,7 @@ from hamscale.partition import partition
 from hamscale.predict import predict
 from hamscale.train.loop import sum_gradients
 from hamscale.train.loss import eigenvalue_error, l1_l2
+from helpers import WATER, hafnia, model_hamiltonian, rattled
 
 CUTOFF, LAYERS, CHANNELS, LMAX = 5.0, 3, 4, 4
 
@@ -38,7 +38,7 @@ def molecules() -> Atoms:
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory, szv):
     """name -> (folder of a model, reference, graph)."""
-    from conftest import basis_of
+    from helpers import basis_of
 
     wet = basis_of(H="SZV-MOLOPT-GTH", O="SZV-MOLOPT-GTH")
     result = {}

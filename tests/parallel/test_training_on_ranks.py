@@ -5,14 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
 from ranks import on_ranks, start_cli
 from safetensors.torch import load_file
 
-from conftest import hafnia, model_hamiltonian
 from hamscale.cli import main
 from hamscale.config import Model
 from hamscale.graph.codec import BlockCodec
@@ -21,6 +19,7 @@ from hamscale.graph.reference import fit_reference, write_reference
 from hamscale.parallel.env import World
 from hamscale.structures import write_structure_file
 from hamscale.train.loop import TrainingFiles, train
+from helpers import PATIENCE, hafnia, model_hamiltonian, wait_for
 
 NETWORK = {"layers": 2, "channels": 4, "hidden": 4, "values": 4, "feed_forward": 8, "radial": 8, "lmax": 2}
 
@@ -89,24 +88,24 @@ def command(data, folder):
     ]  # fmt: skip
 
 
-def wait_for(path, processes, seconds=300):
-    """Until a file is there; the processes are to run on meanwhile."""
-    for _ in range(seconds * 20):
-        if path.is_file():
-            return
+def wait_for_checkpoint(folder, processes):
+    """Wait until the processes, which are to run on meanwhile, have written a checkpoint."""
+
+    def written():
         assert all(p.poll() is None for p in processes), [p.communicate() for p in processes if p.poll() is not None]
-        time.sleep(0.05)
-    raise AssertionError(f"{path} did not appear within {seconds} s")
+        return (folder / "checkpoint" / "checkpoint.safetensors").is_file()
+
+    wait_for(written, "a checkpoint is written")
 
 
-def finish(processes, seconds=240):
+def finish(processes):
     """(exit code, standard output, standard error) of each; none may hang."""
-    return [(p.wait(seconds), *p.communicate()) for p in processes]
+    return [(p.wait(PATIENCE), *p.communicate()) for p in processes]
 
 
 def test_a_killed_rank_ends_the_others_by_name_and_two_ranks_go_on(data, undisturbed, tmp_path):
     processes = start_cli(4, *command(data, tmp_path))
-    wait_for(tmp_path / "checkpoint" / "checkpoint.safetensors", processes)
+    wait_for_checkpoint(tmp_path, processes)
     processes[2].send_signal(signal.SIGKILL)
     for rank, (code, _, errors) in enumerate(finish(processes)):
         if rank != 2:
@@ -120,7 +119,7 @@ def test_a_killed_rank_ends_the_others_by_name_and_two_ranks_go_on(data, undistu
 
 def test_a_stop_asked_of_one_rank_stops_all_with_a_checkpoint_and_two_ranks_go_on(data, undisturbed, tmp_path):
     processes = start_cli(4, *command(data, tmp_path))
-    wait_for(tmp_path / "checkpoint" / "checkpoint.safetensors", processes)
+    wait_for_checkpoint(tmp_path, processes)
     processes[3].send_signal(signal.SIGUSR1)
     results = finish(processes)
     assert [code for code, *_ in results] == [85] * 4, results
@@ -177,7 +176,7 @@ def test_torchrun_starts_it_and_a_model_comes_out(data, undisturbed, tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=PATIENCE,
     )
     assert result.returncode == 0, result.stderr
     for ours, one in zip(losses(tmp_path), undisturbed, strict=True):

@@ -5,12 +5,12 @@ import pytest
 from ase import Atoms
 from ase.spacegroup import crystal
 
-from conftest import WATER, hafnia
 from hamscale.graph.neighbours import edges_within
 from hamscale.partition import METHODS, TiledEdges, partition
 from hamscale.partition.halo import read_partition, write_partition
 from hamscale.partition.min_nn import Cost
 from hamscale.partition.space import space
+from helpers import WATER, hafnia
 
 CUTOFF = 5.0
 

@@ -19,13 +19,12 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from conftest import TOY, copy_workflow
 from hamscale.operators import read_operators
-
-pytestmark = pytest.mark.slurm
+from helpers import PATIENCE, TOY, copy_workflow
 
 LAB = Path(tempfile.gettempdir(), "slurm_lab_of_tests")
 ROOT, HERE, BIN = Path(__file__).parents[2], Path(__file__).parent, Path(sys.executable).parent
@@ -65,18 +64,13 @@ def lab(command: str):
 
 
 @pytest.fixture(scope="module")
-def slurm():
-    """A Slurm of two nodes."""
-    if not shutil.which("slurmctld"):
-        installed = lab("install")
-        if installed.returncode:
-            if os.environ.get("CI"):
-                pytest.fail(f"Slurm's packages cannot be installed: {installed.stderr[-500:]}")
-            pytest.skip(f"Slurm's packages are not there and cannot be installed: {installed.stderr[-200:]}")
-    started = lab("start")
-    assert started.returncode == 0, started.stdout + started.stderr
-    yield
-    lab("stop")
+def slurm(cp2k):
+    """A Slurm of two nodes, which run CP2K. A machine has one: its ports and /etc/slurm are those of all sessions of tests."""
+    with FileLock(LAB.with_suffix(".lock"), timeout=PATIENCE):
+        started = lab("start")
+        assert started.returncode == 0, started.stdout + started.stderr
+        yield
+        lab("stop")
 
 
 def start(folder: Path, *arguments, profile: str = "alps") -> subprocess.Popen:
@@ -92,7 +86,7 @@ def pipeline(slurm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline")
     models = {name: {"network": NETWORK, "training": training} for name, training in MODELS.items()}
     copy_workflow(folder, MATERIAL, models)
-    return folder, start(folder, "--", *TARGETS).wait(600)
+    return folder, start(folder, "--", *TARGETS).wait(PATIENCE)
 
 
 def test_from_config_to_predicted_hamiltonian_through_slurm(pipeline):
@@ -127,7 +121,7 @@ def test_a_run_refused_is_run_again_alone(pipeline):
     store = folder / "results" / "toy" / "runs"
     assert sorted(p.name for p in store.iterdir()) == ["test-000", "torn-000.failed", "train-000", "validation-000"]
     before = (store / "test-000").stat().st_mtime_ns
-    assert start(folder, "--", "results/toy/dft/torn-000").wait(200) != 0
+    assert start(folder, "--", "results/toy/dft/torn-000").wait(PATIENCE) != 0
     log = (folder / "logs" / "toy" / "batches" / "1.log").read_text()
     assert "test-000: done before" in log
     assert (store / "test-000").stat().st_mtime_ns == before
@@ -140,9 +134,9 @@ def test_the_profile_of_a_plain_slurm_with_conda_trains_on_a_node(pipeline, tmp_
         shutil.rmtree(folder / "results" / "toy" / made)
     model = "results/toy/models/tiny/weights.safetensors"
     arguments = ["--sdm", "env-modules", "--rerun-triggers", "mtime", "--", model]
-    assert start(folder, *arguments, profile="workflow/profiles/slurm").wait(300) == 0, (folder / "snakemake.log").read_text()[
-        -3000:
-    ]
+    assert start(folder, *arguments, profile="workflow/profiles/slurm").wait(PATIENCE) == 0, (
+        folder / "snakemake.log"
+    ).read_text()[-3000:]
     assert (folder / model).is_file()
     assert [(job["JobState"], job["NodeCnt"]) for job in jobs_done(folder)] == [("COMPLETED", "1")]
 
@@ -184,8 +178,9 @@ class Training:
         """It has the logs of the attempts that failed."""
         return (self.folder / "snakemake.log").read_text()
 
-    def wait_for(self, condition, seconds: int = 240):
-        for _ in range(seconds * 5):
+    def wait_for(self, condition, seconds: int = PATIENCE):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
             if result := condition():
                 return result
             assert self.process.poll() is None, self.snakemakes_log()[-5000:]
@@ -219,7 +214,7 @@ class Training:
                 if process.cwd() == str(self.folder) and process.pid != self.process.pid:
                     process.kill()
                     found.append(process)
-        psutil.wait_procs(found, timeout=60)
+        psutil.wait_procs(found, timeout=PATIENCE)
 
 
 def slurm_says(*command: str) -> str:
@@ -263,7 +258,7 @@ def test_after_a_killed_snakemake_the_line_of_the_docs_ends_its_job_and_the_next
     training.process.kill()
     training.process.wait()
     # a mere new start is refused, and the job goes on
-    assert training.start().wait(100) != 0
+    assert training.start().wait(PATIENCE) != 0
     assert "LockException" in training.snakemakes_log()
     assert training.jobs() == [job]
     done = subprocess.run(["bash", "-c", way_out], cwd=training.folder, capture_output=True, text=True, env=ENVIRONMENT)
@@ -285,7 +280,7 @@ def test_a_node_that_goes_down_gives_its_job_back_and_training_resumes_on_the_ot
         skip_to(training.checkpoint / "checkpoint.safetensors", MODELS["long"]["steps"] - 25)
         slurm_says("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm waits two minutes else
         assert training.resumed(before) == MODELS["long"]["steps"] - 25
-        assert training.process.wait(200) == 0, training.snakemakes_log()[-3000:]
+        assert training.process.wait(PATIENCE) == 0, training.snakemakes_log()[-3000:]
     finally:
         slurm_says("scontrol", "update", f"NodeName={node}", "State=RESUME")
     assert pd.read_csv(training.model / "train.csv")["step"].iloc[-1] == MODELS["long"]["steps"]
@@ -328,7 +323,7 @@ def test_a_full_disk_leaves_no_half_file(pipeline, tmp_path):
         ]
         started = [subprocess.Popen([BIN / "hamscale", *v], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) for v in verbs]
         for (verb, *_), process in zip(verbs, started):
-            said = process.communicate(timeout=120)[1]
+            said = process.communicate(timeout=PATIENCE)[1]
             assert process.returncode == 1, (verb, said)
             assert "hamscale: error:" in said.splitlines()[-1]
         assert {p.name for p in disk.iterdir()} <= {"filler", "run.failed"}

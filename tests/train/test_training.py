@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import hafnia, model_hamiltonian
 from hamscale.config import Model
 from hamscale.graph.codec import BlockCodec
 from hamscale.graph.graph import read_graph, write_graph
@@ -21,6 +20,7 @@ from hamscale.operators import write_operators
 from hamscale.parallel.env import World
 from hamscale.train.loop import TrainingFiles, train
 from hamscale.train.loss import eigenvalue_error, l1_l2
+from helpers import hafnia, model_hamiltonian
 
 NETWORK = {"layers": 1, "channels": 8, "hidden": 8, "values": 8, "feed_forward": 16, "radial": 16}
 

@@ -10,16 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import sisl
 import yaml
-from selenium.common.exceptions import ElementClickInterceptedException, NoSuchElementException, StaleElementReferenceException
-from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
 
-from conftest import TOY, copy_workflow
 from hamscale.analysis.spectra import eigenvalues
 from hamscale.operators import read_operators
 from hamscale.units import HARTREE_IN_EV
+from helpers import TOY, copy_workflow
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -57,8 +53,9 @@ def project(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(cp2k, tmp_path_factory):
     """The same, run to its end with its exports, with its report."""
+    pytest.importorskip("sisl")
     folder = copy_workflow(tmp_path_factory.mktemp("finished"), TOY, {"tiny": MODEL})
     config = folder / "config" / "config.yaml"
     config.write_text(config.read_text() + "export: [quatrex, tbtrans]\n")
@@ -71,6 +68,8 @@ def finished(tmp_path_factory):
 
 
 def test_from_config_to_predicted_hamiltonian(finished):
+    import sisl
+
     project = finished
     summary = pd.read_csv(project / "results" / "summary.csv")
     assert list(summary["structure"]) == ["test-000"]
@@ -113,10 +112,18 @@ def test_from_config_to_predicted_hamiltonian(finished):
 
 def shown(driver, category: str, what: str):
     """Click through the report to a result, and give the picture or frame it is shown in."""
+    from selenium.common.exceptions import (
+        ElementClickInterceptedException,
+        NoSuchElementException,
+        StaleElementReferenceException,
+    )
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
     driver.get(driver.current_url.split("#")[0])
     # rows move while the report lays them out: what a click does not meet is found and clicked again
     moving = (NoSuchElementException, StaleElementReferenceException, ElementClickInterceptedException)
-    wait = WebDriverWait(driver, 20, ignored_exceptions=moving)
+    wait = WebDriverWait(driver, 120, ignored_exceptions=moving)
     wait.until(lambda d: d.find_element(By.LINK_TEXT, category).click() is None)
     wait.until(lambda d: d.find_element(By.XPATH, f"//tr[td[normalize-space()='{what}']]//a").click() is None)
     if what.startswith("table"):
@@ -127,6 +134,8 @@ def shown(driver, category: str, what: str):
 
 
 def test_the_report_opens_alone_and_a_click_on_a_figure_shows_it(finished, browser):
+    from selenium.webdriver.common.by import By
+
     driver = browser.open(finished / "report.html")
     for category, what in (
         *(
@@ -150,6 +159,8 @@ def test_the_report_opens_alone_and_a_click_on_a_figure_shows_it(finished, brows
 
 
 def test_the_page_of_a_run_shows_it(finished, browser):
+    from selenium.webdriver.common.by import By
+
     driver = browser.open(finished / "results" / "index.html")
     names = [option.text for option in driver.find_elements(By.CSS_SELECTOR, "#which option")]
     assert names == ["toy / tiny / test-000", "toy / tiny / tiled-000"]
@@ -184,7 +195,7 @@ def test_figures_are_drawn_where_there_is_neither_cp2k_nor_a_gpu(tmp_path):
         assert re.search(rf"^{rule} +\d", anew, re.M), rule
 
 
-def test_an_unconverged_run_is_reported_and_the_others_go_on(project):
+def test_an_unconverged_run_is_reported_and_the_others_go_on(cp2k, project):
     material = project / "config" / "materials" / "toy.yaml"
     material.write_text(TOY.replace("eps_default: 1.0e-8", "eps_default: 1.0e-8, max_scf: 3"))
     result = snakemake(project, "--keep-going", "--show-failed-logs", "results/toy/dft/train-000", "results/toy/dft/train-001")
@@ -265,8 +276,7 @@ def test_another_cluster_needs_little():
 
 
 @pytest.mark.parametrize("graph", ["--dag", "--rulegraph"])
-def test_the_graphs_render(graph):
-    """With dot, which tests/setup_programs.sh installs."""
+def test_the_graphs_render(graphviz, graph):
     text = snakemake(ROOT, graph, "--forceall", "--configfile", "config/demo.yaml")
     assert text.returncode == 0, text.stderr
     drawn = subprocess.run(["dot", "-Tsvg"], input=text.stdout, capture_output=True, text=True)

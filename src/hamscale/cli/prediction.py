@@ -35,7 +35,7 @@ def write_prediction(
 @command(
     "export",
     argument("operators"),
-    argument("--to", choices=list(config.EXPORTS), required=True, metavar="FORMAT", help=", ".join(config.EXPORTS)),
+    argument("--to", type=str, required=True, metavar="FORMAT", help=", ".join(config.EXPORTS)),
     OUT,
     argument(
         "--transport",
