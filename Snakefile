@@ -31,7 +31,7 @@ localrules:
     partition,
     view,
     quality,
-    structure_figures,
+    plot_structure,
     summary,
     figures,
     index,

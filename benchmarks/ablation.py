@@ -6,37 +6,34 @@ model's own, with a cosine schedule, the same for all.
 """
 
 import argparse
+import json
 import tempfile
 import time
-from contextlib import ExitStack
 from pathlib import Path
-from unittest.mock import patch
 
-import numpy as np
 import pandas as pd
 import torch
+import yaml
 
+from hamscale.cli.training import fit
 from hamscale.config import Model, load_material, load_model
 from hamscale.evaluate import evaluate, summarise
 from hamscale.files import provenance, read_table, write_table
-from hamscale.graph import reference as reference_module
 from hamscale.graph.codec import BlockCodec
-from hamscale.graph.crystal_field import CrystalField
-from hamscale.graph.crystal_field_fit import fit_crystal_field
 from hamscale.graph.graph import write_graph
+from hamscale.graph.reference import read_reference
+from hamscale.inputs.model_folder import join
 from hamscale.operators import read_operators
-from hamscale.train.checkpoint import join
-from hamscale.train.loop import train
-from hamscale.verbs import reference as fit_verb
+from hamscale.train.loop import TrainingFiles, train
 
 # what `default` is, and all others but for their change
 DEFAULT = {"members": 1, "schedule": "cosine", "average": 0.0}
-# name: fields of Network and Training, and `structures`, `reference`, `deviation`, `steps_factor` of this script
+# name: fields of Network and Training; `graph`: of the material's; `structures` and `steps_factor` of this script
 VARIANTS = {
     "default": {},
-    "mean blocks alone": {"reference": "none"},
-    "two-centre reference": {"reference": "two-centre"},
-    "network not told of the crystal field": {"deviation": False},
+    "mean blocks alone": {"graph": {"crystal_field": False, "two_centre": False}},
+    "two-centre reference": {"graph": {"crystal_field": False}},
+    "network not told of the crystal field": {"crystal_field": False},
     "onsite weight 0.03": {"onsite_weight": 0.03},
     "onsite weight 0.3": {"onsite_weight": 0.3},
     "L1 alone": {"l2_scale_mev": 1e9},
@@ -78,45 +75,24 @@ CHOSEN = {
         ["test_28", "nearly_crystalline"],
     ),
 }
-fit_two_centre = reference_module._fit_two_centre
-
-
-def flat(structures, *arguments) -> CrystalField:
-    """The mean block of each element and nothing else."""
-    result = fit_crystal_field(structures, *arguments)
-    result.coefficients = np.zeros_like(result.coefficients)
-    for z, tables in result.tables.items():
-        result.tables[z] = [np.zeros_like(t) for t in tables]
-        result.mean[z] = result.centre[z]
-    return result
-
-
-def without_two_centre(reference, structures, of_structures):
-    fit_two_centre(reference, structures, of_structures)
-    for key, table in reference.two_centre.items():
-        reference.two_centre[key] = np.zeros_like(table)
 
 
 def run(name: str, variant: dict, material, sets, o) -> pd.DataFrame:
     variant = dict(variant)
-    kind, fraction = variant.pop("reference", None), variant.pop("structures", 1.0)
-    deviation, factor = variant.pop("deviation", True), variant.pop("steps_factor", 1)
+    of_graph, fraction, factor = variant.pop("graph", {}), variant.pop("structures", 1.0), variant.pop("steps_factor", 1)
     content, steps = load_model(f"config/models/{o.material}.yaml").model_dump(), round(o.steps * factor)
     content["training"] |= DEFAULT | {"steps": steps, "validate_every": steps // 10}
     for key, value in variant.items():
         content["network" if key in content["network"] else "training"][key] = value
     operators = {id: Path(f"results/{o.material}/operators/{id}.h5") for ids in sets.values() for id in ids}
     kept = sets["train"][:: round(1 / fraction)]
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        if kind:
-            stack.enter_context(patch.object(reference_module, "fit_crystal_field", flat))
-        if kind == "none":
-            stack.enter_context(patch.object(reference_module, "_fit_two_centre", without_two_centre))
-        if not deviation:
-            stack.enter_context(patch.object(CrystalField, "deviation", lambda self, z, onsite: np.zeros_like(onsite)))
-        fit_verb(Path(f"config/materials/{o.material}.yaml"), [operators[id] for id in kept], folder / "reference.h5")
-        reference = reference_module.read_reference(folder / "reference.h5")
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        changed = json.loads(material.model_dump_json(exclude_none=True))
+        changed["graph"] |= of_graph
+        (folder / "material.yaml").write_text(yaml.safe_dump(changed))
+        fit(folder / "material.yaml", [operators[id] for id in kept], folder / "reference.h5")
+        reference = read_reference(folder / "reference.h5")
         for id in [*kept, *sets["validation"]]:
             write_graph(folder / f"{id}.h5", BlockCodec(reference).encode(read_operators(operators[id])))
         files = [[folder / f"{id}.h5" for id in ids] for ids in (kept, sets["validation"])]
@@ -127,7 +103,7 @@ def run(name: str, variant: dict, material, sets, o) -> pd.DataFrame:
         networks = [folder / f"{k}" for k in range(model.training.members)]
         for k, out in enumerate(networks):
             checkpoint = folder / f"checkpoint-{k}"
-            train(model, folder / "reference.h5", *files, out, checkpoint, show, operators_paths=of_kept, network=k)
+            train(model, TrainingFiles(folder / "reference.h5", *files, of_kept), out, checkpoint, show, k)
         join(networks, folder / "model")
         cost = {"train_cpu_s": round(time.process_time() - cpu), "train_wall_s": round(time.time() - started)}
         table = pd.read_csv(folder / "model" / "train.csv")

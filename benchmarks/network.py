@@ -24,7 +24,7 @@ from hamscale.basis import Basis, read_element_basis
 from hamscale.config import Network
 from hamscale.files import provenance
 from hamscale.graph.coupling import Coupling
-from hamscale.graph.crystal_field import features
+from hamscale.graph.crystal_field import CrystalField, features
 from hamscale.graph.graph import structure_graph
 from hamscale.graph.neighbours import edges_within
 from hamscale.graph.reference import Reference
@@ -66,26 +66,20 @@ def gst(n_atoms: int) -> Atoms:
 
 
 def unit_reference(basis: Basis, cutoff: float) -> Reference:
-    """A reference of the right shapes: time does not depend on its numbers."""
-    reference, coupling = Reference(basis, True, cutoff, cutoff), Coupling(basis)
-    field, one_each = (
-        reference.crystal_field,
-        Atoms(list(basis), [(2.0 * k, 0, 0) for k in range(len(basis))], cell=[20.0] * 3, pbc=True),
-    )
-    of_atoms = features(
-        structure_graph(one_each, basis, cutoff), sorted(basis), coupling.lmax, field.near_angstrom, field.charges
-    )
-    for a in basis:
-        pair, n = coupling[a, a], basis[a].n_orbitals
-        reference.onsite_scale[a] = np.ones(pair.n_slots)
-        field.centre[a], field.mean[a] = np.zeros((2, pair.n_slots))
-        field.spread[a] = np.ones(pair.n_slots)
-        field.overlap[a] = np.eye(n).ravel() @ pair.transform
-        field.tables[a] = [np.zeros((of_atoms.by_degree[L].shape[2], len(slots))) for L, slots in pair.slots.items()]
-        for b in basis:
-            shape = (int(cutoff * 4) + 3, coupling[a, b].n_slots)
-            reference.two_centre[a, b], reference.scale[a, b] = np.zeros(shape), np.ones(shape)
-    return reference
+    """Make a reference of the right shapes: time does not depend on its numbers."""
+    coupling, charges = Coupling(basis), np.empty((len(basis), 0))
+    one_each = Atoms(list(basis), [(2.0 * k, 0, 0) for k in range(len(basis))], cell=[20.0] * 3, pbc=True)
+    of_atoms = features(structure_graph(one_each, basis, cutoff), sorted(basis), coupling.lmax, 4.5, charges)
+    each = lambda value: {a: np.full(coupling[a, a].n_slots, value) for a in basis}  # noqa: E731
+    overlap = {a: np.eye(basis[a].n_orbitals).ravel() @ coupling[a, a].transform for a in basis}
+    tables = {
+        a: [np.zeros((of_atoms.by_degree[L].shape[2], len(slots))) for L, slots in coupling[a, a].slots.items()] for a in basis
+    }
+    field = CrystalField(coupling, 4.5, charges, each(0.0), each(0.0), tables, np.zeros(0), overlap, each(1.0))
+    of_pairs = lambda value: {  # noqa: E731
+        (a, b): np.full((int(cutoff * 4) + 3, coupling[a, b].n_slots), value) for a in basis for b in basis
+    }
+    return Reference(basis, True, cutoff, cutoff, 0.0, field, of_pairs(0.0), of_pairs(1.0), each(1.0), 0.0)
 
 
 def gemm_rate() -> float:

@@ -79,7 +79,6 @@ def main():
     name, cell = CELLS[o.material]
     material = load_material(f"config/materials/{name}.yaml")
     reference = unit_reference(material_basis(material), o.cutoff)
-    reference.attributes = {"outside_fraction": 0.0}
     network = Network(layers=3 if o.train else 2, gaussians=32)
     torch.manual_seed(0)
     model, atoms = build_network(network, reference), build_structure(material, o.structure or cell)

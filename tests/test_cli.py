@@ -8,6 +8,11 @@ import pytest
 import yaml
 
 import hamscale.cli
+from hamscale import config
+from hamscale.export import TARGETS
+from hamscale.figures import PAPER
+from hamscale.parallel.exchange import EXCHANGES
+from hamscale.partition import METHODS
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,6 +40,14 @@ def test_errors_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
 def test_check_reads_every_file_a_configuration_names():
     result = subprocess.run([sys.executable, "-m", "hamscale", "check", "config/config.yaml"], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, "config/config.yaml: good\n")
+
+
+def test_choices_are_those_of_the_registries():
+    """The command line does not import them, so that it answers at once."""
+    assert set(config.PARTITIONERS) == set(METHODS)
+    assert set(config.EXCHANGES) == set(EXCHANGES)
+    assert set(config.EXPORTS) == set(TARGETS)
+    assert set(config.PAPER_FIGURES) == set(PAPER)
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):

@@ -136,7 +136,9 @@ def test_reference_only_is_two_centre_and_what_the_crystal_field_does_to_bonds(m
 
     reference = read_reference(model / "reference.h5")
     coupling, field, rng = reference.coupling, reference.crystal_field, np.random.default_rng(0)
-    field.tables = {z: [rng.normal(0, 0.01, t.shape) for t in tables] for z, tables in field.tables.items()}
+    tables = {z: [rng.normal(0, 0.01, t.shape) for t in of_z] for z, of_z in field.tables.items()}
+    field = replace(field, tables=tables)
+    reference = replace(reference, crystal_field=field)
     operators = BlockCodec(reference).decode(structure_graph(wrap_as_cp2k(hafnia(6)), reference.basis, 5.0), {}, {}).operators()
     rest = operators.hamiltonian.copy()
     diagonal = {

@@ -157,6 +157,11 @@ class Graph(Section):
         description="reference: potentials of charges and of the dipoles they induce, over all periodic images; only charges that leave the "
         "training structures neutral have one, so there is none in a crystal of one element",
     )
+    crystal_field: bool = Field(
+        True,
+        description="reference: onsite blocks follow the neighbours of their atom; else they are the mean of their element",
+    )
+    two_centre: bool = Field(True, description="reference: offsite blocks have tables over the distance")
 
 
 class Analysis(Section):
@@ -241,6 +246,7 @@ class Network(Section):
         64, ge=2, description="Gaussians of the distance, from 0 to the cutoff, as wide as they are apart: fewer are smoother"
     )
     radial: PositiveInt = Field(64, description="width of the radial network")
+    crystal_field: bool = Field(True, description="the first layer is told the reference's crystal field at each atom")
 
 
 class Training(Section):
@@ -308,6 +314,11 @@ class Cluster(Section):
 
 
 Export = Literal["quatrex", "tbtrans", "tshs", "deeph", "cp2k", "cp2k-text", "matrixmarket"]
+# names of what the registries of partition, parallel, export and figures hold, for the command line, which does not import them
+PARTITIONERS = ("low-nn", "metis", "min-nn")
+EXCHANGES = ("torch", "cupy")
+EXPORTS = ("quatrex", "sisl", "tbtrans", "tshs", "deeph", "cp2k", "cp2k-text", "matrixmarket")
+PAPER_FIGURES = ("fig3", "fig5", "fig6", "fig7", "fig8", "learning", "size")
 
 
 class Figure8(Section):
@@ -430,3 +441,20 @@ def load_config(path) -> Config:
 
 def sha256(model: BaseModel) -> str:
     return hashlib.sha256(json.dumps(model.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def check_configuration(content: Config) -> Config:
+    """Validate every file that a configuration names, and return it. Raises one ValueError that lists every error of every file."""
+    errors = []
+    for run in content.runs:
+        for load, file in (
+            (load_material, f"config/materials/{run.material}.yaml"),
+            (load_model, f"config/models/{run.model}.yaml"),
+        ):
+            try:
+                load(file)
+            except ValueError as error:
+                errors += [line for line in str(error).splitlines() if line not in errors]
+    if errors:
+        raise ValueError("\n".join(errors))
+    return content

@@ -35,7 +35,7 @@ def structures(szv):
                 waves = amplitude[:, None] * np.cos(3 * np.arange(n_knots)[:, None] / n_knots + 20 * phase[:, None])
                 tables[z].append(np.concatenate([waves.reshape(2 * n_knots, -1), rng.normal(0, 0.1, (far, len(slots)))]))
         zeros = {z: np.zeros(coupling[z, z].n_slots) for z in tables}
-        exact = CrystalField(coupling, NEAR, CHARGES, zeros, zeros, tables, COEFFICIENTS, of.overlap)
+        exact = CrystalField(coupling, NEAR, CHARGES, zeros, zeros, tables, COEFFICIENTS, of.overlap, zeros)
         made.append(replace(of, blocks={z: exact.onsite(z, f) for z, f in of.features.items()}))
     return coupling, made
 

@@ -92,12 +92,28 @@ def test_files_read_back_the_same(structures, reference, tmp_path):
         assert np.array_equal(again.offsite[key], graph.offsite[key])
 
 
+def test_parts_of_the_reference_can_be_left_out(structures):
+    """Without the crystal field the onsite reference is the mean block of the element; without tables bonds have Mulliken's form alone."""
+    operators = structures[0]
+    whole, flat, bare = (
+        fit_reference(structures, 6.0, crystal_field=field, two_centre=two_centre)
+        for field, two_centre in ((True, True), (False, True), (False, False))
+    )
+    for z, blocks in BlockCodec(flat).encode(operators).crystal_field.items():
+        assert np.ptp(blocks, axis=0).max() == 0
+        np.testing.assert_allclose(blocks[0][flat.coupling[z, z].zero_order], whole.crystal_field.centre[z], atol=1e-12)
+    assert any(np.abs(table).max() > 1e-3 for table in flat.two_centre.values())
+    assert all(np.abs(table).max() == 0 for table in bare.two_centre.values())
+    errors = [BlockCodec(r).encode(operators).attributes["baseline_mae_hartree"] for r in (whole, flat, bare)]
+    assert errors[0] < errors[1] < errors[2]
+
+
 def test_share_outside_the_cutoff_is_recorded(structures):
-    shares = [fit_reference(structures, r).attributes["outside_fraction"] for r in (4.0, 6.0, 8.0)]
+    shares = [fit_reference(structures, r).outside_fraction for r in (4.0, 6.0, 8.0)]
     operators = structures[0]
     distances = operators.pairs.distances
     outside = np.repeat(distances >= 4.0, np.diff(operators.offsets))
-    one = fit_reference([operators], 4.0).attributes["outside_fraction"]
+    one = fit_reference([operators], 4.0).outside_fraction
     assert one == pytest.approx(np.abs(operators.hamiltonian[outside]).sum() / np.abs(operators.hamiltonian).sum())
     assert shares[0] > shares[1] > shares[2] > 0
 

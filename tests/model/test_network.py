@@ -143,6 +143,20 @@ def test_chunks_and_recomputing_change_nothing(network, reference):
     np.testing.assert_allclose(gradients[2], gradients[0], rtol=1e-9, atol=1e-14)
 
 
+def test_a_network_can_be_left_without_the_crystal_field(reference):
+    graph = structure_graph(hafnia(5), reference.basis, CUTOFF)
+    told = {z: blocks + 1.0 for z, blocks in reference.crystal_field.of_graph(graph).items()}
+    for crystal_field, moves in ((True, True), (False, False)):
+        torch.manual_seed(0)
+        network = build_network(Network(layers=1, channels=8, crystal_field=crystal_field), reference)
+        with torch.no_grad():
+            a, b = (
+                network(graph_inputs(g, reference, network.lmax, torch.float32))[1]
+                for g in (graph, replace(graph, crystal_field=told))
+            )
+        assert any((a[s] != b[s]).any() for s in a) == moves
+
+
 def test_two_identical_forwards_are_bit_identical(network, reference):
     a, b = (hamiltonian(network, reference, hafnia(1), torch.float32) for _ in range(2))
     assert np.array_equal(a.hamiltonian, b.hamiltonian)

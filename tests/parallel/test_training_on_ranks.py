@@ -18,7 +18,7 @@ from hamscale.graph.graph import read_graph, write_graph
 from hamscale.graph.reference import fit_reference, write_reference
 from hamscale.parallel.env import World
 from hamscale.structures import write_structure_file
-from hamscale.train.loop import train
+from hamscale.train.loop import TrainingFiles, train
 from helpers import PATIENCE, hafnia, model_hamiltonian, wait_for
 
 NETWORK = {"layers": 2, "channels": 4, "hidden": 4, "values": 4, "feed_forward": 8, "radial": 8, "lmax": 2}
@@ -41,7 +41,9 @@ TRAINING = {"steps": 40, "validate_every": 5, "schedule": "plateau", "patience":
 
 def run(world, data, folder, options=(), **training):
     model = Model.model_validate({"network": NETWORK, "training": TRAINING | training})
-    train(model, *data, folder / "model", folder / "checkpoint", str, world=world, **dict(options))
+    options = dict(options)
+    files = TrainingFiles(*data, partitions=options.pop("partitions", ()))
+    train(model, files, folder / "model", folder / "checkpoint", str, world=world, **options)
 
 
 def losses(folder) -> list[tuple[float, float, float]]:

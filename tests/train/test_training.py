@@ -18,7 +18,7 @@ from hamscale.inputs.ranks import rank_example
 from hamscale.inputs.tensors import differences_mev, example
 from hamscale.operators import write_operators
 from hamscale.parallel.env import World
-from hamscale.train.loop import train
+from hamscale.train.loop import TrainingFiles, train
 from hamscale.train.loss import eigenvalue_error, l1_l2
 from helpers import hafnia, model_hamiltonian
 
@@ -40,7 +40,7 @@ def data(tmp_path_factory, szv):
 def run(data, directory, messages=None, network=0, **training):
     model = Model.model_validate({"network": NETWORK, "training": {"steps": 12, "validate_every": 4} | training})
     show = (messages if messages is not None else []).append
-    train(model, *data, directory / "model", directory / "checkpoint", show, network=network)
+    train(model, TrainingFiles(*data), directory / "model", directory / "checkpoint", show, network=network)
     with open(directory / "model" / "train.csv") as file:
         return list(csv.DictReader(file)), load_file(directory / "model" / "weights.safetensors")
 
@@ -60,7 +60,7 @@ def test_a_resumed_run_repeats_an_undisturbed_one_bit_by_bit(data, tmp_path, sch
 
     model = Model.model_validate({"network": NETWORK, "training": settings})
     with pytest.raises(Stopped):
-        train(model, *data, tmp_path / "broken" / "model", tmp_path / "broken" / "checkpoint", stop)
+        train(model, TrainingFiles(*data), tmp_path / "broken" / "model", tmp_path / "broken" / "checkpoint", stop)
     assert not (tmp_path / "broken" / "model").exists()
     messages = []
     again, resumed = run(data, tmp_path / "broken", messages, **settings)
@@ -216,7 +216,7 @@ def test_the_loss_of_eigenvalues_lowers_their_first_order_error(data, tmp_path, 
     for weight in (0.0, 1.0):
         settings = {"steps": 80, "validate_every": 80, "learning_rate": 1e-2, "eigenvalue_weight": weight, "directions": 6}
         model, out = Model.model_validate({"network": NETWORK, "training": settings}), tmp_path / f"{weight}"
-        train(model, reference, graphs[:1], graphs[:1], out, out / "checkpoint", operators_paths=[tmp_path / "operators.h5"])
+        train(model, TrainingFiles(reference, graphs[:1], graphs[:1], [tmp_path / "operators.h5"]), out, out / "checkpoint")
         (network,), of_model = load_model(out)
         part = rank_example(
             read_graph(graphs[0]), of_model, network.lmax, torch.float32, 768, World(), 1, operators=operators, directions=6
@@ -226,7 +226,7 @@ def test_the_loss_of_eigenvalues_lowers_their_first_order_error(data, tmp_path, 
         found[weight] = eigenvalue_error(sum(a @ d for a, d in zip(part.directions, errors)), World()).item()
     assert found[1.0] < 0.5 * found[0.0]
     with pytest.raises(ValueError, match="needs the operators of every training structure: found 0, expected 1"):
-        train(model, reference, graphs[:1], graphs[:1], out, out / "checkpoint")
+        train(model, TrainingFiles(reference, graphs[:1], graphs[:1]), out, out / "checkpoint")
 
 
 def test_every_parameter_learns(data):

@@ -186,7 +186,7 @@ def test_figures_are_drawn_where_there_is_neither_cp2k_nor_a_gpu(tmp_path):
         "partition_table",
         "scaling_measured",
         "scaling_modelled",
-        "figure_8_tables",
+        "paper_tables",
         "ablation",
         "size_table",
         "dos_table",

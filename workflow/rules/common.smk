@@ -2,7 +2,7 @@
 import sys
 from pathlib import Path
 
-from hamscale.verbs import check_configuration
+from hamscale.config import check_configuration
 from hamscale.config import load_material, load_model, validate, Config
 from snakemake.exceptions import WorkflowError
 

@@ -1,4 +1,4 @@
-rule structure_figures:
+rule plot_structure:
     input:
         tables=rules.analyse.output,
         train="results/{material}/models/{model}/train.csv",
@@ -73,4 +73,4 @@ rule structure_figures:
     message:
         "figures: {wildcards.material} {wildcards.id}"
     shell:
-        "hamscale figures {params.analysis} {input.train} --out {params.out} > {log} 2>&1"
+        "hamscale plot-structure {params.analysis} {input.train} --out {params.out} > {log} 2>&1"

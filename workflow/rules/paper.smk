@@ -75,7 +75,7 @@ rule figures:
     message:
         "figures 3 and 5 to 8, learning, size"
     shell:
-        "hamscale draw --raw {params.raw} --out results/figures > {log} 2>&1"
+        "hamscale plot-paper --raw {params.raw} --out results/figures > {log} 2>&1"
 
 
 rule throughput:
@@ -237,7 +237,7 @@ rule ablation:
 # Of the material that the configuration names under figure_8: snakemake results/raw/fig8_summary.csv --configfile config/figures.yaml
 if CONFIG.figure_8:
 
-    rule figure_8_tables:
+    rule paper_tables:
         input:
             analysis=figure_8_files(CONFIG.figure_8.structures, *FIGURE_8_TABLES[:-2]),
             view=figure_8_files(CONFIG.figure_8.tiled, *FIGURE_8_TABLES[-2:]),
@@ -257,7 +257,7 @@ if CONFIG.figure_8:
         message:
             "tables of figure 8"
         shell:
-            "hamscale figure_8 --label {params.labels:q} --analysis {params.analysis} --view {params.view}"
+            "hamscale paper-tables --label {params.labels:q} --analysis {params.analysis} --view {params.view}"
             " --out results/raw > {log} 2>&1"
 
 

@@ -31,7 +31,7 @@ from ..angular import real_spherical_harmonics
 from ..operators import Operators
 from ..pairs import rank_in_element
 from .coupling import Coupling, coupled_groups
-from .polarization import neutral_charges, potential_count, potentials
+from .polarization import neutral_charges, potentials
 
 SPACING_ANGSTROM = 0.25
 ATOMS_AT_ONCE = 2000
@@ -170,7 +170,7 @@ def onsite_blocks(
     return result
 
 
-@dataclass
+@dataclass(frozen=True)
 class CrystalField:
     """The fitted reference of onsite blocks.
 
@@ -180,20 +180,14 @@ class CrystalField:
     """
 
     coupling: Coupling
-    near_angstrom: float = Ions.near_angstrom
-    charges: np.ndarray | None = None
-    centre: dict = field(default_factory=dict)
-    mean: dict = field(default_factory=dict)
-    tables: dict = field(default_factory=dict)
-    coefficients: np.ndarray | None = None
-    overlap: dict = field(default_factory=dict)
-    spread: dict = field(default_factory=dict)
-
-    def __post_init__(self):
-        if self.charges is None:
-            self.charges = np.empty((len(self.coupling.basis), 0))
-        if self.coefficients is None:
-            self.coefficients = np.zeros(potential_count(*self.charges.shape))
+    near_angstrom: float
+    charges: np.ndarray
+    centre: dict
+    mean: dict
+    tables: dict
+    coefficients: np.ndarray
+    overlap: dict
+    spread: dict
 
     def onsite(self, z: int, of_z: Features) -> np.ndarray:
         """Coupled onsite blocks of atoms of an element, (A_z, n), Hartree."""

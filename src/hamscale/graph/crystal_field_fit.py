@@ -3,12 +3,15 @@
 Penalised least squares throughout; every penalty is the one that serves a structure best that was left out of the fit.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from scipy.linalg import block_diag, eigh
 from scipy.optimize import lsq_linear
 
 from .coupling import Coupling
 from .crystal_field import CrystalField, OnsiteBlocks
+from .polarization import potential_count
 
 SIZE_PENALTY = 1e-3  # of tables, beside that of their second differences
 FIELD_PENALTY = 1e-2  # of the coefficients of fields and their squares, each times its mean square
@@ -29,36 +32,53 @@ def fit_crystal_field(
     formal: whether the charges (n, m) are formal ones; their potentials then have coefficients between -1 and 0, and those of the
     dipoles they induce are not positive.
     """
-    result = CrystalField(coupling, near_angstrom, charges)
     n, m = charges.shape
     of_fields = {0: m * (m + 1) // 2, 1: m + n * m}
-    gauges = np.zeros(len(structures))
+    gauges, coefficients = np.zeros(len(structures)), np.zeros(potential_count(n, m))
     if periodic:
-        result.coefficients = _coefficients(structures, coupling, charges, formal)
-        felt = [{z: f.potentials @ result.coefficients for z, f in s.features.items()} for s in structures]
+        coefficients = _coefficients(structures, coupling, charges, formal)
+        felt = [{z: f.potentials @ coefficients for z, f in s.features.items()} for s in structures]
         near = [{z: f.by_degree[0][:, 0] for z, f in s.features.items()} for s in structures]
         nothing = [{z: f.potentials[:, :0] for z, f in s.features.items()} for s in structures]
         gauges = _joint_fit(structures, coupling, near, of_fields[0], felt, nothing, (-np.inf, np.inf))
+    mean, tables, overlap = {}, {}, {}
     for z in sorted({z for s in structures for z in s.blocks}):
         of = [(mu, s) for mu, s in zip(gauges, structures) if z in s.blocks]
         of_structure = np.repeat(np.arange(len(of)), [len(s.blocks[z]) for _, s in of])
-        result.tables[z], result.overlap[z] = [], of[0][1].overlap[z]
-        potential = [mu + s.features[z].potentials @ result.coefficients for mu, s in of]
+        tables[z], overlap[z], mean[z] = [], of[0][1].overlap[z], np.zeros(coupling[z, z].n_slots)
+        potential = [mu + s.features[z].potentials @ coefficients for mu, s in of]
         blocks = np.concatenate([s.blocks[z] - np.outer(v, s.overlap[z]) for v, (_, s) in zip(potential, of)])
-        centre, mean = np.zeros((2, coupling[z, z].n_slots))
         for L, part in coupling[z, z].slices.items():
             fit = _Fit(np.concatenate([s.features[z].by_degree[L] for _, s in of]), L, of_fields.get(L, 0), of_structure)
             Y = blocks[:, part].reshape(len(fit.X), -1)
             table = fit.table(Y - Y.mean(0) if L == 0 else Y)
             if L == 0:
-                mean[: Y.shape[1]] = Y.mean(0) - fit.mean @ table
-            result.tables[z].append(table)
-        result.centre[z], result.mean[z] = centre, mean
-        found = np.concatenate([result.onsite(z, s.features[z]) for _, s in of])
-        centre[:] = found.mean(0)[coupling[z, z].zero_order] * (coupling[z, z].slot_degree == 0)
-        power = np.bincount(coupling[z, z].slot, (result._less_centre(z, found) ** 2).mean(0), coupling[z, z].n_slots)
-        result.spread[z] = np.sqrt(power / (2 * coupling[z, z].slot_degree + 1))
-    return result
+                mean[z][: Y.shape[1]] = Y.mean(0) - fit.mean @ table
+            tables[z].append(table)
+    return with_spread(
+        CrystalField(coupling, near_angstrom, charges, mean, mean, tables, coefficients, overlap, spread={}), structures
+    )
+
+
+def mean_blocks(field: CrystalField, structures: list[OnsiteBlocks]) -> CrystalField:
+    """Reduce a crystal field to the mean block of each element: what is left of it without neighbours and potentials."""
+    flat = {z: [np.zeros_like(table) for table in tables] for z, tables in field.tables.items()}
+    coefficients = np.zeros_like(field.coefficients)
+    return with_spread(replace(field, mean=field.centre, tables=flat, coefficients=coefficients), structures)
+
+
+def with_spread(field: CrystalField, structures: list[OnsiteBlocks]) -> CrystalField:
+    """Return the field with its centre and spread over the atoms of structures."""
+    centre, spread = {}, {}
+    for z in field.tables:
+        coupling = field.coupling[z, z]
+        found = np.concatenate([field.onsite(z, s.features[z]) for s in structures if z in s.blocks])
+        centre[z] = found.mean(0)[coupling.zero_order] * (coupling.slot_degree == 0)
+        deviation = found.copy()
+        deviation[:, coupling.zero_order] -= centre[z]
+        power = np.bincount(coupling.slot, (deviation**2).mean(0), coupling.n_slots)
+        spread[z] = np.sqrt(power / (2 * coupling.slot_degree + 1))
+    return replace(field, centre=centre, spread=spread)
 
 
 def _coefficients(structures: list[OnsiteBlocks], coupling: Coupling, charges: np.ndarray, formal: bool) -> np.ndarray:

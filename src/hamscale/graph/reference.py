@@ -8,7 +8,7 @@ scale      root mean square of what is left, by pair of elements, slot and dista
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
@@ -19,7 +19,7 @@ from ..files import create_h5, open_h5
 from ..operators import Operators, read_basis, write_basis
 from .coupling import Coupling, coupled_groups
 from .crystal_field import CrystalField, Ions, OnsiteBlocks, less_shifts, onsite_blocks
-from .crystal_field_fit import fit_crystal_field
+from .crystal_field_fit import fit_crystal_field, mean_blocks
 from .graph import structure_graph
 from .neighbours import edges_within
 
@@ -29,45 +29,36 @@ SMALLEST_SCALE_HARTREE = 1e-7
 FIRST_SHELL = 1.4  # nearest neighbours are within this times their mean distance: in rock salt the second shell begins at 2^0.5
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reference:
     """Fitted tables, one row per knot k at k * SPACING_ANGSTROM.
 
-    two_centre[z_i, z_j], scale[z_i, z_j]: (knots, slots), Hartree; onsite_scale[z]: (slots,), Hartree. crystal_field: reference of
-    the onsite blocks, and what the gauge is measured against.
+    crystal_field: reference of the onsite blocks, and what the gauge is measured against.
+    two_centre[z_i, z_j], scale[z_i, z_j]: (knots, slots), Hartree; onsite_scale[z]: (slots,), Hartree.
     reach_angstrom: the longest distance of a block in the data; from there the reference falls to zero within one knot.
     longest_cell_angstrom: the longest cell vector of the training structures; zero for molecules.
+    outside_fraction: share of sum |H| of the training structures on pairs beyond the cutoff.
     """
 
     basis: Basis
     periodic: bool
     cutoff_angstrom: float
     reach_angstrom: float
-    longest_cell_angstrom: float = 0.0
-    two_centre: dict = field(default_factory=dict)
-    scale: dict = field(default_factory=dict)
-    onsite_scale: dict = field(default_factory=dict)
-    attributes: dict = field(default_factory=dict)
+    longest_cell_angstrom: float
+    crystal_field: CrystalField
+    two_centre: dict
+    scale: dict
+    onsite_scale: dict
+    outside_fraction: float
 
-    def __post_init__(self):
-        self.coupling = Coupling(self.basis)
-        self.crystal_field = CrystalField(self.coupling)
-
-    def onsite_blocks(self, operators: Operators, shell_angstrom: float | None = None) -> OnsiteBlocks:
-        """Onsite blocks of a structure, with what the crystal field is a function of."""
-        field, graph = self.crystal_field, structure_graph(operators.atoms, self.basis, self.cutoff_angstrom)
-        return onsite_blocks(operators, self.coupling, graph, field.near_angstrom, field.charges, shell_angstrom)
-
-    def gauge(self, operators: Operators) -> float:
-        """mu (Hartree) of a structure, zero where the structure is not periodic: there energies have a zero of their own."""
-        if not self.periodic:
-            return 0.0
-        return self.crystal_field.gauge(self.onsite_blocks(operators))
+    @property
+    def coupling(self) -> Coupling:
+        """Couplings of all pairs of elements."""
+        return self.crystal_field.coupling
 
     def remainder(self, operators: Operators, of_atoms: OnsiteBlocks) -> tuple[Operators, Coupling, float]:
-        """What `coupled_groups` takes to give H - mu S less what the crystal field does to bonds."""
-        gauge = self.crystal_field.gauge(of_atoms) if self.periodic else 0.0
-        return less_shifts(operators, of_atoms, self.crystal_field), self.coupling, gauge
+        """Return what `coupled_groups` takes to give H - mu S less what the crystal field does to bonds."""
+        return _remainder(self.crystal_field, self.periodic, operators, of_atoms)
 
     def offsite(self, z_i: int, z_j: int, distances: np.ndarray) -> np.ndarray:
         """Two-centre reference, M = 0 components in the edge frame, (G, slots), Hartree."""
@@ -83,6 +74,11 @@ class Reference:
         if (z_i, z_j) not in self.two_centre:
             known = ", ".join(f"{self.basis[a].element}-{self.basis[b].element}" for a, b in self.two_centre)
             raise ValueError(f"no training structure held the pair of elements {z_i}, {z_j}; known pairs: {known}.")
+
+
+def _remainder(field: CrystalField, periodic: bool, operators: Operators, of_atoms: OnsiteBlocks):
+    gauge = field.gauge(of_atoms) if periodic else 0.0
+    return less_shifts(operators, of_atoms, field), field.coupling, gauge
 
 
 def _hat(distances: np.ndarray, n_knots: int) -> tuple[np.ndarray, np.ndarray]:
@@ -102,26 +98,54 @@ def fit_reference(
     cutoff_angstrom,
     auto_threshold_hartree: float = 1e-4,
     ions: Ions = Ions(),  # noqa: B008
+    crystal_field: bool = True,
+    two_centre: bool = True,
 ) -> Reference:
     """Fit gauge, reference and scales to the training structures (iterated over several times, one in memory at a time).
 
-    cutoff_angstrom: a number, or "auto": the longest distance of a block with an element of H above the threshold.
+    cutoff_angstrom: a number, or "auto": the longest distance of a block with an element of H above the threshold. crystal_field,
+    two_centre: without the one onsite blocks are the mean of their element, without the other offsite blocks are zero, or Mulliken's.
     Raises ValueError if bases differ or the cutoff is larger than H reaches in the data.
     """
-    reference, atoms, shell = _survey(structures, cutoff_angstrom, auto_threshold_hartree)
-    field = reference.crystal_field
-    field.near_angstrom, field.charges = ions.near_angstrom, ions.distributions(sorted(reference.basis), atoms)
-    of_structures = [reference.onsite_blocks(operators, shell) for operators in structures]
-    reference.crystal_field = fit_crystal_field(
-        of_structures, reference.coupling, reference.periodic, field.near_angstrom, field.charges, bool(ions.charges)
-    )
-    _fit_two_centre(reference, structures, of_structures)
-    _fit_scale(reference, structures, of_structures)
-    return reference
+    survey = _survey(structures, cutoff_angstrom, auto_threshold_hartree)
+    coupling, periodic = Coupling(survey.basis), survey.periodic
+    charges = ions.distributions(sorted(survey.basis), survey.atoms)
+    of_structures = []
+    for operators in structures:
+        graph = structure_graph(operators.atoms, survey.basis, survey.cutoff_angstrom)
+        of_structures.append(
+            onsite_blocks(operators, coupling, graph, ions.near_angstrom, charges, survey.first_shell_angstrom)
+        )
+    field = fit_crystal_field(of_structures, coupling, periodic, ions.near_angstrom, charges, bool(ions.charges))
+    if not crystal_field:
+        field = mean_blocks(field, of_structures)
+    _check_reach(survey, structures)
+    n_knots = int(survey.reach_angstrom / SPACING_ANGSTROM) + 2
+    tables = _fit_two_centre(field, periodic, n_knots, structures, of_structures)
+    if not two_centre:
+        tables = {key: np.zeros_like(table) for key, table in tables.items()}
+    scale, onsite_scale = _fit_scale(field, periodic, tables, n_knots, structures, of_structures)
+    sums = np.sum([outside_sums(operators, survey.cutoff_angstrom) for operators in structures], axis=0)
+    return Reference(
+        survey.basis, periodic, survey.cutoff_angstrom, survey.reach_angstrom, survey.longest_cell_angstrom,
+        field, tables, scale, onsite_scale, float(sums[0] / sums[1]),
+    )  # fmt: skip
 
 
-def _survey(structures, cutoff, threshold) -> tuple[Reference, list[Atoms], float]:
-    """Basis, reach, cutoff and longest cell of the training structures; their atoms; the reach of nearest neighbours, Angstrom."""
+@dataclass(frozen=True)
+class _Survey:
+    """Facts of the training structures that the fit begins with; first_shell_angstrom: the reach of nearest neighbours."""
+
+    basis: Basis
+    periodic: bool
+    cutoff_angstrom: float
+    reach_angstrom: float
+    longest_cell_angstrom: float
+    first_shell_angstrom: float
+    atoms: list[Atoms]
+
+
+def _survey(structures, cutoff, threshold) -> _Survey:
     basis, reach, above, atoms, nearest = None, 0.0, 0.0, [], []
     for operators in structures:
         if basis and (difference := basis.difference(operators.basis)):
@@ -143,8 +167,9 @@ def _survey(structures, cutoff, threshold) -> tuple[Reference, list[Atoms], floa
             "training structures are periodic and not periodic; expected one kind: their energies have different zeros."
         )
     longest = max(a.cell.lengths().max() for a in atoms) if periodic[0] else 0.0
-    reference = Reference(basis, periodic[0], float(above if cutoff == "auto" else cutoff), float(reach), float(longest))
-    return reference, atoms, FIRST_SHELL * float(np.concatenate(nearest).mean())
+    first_shell = FIRST_SHELL * float(np.concatenate(nearest).mean())
+    cutoff = float(above if cutoff == "auto" else cutoff)
+    return _Survey(basis, periodic[0], cutoff, float(reach), float(longest), first_shell, atoms)
 
 
 def outside_sums(operators: Operators, cutoff_angstrom: float) -> tuple[float, float]:
@@ -158,16 +183,12 @@ def _block_maximum(operators: Operators) -> np.ndarray:
     return np.maximum.reduceat(np.abs(operators.hamiltonian), operators.offsets[:-1])
 
 
-def _fit_two_centre(reference: Reference, structures, of_structures):
-    n_knots = int(reference.reach_angstrom / SPACING_ANGSTROM) + 2
+def _fit_two_centre(field: CrystalField, periodic: bool, n_knots: int, structures, of_structures) -> dict:
+    """Tables of the M = 0 components by pair of elements, (knots, slots), Hartree."""
     normal, right = {}, {}
-    outside = total = 0.0
     for operators, of_atoms in zip(structures, of_structures):
-        _check_reach(reference, operators)
-        far, everything = outside_sums(operators, reference.cutoff_angstrom)
-        outside, total = outside + far, total + everything
-        for z_i, z_j, _, onsite, coupled, vectors in coupled_groups(*reference.remainder(operators, of_atoms)):
-            coupling = reference.coupling[z_i, z_j]
+        for z_i, z_j, _, onsite, coupled, vectors in coupled_groups(*_remainder(field, periodic, operators, of_atoms)):
+            coupling = field.coupling[z_i, z_j]
             key = (z_i, z_j)
             if onsite:
                 continue
@@ -180,12 +201,12 @@ def _fit_two_centre(reference: Reference, structures, of_structures):
             np.add.at(b, left, (1 - f)[:, None] * axial)
             np.add.at(b, left + 1, f[:, None] * axial)
     # a weak penalty on kinks carries the table over distances no training edge has
-    bend = np.diff(np.eye(n_knots), n=2, axis=0)
+    bend, tables = np.diff(np.eye(n_knots), n=2, axis=0), {}
     for key, N in normal.items():
         table = np.linalg.solve(N + 1e-3 * bend.T @ bend + 1e-6 * np.eye(n_knots), right[key])
         table[-1] = 0  # the first knot beyond the data: no step there, on which the last bit of a distance would decide
-        reference.two_centre[key] = table
-    reference.attributes["outside_fraction"] = float(outside / total)
+        tables[key] = table
+    return tables
 
 
 def axial_components(coupling, coupled: np.ndarray, vectors: np.ndarray) -> np.ndarray:
@@ -197,32 +218,32 @@ def axial_components(coupling, coupled: np.ndarray, vectors: np.ndarray) -> np.n
     return np.concatenate(parts, 1)
 
 
-def _check_reach(reference: Reference, operators: Operators):
-    if reference.cutoff_angstrom > reference.reach_angstrom:
-        distances = edges_within(operators.atoms, reference.cutoff_angstrom).distances
-        if (distances > reference.reach_angstrom + 1e-6).any():
-            raise ValueError(
-                f"graph.cutoff_angstrom is {reference.cutoff_angstrom} A, but H of the training data reaches only "
-                f"{reference.reach_angstrom:.2f} A. Lower the cutoff, or dft.eps_default so that H reaches further."
-            )
+def _check_reach(survey: _Survey, structures):
+    if survey.cutoff_angstrom > survey.reach_angstrom:
+        for operators in structures:
+            if (edges_within(operators.atoms, survey.cutoff_angstrom).distances > survey.reach_angstrom + 1e-6).any():
+                raise ValueError(
+                    f"graph.cutoff_angstrom is {survey.cutoff_angstrom} A, but H of the training data reaches only "
+                    f"{survey.reach_angstrom:.2f} A. Lower the cutoff, or dft.eps_default so that H reaches further."
+                )
 
 
-def _fit_scale(reference: Reference, structures, of_structures):
-    n_knots = int(reference.reach_angstrom / SPACING_ANGSTROM) + 2
+def _fit_scale(field: CrystalField, periodic: bool, tables: dict, n_knots: int, structures, of_structures) -> tuple[dict, dict]:
+    """Root mean squares of what the reference leaves: by pair of elements (knots, slots), and onsite by element (slots,), Hartree."""
     power, count, onsite_power, onsite_count = {}, {}, {}, {}
     for operators, of_atoms in zip(structures, of_structures):
-        for z_i, z_j, blocks, onsite, coupled, vectors in coupled_groups(*reference.remainder(operators, of_atoms)):
-            coupling = reference.coupling[z_i, z_j]
+        for z_i, z_j, blocks, onsite, coupled, vectors in coupled_groups(*_remainder(field, periodic, operators, of_atoms)):
+            coupling = field.coupling[z_i, z_j]
             components = 2 * coupling.slot_degree + 1
             if onsite:
                 rows = of_atoms.rows[operators.pairs[blocks, 0]]
-                rest = coupled - reference.crystal_field.onsite(z_i, of_atoms.features[z_i].rows(rows))
+                rest = coupled - field.onsite(z_i, of_atoms.features[z_i].rows(rows))
                 onsite_power[z_i] = onsite_power.get(z_i, 0) + _slot_power(coupling, rest).sum(0) / components
                 onsite_count[z_i] = onsite_count.get(z_i, 0) + len(coupled)
                 continue
             distances = np.linalg.norm(vectors, axis=1)
             axial = axial_components(coupling, coupled, vectors)
-            f_ref = reference.offsite(z_i, z_j, distances)
+            f_ref = _interpolate(tables[z_i, z_j], distances)
             # a rotation keeps |c|^2, so only the axial component needs the edge frame
             rest = np.maximum(_slot_power(coupling, coupled) - axial**2 + (axial - f_ref) ** 2, 0) / components
             left, f = _hat(distances, n_knots)
@@ -231,14 +252,12 @@ def _fit_scale(reference: Reference, structures, of_structures):
             for shift, w in ((0, 1 - f), (1, f)):
                 np.add.at(p, left + shift, w[:, None] * rest)
                 np.add.at(n, left + shift, w)
-    knots = np.arange(n_knots)
+    knots, scale = np.arange(n_knots), {}
     for key, p in power.items():
         known = np.flatnonzero(count[key] > 1e-3)
         logs = np.log(np.sqrt(p[known] / count[key][known, None]) + SMALLEST_SCALE_HARTREE)
-        table = np.stack([np.interp(knots, known, column) for column in logs.T], 1)
-        reference.scale[key] = np.exp(table)
-    for z, p in onsite_power.items():
-        reference.onsite_scale[z] = np.sqrt(p / onsite_count[z]) + SMALLEST_SCALE_HARTREE
+        scale[key] = np.exp(np.stack([np.interp(knots, known, column) for column in logs.T], 1))
+    return scale, {z: np.sqrt(p / onsite_count[z]) + SMALLEST_SCALE_HARTREE for z, p in onsite_power.items()}
 
 
 def _slot_power(coupling, coupled: np.ndarray) -> np.ndarray:
@@ -248,11 +267,12 @@ def _slot_power(coupling, coupled: np.ndarray) -> np.ndarray:
 
 
 def write_reference(path, reference: Reference):
+    """Write `reference/5`, atomically."""
     with create_h5(
         path, SCHEMA, periodic=reference.periodic, cutoff_angstrom=reference.cutoff_angstrom,
         reach_angstrom=reference.reach_angstrom, spacing_angstrom=SPACING_ANGSTROM,
         near_angstrom=reference.crystal_field.near_angstrom, longest_cell_angstrom=reference.longest_cell_angstrom,
-        **reference.attributes,
+        outside_fraction=reference.outside_fraction,
     ) as file:  # fmt: skip
         write_basis(file, reference.basis)
         file["potentials/charges"] = reference.crystal_field.charges
@@ -270,21 +290,30 @@ def write_reference(path, reference: Reference):
 
 
 def read_reference(path) -> Reference:
-    """Raises ValueError (path, found, expected) if the file is missing, cut short or of another schema."""
+    """Read `reference/5`. Raises ValueError (path, found, expected) if the file is missing, cut short or of another schema."""
     with open_h5(path, SCHEMA) as file:
-        a = file.attrs
-        lengths = (float(a[f"{name}_angstrom"]) for name in ("cutoff", "reach", "longest_cell"))
-        reference = Reference(read_basis(file), bool(a["periodic"]), *lengths)
-        reference.attributes = {"outside_fraction": float(a["outside_fraction"])}
-        for name, group in file["offsite"].items():
-            key = tuple(int(z) for z in name.split("-"))
-            reference.two_centre[key], reference.scale[key] = group["two_centre"][:], group["scale"][:]
-        field = reference.crystal_field
-        field.near_angstrom = float(a["near_angstrom"])
-        field.charges, field.coefficients = (file[f"potentials/{name}"][:] for name in ("charges", "coefficients"))
-        for name, group in file["onsite"].items():
-            z = int(name)
-            field.mean[z], reference.onsite_scale[z] = group["mean"][:], group["scale"][:]
-            field.centre[z], field.overlap[z], field.spread[z] = (group[name][:] for name in ("centre", "overlap", "spread"))
-            field.tables[z] = [group[f"crystal_field/{L}"][:] for L in range(len(group["crystal_field"]))]
-    return reference
+        a, basis = file.attrs, read_basis(file)
+        of_pairs = {tuple(int(z) for z in name.split("-")): group for name, group in file["offsite"].items()}
+        of_elements = {int(name): group for name, group in file["onsite"].items()}
+        of = lambda name: {z: group[name][:] for z, group in of_elements.items()}  # noqa: E731
+        field = CrystalField(
+            Coupling(basis),
+            float(a["near_angstrom"]),
+            file["potentials/charges"][:],
+            of("centre"),
+            of("mean"),
+            {z: [g[f"crystal_field/{L}"][:] for L in range(len(g["crystal_field"]))] for z, g in of_elements.items()},
+            file["potentials/coefficients"][:],
+            of("overlap"),
+            of("spread"),
+        )
+        return Reference(
+            basis,
+            bool(a["periodic"]),
+            *(float(a[f"{name}_angstrom"]) for name in ("cutoff", "reach", "longest_cell")),
+            field,
+            {key: group["two_centre"][:] for key, group in of_pairs.items()},
+            {key: group["scale"][:] for key, group in of_pairs.items()},
+            of("scale"),
+            float(a["outside_fraction"]),
+        )

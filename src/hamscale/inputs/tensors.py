@@ -58,7 +58,7 @@ def build_network(network: Network, reference: Reference) -> HamiltonianNetwork:
         for s_j, z_j in enumerate(elements)
     }
     lmax = coupling.lmax if network.lmax == "auto" else network.lmax
-    return HamiltonianNetwork(lmax, len(elements), reference.cutoff_angstrom, slots, network.model_dump(exclude={"lmax"}))
+    return HamiltonianNetwork(lmax, len(elements), reference.cutoff_angstrom, slots, network)
 
 
 def graph_inputs(

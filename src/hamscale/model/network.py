@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ..config import Network
 from .chunks import Chunk, apply
 from .layers import DegreeLinear, FeedForward, Norm
 from .readout import SMALL_READOUT
@@ -148,15 +149,15 @@ class CrystalFieldEmbedding(nn.Module):
 class NodeUpdate(nn.Module):
     """x + linear(sum of messages), and in the first layer what is known of the crystal field; then feed-forward."""
 
-    def __init__(self, lmax: int, species: int, cutoff: float, c: dict, slots: dict | None):
+    def __init__(self, lmax: int, species: int, cutoff: float, c: Network, slots: dict | None):
         first = slots is not None
         super().__init__()
         # before the first layer all features are scalars, and there is nothing to norm
-        self.norm = nn.Identity() if first else Norm(lmax, c["channels"])
+        self.norm = nn.Identity() if first else Norm(lmax, c.channels)
         self.messages = Messages(lmax, species, cutoff, c, first)
-        self.out = DegreeLinear(lmax, c["heads"] * c["values"], c["channels"])
-        self.crystal_field = CrystalFieldEmbedding(lmax, slots, c["channels"]) if first else None
-        self.feed_forward = FeedForward(lmax, c["channels"], c["feed_forward"])
+        self.out = DegreeLinear(lmax, c.heads * c.values, c.channels)
+        self.crystal_field = CrystalFieldEmbedding(lmax, slots, c.channels) if first and c.crystal_field else None
+        self.feed_forward = FeedForward(lmax, c.channels, c.feed_forward)
 
     def forward(self, x: Tensor, edges: list[Tensor], inputs: Inputs, keep: bool) -> Tensor:
         (sums,) = apply(self.messages, inputs, x[:, 0] if self.messages.first else self.norm(x), edges, keep)
@@ -171,10 +172,10 @@ class HamiltonianNetwork(nn.Module):
     cutoff in Angstrom; c: the fields of config.Network.
     """
 
-    def __init__(self, lmax: int, species: int, cutoff: float, slots: dict, c: dict):
+    def __init__(self, lmax: int, species: int, cutoff: float, slots: dict, c: Network):
         super().__init__()
         self.lmax, self.species, self.cutoff, self.slots = lmax, species, cutoff, slots
-        C, layers = c["channels"], c["layers"]
+        C, layers = c.channels, c.layers
         self.atom_embedding = nn.Parameter(torch.randn(species, C))
         self.edge_embedding = EdgeEmbedding(lmax, species, cutoff, c)
         self.node_updates = nn.ModuleList(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, leaky_relu
 
+from ..config import Network
 from . import kernels
 from .chunks import Buffers, Chunk
 from .kernels import aggregate, aggregate_adjoint, message, message_adjoint, so2, so2_gradient, so2_transposed
@@ -32,10 +33,10 @@ class Convolved:
 class _EdgeModule(nn.Module):
     """What updates share: a radial network of the distance and the two elements."""
 
-    def __init__(self, lmax: int, species: int, cutoff: float, c: dict, outputs: int):
+    def __init__(self, lmax: int, species: int, cutoff: float, c: Network, outputs: int):
         super().__init__()
         self.lmax, self.cutoff, self.layout = lmax, cutoff, layout(lmax)
-        self.radial = RadialNetwork(c["gaussians"], c["radial"], species, outputs)
+        self.radial = RadialNetwork(c.gaussians, c.radial, species, outputs)
 
     def weights(self) -> dict[str, Tensor]:
         r = self.radial
@@ -75,9 +76,9 @@ class _EdgeModule(nn.Module):
 class EdgeEmbedding(_EdgeModule):
     """The first edge features: scalars, of the distance and the two elements alone. By chunk (E, C)."""
 
-    def __init__(self, lmax: int, species: int, cutoff: float, c: dict):
-        super().__init__(lmax, species, cutoff, c, c["channels"])
-        self.channels = c["channels"]
+    def __init__(self, lmax: int, species: int, cutoff: float, c: Network):
+        super().__init__(lmax, species, cutoff, c, c.channels)
+        self.channels = c.channels
 
     def outputs(self, graph, x):
         return [x.new_empty(0, self.channels)] * len(graph.spans)
@@ -95,12 +96,12 @@ class _MessageModule(_EdgeModule):
     """Updates by messages: an SO(2) convolution of [D x_j, D x_i, e], each scaled per degree and channel by the radial network."""
 
     def __init__(
-        self, lmax: int, species: int, cutoff: float, c: dict, parts: tuple, invariants: tuple, scalars: int, axial: bool
+        self, lmax: int, species: int, cutoff: float, c: Network, parts: tuple, invariants: tuple, scalars: int, axial: bool
     ):
-        C = c["channels"]
+        C = c.channels
         widths = {part: (lmax + 1) * C for part in parts} | {part: C for part in invariants}
         super().__init__(lmax, species, cutoff, c, sum(widths.values()))
-        self.widths, self.channels, self.hidden, self.scalars = widths, C, c["hidden"], scalars
+        self.widths, self.channels, self.hidden, self.scalars = widths, C, c.hidden, scalars
         self.rows = lmax + 1 if axial else (lmax + 1) ** 2
         as_channels = [{part: C for part in some} for some in (parts, invariants)]
         self.convolution = SO2Convolution(lmax, *as_channels, self.hidden, scalars, axial)
@@ -191,8 +192,8 @@ class Messages(_MessageModule):
     the edges into i, and rotated back. The first layer's features are scalars: only m = 0 is there, and no other weights.
     """
 
-    def __init__(self, lmax: int, species: int, cutoff: float, c: dict, first: bool):
-        H, heads, V, alpha = c["hidden"], c["heads"], c["values"], c["attention"]
+    def __init__(self, lmax: int, species: int, cutoff: float, c: Network, first: bool):
+        H, heads, V, alpha = c.hidden, c.heads, c.values, c.attention
         parts, invariants = ((), ("j", "i", "e")) if first else (("j", "i", "e"), ())
         super().__init__(lmax, species, cutoff, c, parts, invariants, lmax * H + heads * alpha, axial=first)
         self.heads, self.value_channels, self.first = heads, V, first
@@ -295,13 +296,13 @@ class EdgeUpdate(_MessageModule):
     soon as they are finished and gives, instead of them, the coupled components (G, n) of the edges between any two elements.
     """
 
-    def __init__(self, lmax: int, species: int, cutoff: float, c: dict, first: bool, slots: dict | None = None):
-        C, H = c["channels"], c["hidden"]
+    def __init__(self, lmax: int, species: int, cutoff: float, c: Network, first: bool, slots: dict | None = None):
+        C, H = c.channels, c.hidden
         parts, invariants = (("j", "i"), ("e",)) if first else (("j", "i", "e"), ())
         super().__init__(lmax, species, cutoff, c, parts, invariants, lmax * H, axial=False)
         self.first = first
         self.out = DegreeLinear(lmax, H, C)
-        self.feed_forward = FeedForward(lmax, C, c["feed_forward"])
+        self.feed_forward = FeedForward(lmax, C, c.feed_forward)
         self.readout = None if slots is None else EdgeReadout(lmax, C, slots)
 
     def constants(self):

@@ -9,13 +9,14 @@ from collections.abc import Iterable
 import numpy as np
 from ase import Atoms
 
+from ..config import PARTITIONERS
 from .halo import Partition, group_nodes, halo_lists
 from .low_nn import low_nn
 from .metis import metis
 from .min_nn import Cost, min_nn
 from .space import space
 
-METHODS = ("low-nn", "metis", "min-nn")
+METHODS = PARTITIONERS
 
 
 def partition(

@@ -6,24 +6,25 @@ import io
 import json
 import sys
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ..config import Model, Training
 from ..files import write_text
 from ..graph.graph import read_graph
-from ..graph.reference import Reference, read_reference
+from ..graph.reference import read_reference
 from ..inputs.model_folder import save_model
 from ..inputs.ranks import rank_example
-from ..inputs.tensors import Example, build_network, differences_mev
-from ..model.network import HamiltonianNetwork
+from ..inputs.tensors import Example, differences_mev
 from ..operators import read_operators
 from ..parallel.env import World
 from . import checkpoint
+from .learner import Learner, dtype_of
 from .loss import Errors, eigenvalue_error, l1_l2
 
 
@@ -31,198 +32,215 @@ class Stopped(Exception):
     """A signal asked for a stop: the checkpoint is written, and training goes on from it when started again."""
 
 
+@dataclass(frozen=True)
+class TrainingFiles:
+    """The files that a training reads.
+
+    reference: `reference/5`; train, validation: `graph/2` each. operators: DFT's of every training structure, in their order, where
+    training.eigenvalue_weight is not zero. partitions: a file for every training, then for every validation structure, or none.
+    """
+
+    reference: Path
+    train: Sequence[Path]
+    validation: Sequence[Path] = ()
+    operators: Sequence[Path] = ()
+    partitions: Sequence[Path] = ()
+
+    def validated(self) -> Sequence[Path]:
+        """Graphs that errors are measured on: the training structures stand in where a small set has no others."""
+        return self.validation or self.train
+
+
 def train(
     model_config: Model,
-    reference_path,
-    train_paths,
-    validation_paths,
+    files: TrainingFiles,
     directory,
     checkpoint_directory,
-    progress=print,
+    progress: Callable = print,
+    network: int = 0,
     world: World = World(),  # noqa: B008
     ranks_per_structure: int | None = None,
-    partitions=(),
     exchange: str = "torch",
-    operators_paths=(),
-    network: int = 0,
 ):
     """Train a network and write it to `directory`; resumes from `checkpoint_directory` if a checkpoint is there.
 
     What is written has the lowest validation error seen. train.csv has a row per validation; errors are means over coupled
     components within the cutoff, those of edges in their frame. Any number of ranks gives what one rank gives, but
     for rounding. network: which of training.members, 0 and up; its seed is training.seed + network. ranks_per_structure: how many
-    share one; default all; so many structures of a batch are in work at once as there are groups of ranks. partitions: a file for
-    every training, then for every validation structure, or none. operators_paths: DFT's of every training structure, where
-    training.eigenvalue_weight is not zero.
+    share one; default all; so many structures of a batch are in work at once as there are groups of ranks.
     Raises ValueError if there is no such network or the loss is not finite, Stopped where a signal of world.stop_on_signals() came to
     any rank.
     """
-    settings, started = model_config.training, time.time()
+    ranks = ranks_per_structure or world.size
+    _check(model_config.training, files, network, world, ranks)
+    progress = progress if world.is_root else lambda message: None
+    trainer = Trainer(model_config, files, directory, checkpoint_directory, progress, network, world, ranks, exchange)
+    trainer.run()
+    trainer.write()
+
+
+def _check(settings: Training, files: TrainingFiles, network: int, world: World, ranks: int):
+    """Raise ValueError where settings, files and ranks do not fit one another."""
     if not 0 <= network < settings.members:
         raise ValueError(f"network {network}: found training.members {settings.members}, expected 0 to {settings.members - 1}.")
-    progress = progress if world.is_root else lambda message: None
-    ranks = ranks_per_structure or world.size
     if world.size % ranks:
         raise ValueError(f"{world.size} ranks, {ranks} per structure: expected a divisor of the number of ranks.")
-    reference = read_reference(reference_path)
-    learner = Learner(model_config, reference, world, settings.seed + network)
-    # a validation structure may be missing in a small set: then the training structures stand in, and the log says so
-    if not validation_paths:
-        progress("no validation structures: the training structures are used instead")
-    validation_paths = validation_paths or train_paths
-    partitions = list(partitions) or [None] * (len(train_paths) + len(validation_paths))
-    if len(partitions) != len(train_paths) + len(validation_paths):
+    structures = len(files.train) + len(files.validated())
+    if files.partitions and len(files.partitions) != structures:
         raise ValueError(
-            f"{len(partitions)} partitions for {len(train_paths)} training and {len(validation_paths)} validation structures. "
+            f"{len(files.partitions)} partitions for {len(files.train)} training and {len(files.validated())} validation structures. "
             "Give one for each, in that order, or none."
         )
     weighted = settings.eigenvalue_weight > 0
-    if weighted and len(operators_paths) != len(train_paths):
+    if weighted and len(files.operators) != len(files.train):
         raise ValueError(
             f"training.eigenvalue_weight is {settings.eigenvalue_weight}, which needs the operators of every training structure: found "
-            f"{len(operators_paths)}, expected {len(train_paths)}. Give them in the order of the graphs."
+            f"{len(files.operators)}, expected {len(files.train)}. Give them in the order of the graphs."
         )
     if weighted and 1 < ranks < world.size:
         raise ValueError(
             f"training.eigenvalue_weight with {ranks} of {world.size} ranks per structure: expected 1 or {world.size}. Choose one of them."
         )
-    operators = [*operators_paths] if weighted else [None] * len(train_paths)
-    lmax, dtype = learner.model.lmax, _dtype(settings)
-    parts = [
-        rank_example(
-            read_graph(path), reference, lmax, dtype, settings.chunk, world, ranks, file, exchange,
-            of and read_operators(of), settings.directions,
+
+
+class Trainer:
+    """One training of one network on one rank: its state, and the steps that change it."""
+
+    def __init__(
+        self,
+        model_config: Model,
+        files: TrainingFiles,
+        directory,
+        checkpoint_directory,
+        progress: Callable,
+        network: int,
+        world: World,
+        ranks: int,
+        exchange: str,
+    ):
+        self.started, self.config, self.settings = time.time(), model_config, model_config.training
+        self.files, self.directory, self.checkpoints = files, Path(directory), checkpoint_directory
+        self.progress, self.network, self.world, self.ranks = progress, network, world, ranks
+        self.group, self.groups = world.rank // ranks, world.size // ranks
+        reference = read_reference(files.reference)
+        self.learner = Learner(model_config, reference, world, self.settings.seed + network)
+        if not files.validation:
+            progress("no validation structures: the training structures are used instead")
+        self.training, validation = self._examples(reference, exchange)
+        self.validation = validation[self.group :: self.groups]
+        self.baseline = _evaluate(None, self.validation, world)
+        self._resume()
+        self.bar = tqdm(
+            disable=not (world.is_root and sys.stderr.isatty()), initial=self.state["step"], total=self.settings.steps
         )
-        for path, file, of in zip([*train_paths, *validation_paths], partitions, operators + [None] * len(validation_paths))
-    ]  # fmt: skip
-    training, validation = parts[: len(train_paths)], parts[len(train_paths) :]
-    group, groups = world.rank // ranks, world.size // ranks
-    validation = validation[group::groups]
-    baseline = _evaluate(None, validation, world)
-    fingerprint = _fingerprint(model_config, network, reference_path, train_paths, validation_paths, operators_paths)
-    state = {"step": 0, "best": float("inf"), "rows": [], "seconds": 0.0, "fingerprint": fingerprint}
-    recent = Errors()
-    if found := checkpoint.load_checkpoint(checkpoint_directory, learner, fingerprint, progress, world.is_root):
-        state = found
-        recent = Errors(state["recent"]) if world.is_root else recent
-        progress(f"resumed at step {state['step']}")
-    world.barrier()  # none writes a checkpoint before all have read it
-    before = state["seconds"]
-    bar = tqdm(disable=not (world.is_root and sys.stderr.isatty()), initial=state["step"], total=settings.steps)
-    writer = _tensorboard(directory) if settings.tensorboard and world.is_root else None
+        self.writer = _tensorboard(directory) if self.settings.tensorboard and world.is_root else None
 
-    def save(step: int):
-        state["recent"] = recent.over_ranks(world).totals.tolist()
-        state.update(step=step, plateau=learner.plateau.state_dict(), seconds=before + time.time() - started)
-        if world.is_root:
-            checkpoint.save_checkpoint(checkpoint_directory, learner, state)
+    def _examples(self, reference, exchange: str) -> tuple[list[Example], list[Example]]:
+        """Read this rank's parts of the training and of the validation structures."""
+        files, settings = self.files, self.settings
+        paths = [*files.train, *files.validated()]
+        partitions = list(files.partitions) or [None] * len(paths)
+        operators = [*files.operators] if settings.eigenvalue_weight > 0 else [None] * len(files.train)
+        parts = [
+            rank_example(
+                read_graph(path), reference, self.learner.model.lmax, dtype_of(settings), settings.chunk, self.world, self.ranks,
+                partition, exchange, of and read_operators(of), settings.directions,
+            )
+            for path, partition, of in zip(paths, partitions, operators + [None] * len(files.validated()))
+        ]  # fmt: skip
+        return parts[: len(files.train)], parts[len(files.train) :]
 
-    for step in range(state["step"], settings.steps):
-        rate = learner.set_rate(step)
+    def _resume(self):
+        """Begin at the first step, or go on from the checkpoint that is there."""
+        fingerprint = _fingerprint(self.config, self.network, self.files)
+        self.state = {"step": 0, "best": float("inf"), "rows": [], "seconds": 0.0, "fingerprint": fingerprint}
+        self.recent = Errors()
+        found = checkpoint.load_checkpoint(self.checkpoints, self.learner, fingerprint, self.progress, self.world.is_root)
+        if found:
+            self.state = found
+            self.recent = Errors(found["recent"]) if self.world.is_root else self.recent
+            self.progress(f"resumed at step {found['step']}")
+        self.world.barrier()  # none writes a checkpoint before all have read it
+        self.before = self.state["seconds"]
+
+    def run(self):
+        """Make all steps that are left. Raises Stopped where a signal came to any rank."""
+        for step in range(self.state["step"], self.settings.steps):
+            rate = self.learner.set_rate(step)
+            stop = self.step(step)
+            last = step + 1 == self.settings.steps
+            if (step + 1) % self.settings.validate_every == 0 or last:
+                self.validate(step, rate)
+            self.bar.update()
+            if stop and not last:
+                self.save(step + 1)
+                raise Stopped(f"stopped by a signal after step {step + 1} of {self.settings.steps}; start again to go on")
+
+    def step(self, step: int) -> float:
+        """Make one step of the optimiser. Returns whether any rank was asked to stop. Raises ValueError where the loss is not finite."""
+        settings, learner = self.settings, self.learner
         learner.optimizer.zero_grad(set_to_none=True)
-        batch, total = _batch(len(training), settings, network, step), 0.0
-        for k in batch[group::groups]:
-            loss, differences = _loss(learner.model, training[k], settings, world if ranks > 1 else World())
-            (loss / settings.batch).backward()
-            recent.add(*differences)
-            total += loss.item()
-        total, stop = sum_gradients(learner.model, world, total, float(world.stop_requested))
+        batch = _batch(len(self.training), settings, self.network, step)
+        total = sum(self.forward_backward(self.training[k]) for k in batch[self.group :: self.groups])
+        total, stop = sum_gradients(learner.model, self.world, total, float(self.world.stop_requested))
         if not np.isfinite(total):
             raise ValueError(
-                f"step {step}: the loss of {', '.join(str(train_paths[k]) for k in batch)} is {total}. Lower "
-                f"training.learning_rate; the last checkpoint is in {checkpoint_directory}."
+                f"step {step}: the loss of {', '.join(str(self.files.train[k]) for k in batch)} is {total}. Lower "
+                f"training.learning_rate; the last checkpoint is in {self.checkpoints}."
             )
         learner.step()
-        last = step + 1 == settings.steps
-        if (step + 1) % settings.validate_every == 0 or last:
-            errors = _evaluate(learner.result, validation, world)
-            learner.after_validation(errors["mae_mev"])
-            row = {"member": network, "step": step + 1, "learning_rate": rate}
-            row |= {"train_mae_mev": recent.over_ranks(world).means()["mae_mev"]}
-            row |= {f"validation_{k}": v for k, v in errors.items()} | {f"baseline_{k}": v for k, v in baseline.items()}
-            state["rows"].append(row | {"seconds": before + time.time() - started})
-            recent = Errors()
-            if errors["mae_mev"] < state["best"]:
-                state["best"] = errors["mae_mev"]
-                learner.best = {k: v.detach().clone() for k, v in learner.result.state_dict().items()}
-            save(step + 1)
-            for name, value in row.items() if writer else ():
-                writer.add_scalar(name, value, step + 1)
-            progress(
-                f"step {step + 1} of {settings.steps}: training {row['train_mae_mev']:.3f}, validation {errors['mae_mev']:.3f} meV "
-                f"(onsite {errors['mae_mev_onsite']:.2f}, offsite {errors['mae_mev_offsite']:.3f}; "
-                f"reference {baseline['mae_mev']:.3f})"
-            )
-        bar.update()
-        if stop and not last:
-            save(step + 1)
-            raise Stopped(f"stopped by a signal after step {step + 1} of {settings.steps}; start again to go on")
-    if not learner.best:
-        raise ValueError("no validation error was a number. Lower training.learning_rate.")
-    if world.is_root:
-        write_text(Path(directory) / "train.csv", _table(state["rows"]))
-        record = settings.model_dump(exclude={"members"}) | {
-            "validation_mae_mev": [state["best"]],
-            "seconds": [round(state["seconds"], 1)],
-        }
-        sizes = model_config.network.model_dump() | {"lmax": lmax}
-        save_model(directory, [learner.best], sizes, reference_path, record)
-    world.barrier()
+        return stop
 
+    def forward_backward(self, structure: Example) -> float:
+        """Add the gradients of this rank's share of a structure's loss to those of the weights. Returns the share."""
+        loss, differences = _loss(self.learner.model, structure, self.settings, self.world if self.ranks > 1 else World())
+        (loss / self.settings.batch).backward()
+        self.recent.add(*differences)
+        return loss.item()
 
-class Learner:
-    """A network that is being trained: with its optimiser and learning rate, and its best weights so far."""
-
-    def __init__(self, model_config: Model, reference: Reference, world: World, seed: int):
-        self.settings = settings = model_config.training
-        torch.manual_seed(seed)
-        self.model = build_network(model_config.network, reference).to(world.device, _dtype(settings))
-        if settings.precision == "mixed":
-            self.model.messages_in(torch.bfloat16)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    def validate(self, step: int, rate: float):
+        """Measure errors of the validation structures, add a row to the table, keep the weights if they are the best, and save."""
+        learner, baseline, world = self.learner, self.baseline, self.world
+        errors = _evaluate(learner.result, self.validation, world)
+        learner.after_validation(errors["mae_mev"])
+        row = {"member": self.network, "step": step + 1, "learning_rate": rate}
+        row |= {"train_mae_mev": self.recent.over_ranks(world).means()["mae_mev"]}
+        row |= {f"validation_{k}": v for k, v in errors.items()} | {f"baseline_{k}": v for k, v in baseline.items()}
+        self.state["rows"].append(row | {"seconds": self.before + time.time() - self.started})
+        self.recent = Errors()
+        if errors["mae_mev"] < self.state["best"]:
+            self.state["best"] = errors["mae_mev"]
+            learner.best = {k: v.detach().clone() for k, v in learner.result.state_dict().items()}
+        self.save(step + 1)
+        for name, value in row.items() if self.writer else ():
+            self.writer.add_scalar(name, value, step + 1)
+        self.progress(
+            f"step {step + 1} of {self.settings.steps}: training {row['train_mae_mev']:.3f}, validation {errors['mae_mev']:.3f} meV "
+            f"(onsite {errors['mae_mev_onsite']:.2f}, offsite {errors['mae_mev_offsite']:.3f}; "
+            f"reference {baseline['mae_mev']:.3f})"
         )
-        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self.optimizer, factor=settings.factor, patience=settings.patience
-        )
-        decay = settings.average
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
-        self.best = {}
 
-    @property
-    def result(self) -> HamiltonianNetwork:
-        """What is validated and written."""
-        return self.average.module if self.average else self.model
+    def save(self, step: int):
+        """Write a checkpoint from which the next step goes on exactly."""
+        self.state["recent"] = self.recent.over_ranks(self.world).totals.tolist()
+        seconds = self.before + time.time() - self.started
+        self.state.update(step=step, plateau=self.learner.plateau.state_dict(), seconds=seconds)
+        if self.world.is_root:
+            checkpoint.save_checkpoint(self.checkpoints, self.learner, self.state)
 
-    def step(self):
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
-        self.optimizer.step()
-        if self.average:
-            self.average.update_parameters(self.model)
-
-    def set_rate(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up, then cosine to zero, plateau or constant."""
-        settings = self.settings
-        rate = min(1.0, (step + 1) / max(1, settings.warmup))
-        if settings.schedule == "cosine":
-            rate *= settings.learning_rate * 0.5 * (1 + np.cos(np.pi * step / settings.steps))
-        elif settings.schedule == "plateau":
-            rate *= self.plateau.get_last_lr()[0]
-        else:
-            rate *= settings.learning_rate
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = rate
-        return rate
-
-    def after_validation(self, error: float):
-        if self.settings.schedule == "plateau":
-            for parameters in self.optimizer.param_groups:
-                parameters["lr"] = self.plateau.get_last_lr()[0]  # without warm-up, which is not the scheduler's to lower
-            self.plateau.step(error)
-
-
-def _dtype(settings: Training) -> torch.dtype:
-    return torch.float64 if settings.precision == "float64" else torch.float32
+    def write(self):
+        """Write the model with the lowest validation error, and train.csv. Raises ValueError where no error was a number."""
+        if not self.learner.best:
+            raise ValueError("no validation error was a number. Lower training.learning_rate.")
+        if self.world.is_root:
+            write_text(self.directory / "train.csv", _table(self.state["rows"]))
+            record = self.settings.model_dump(exclude={"members"}) | {
+                "validation_mae_mev": [self.state["best"]],
+                "seconds": [round(self.state["seconds"], 1)],
+            }
+            sizes = self.config.network.model_dump() | {"lmax": self.learner.model.lmax}
+            save_model(self.directory, [self.learner.best], sizes, self.files.reference, record)
+        self.world.barrier()
 
 
 def _loss(model, structure: Example, settings: Training, world: World):
@@ -240,7 +258,7 @@ def _loss(model, structure: Example, settings: Training, world: World):
 
 @torch.no_grad()
 def _evaluate(model, structures: list[Example], world: World) -> dict[str, float]:
-    """Errors over all ranks' structures; of the reference alone where model is None."""
+    """Measure errors over all ranks' structures; those of the reference alone where model is None."""
     errors = Errors()
     for structure in structures:
         if model is None:
@@ -254,16 +272,16 @@ def _evaluate(model, structures: list[Example], world: World) -> dict[str, float
 
 
 def _batch(n: int, settings: Training, network: int, step: int) -> list[int]:
-    """Structures of a step: each epoch a new permutation, a function of seeds and step alone, so that a resume repeats it."""
+    """Choose the structures of a step: each epoch a new permutation, a function of seeds and step alone, so that a resume repeats it."""
     positions = np.arange(step * settings.batch, (step + 1) * settings.batch)
     return [int(np.random.default_rng([settings.seed + network, p // n]).permutation(n)[p % n]) for p in positions]
 
 
-def _fingerprint(model_config: Model, network: int, *paths) -> str:
+def _fingerprint(model_config: Model, network: int, files: TrainingFiles) -> str:
     """Hash of the data and of the settings that a network's weights depend on."""
     content = model_config.model_dump(mode="json", exclude={"description": True, "training": {"members"}})
     digest = hashlib.sha256(json.dumps([checkpoint.SCHEMA, network, content], sort_keys=True).encode())
-    for path in (p for group in paths for p in ([group] if isinstance(group, (str, Path)) else group)):
+    for path in (files.reference, *files.train, *files.validated(), *files.operators):
         digest.update(Path(path).read_bytes())
     return digest.hexdigest()
 

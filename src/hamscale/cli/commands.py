@@ -1,0 +1,59 @@
+"""Commands of the command line: a function, with the parser of its arguments beside it.
+
+    @command("join", argument("networks", nargs="+"), OUT)
+    def join_networks(networks: list[Path], out: Path):
+        \"\"\"Make one model of several networks.\"\"\"
+
+Modules are imported where a command needs them: a command line answers at once, and only commands that use torch wait for it.
+"""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its name, the function that is called with its arguments, and (flags, options) of each for argparse."""
+
+    name: str
+    function: Callable
+    arguments: tuple[tuple[str, dict], ...]
+
+
+COMMANDS: list[Command] = []
+
+
+def argument(flag: str, **options) -> tuple[str, dict]:
+    """Describe an argument, `--name` or positional; a path unless `options` (those of argparse) say otherwise."""
+    if not {"type", "choices", "action"} & options.keys():
+        options["type"] = Path
+    if flag.startswith("--") and options.get("type") is Path:
+        options.setdefault("metavar", "FILE")
+    return flag, options
+
+
+def command(name: str, *arguments: tuple[str, dict]) -> Callable:
+    """Register the decorated function as a command; its docstring is the help."""
+
+    def register(function: Callable) -> Callable:
+        COMMANDS.append(Command(name, function, arguments))
+        return function
+
+    return register
+
+
+OUT = argument("--out", required=True, metavar="PATH", help="what to write")
+
+
+@contextmanager
+def ranks():
+    """Open the world of this run's ranks; where one is lost, what is known of it is the last line."""
+    from ..parallel.env import RankLost, world
+
+    try:
+        with world() as result:
+            yield result
+    except RankLost as error:
+        raise OSError(str(error)) from None

@@ -1,0 +1,124 @@
+"""Commands from a configuration to parsed operators: structures, inputs, runs of CP2K."""
+
+import json
+from pathlib import Path
+
+from .. import config
+from ..config import check_configuration, load_config
+from ..files import write_text
+from .commands import OUT, argument, command
+
+EIGENVALUE_TOLERANCE_HARTREE = 5e-8  # of parsed H(k), S(k) against what CP2K printed; runs here give 1e-10 or less
+
+
+@command("check", argument("config"))
+def check_files(config: Path):
+    """Validate a configuration with every material and model it names."""
+    check_configuration(load_config(config))
+    print(f"{config}: good")
+
+
+@command(
+    "schema",
+    argument("--kind", choices=["material", "model", "config"], default="material", help="which file; default material"),
+)
+def print_schema(kind: str):
+    """Print the JSON schema of a configuration file, for editors."""
+    print(json.dumps(getattr(config, kind.title()).model_json_schema(), indent=2))
+
+
+@command(
+    "structure",
+    argument("material"),
+    argument("--id", type=str, required=True, metavar="SET-NNN", help="which structure"),
+    argument("--tile", help="file of the structure it is a tile of; default: built again"),
+    OUT,
+)
+def write_structure(material: Path, id: str, tile: Path | None, out: Path):
+    """Build one structure of a material: extxyz."""
+    from ..structures import build_structure, read_structure_file, write_structure_file
+
+    write_structure_file(out, build_structure(config.load_material(material), id, tile and read_structure_file(tile)))
+
+
+@command("input", argument("material"), argument("structure"), OUT)
+def write_input(material: Path, structure: Path, out: Path):
+    """Write the CP2K input of a structure."""
+    from ..basis import material_basis
+    from ..dft.inputs import cp2k_input
+    from ..structures import read_structure_file
+
+    settings = config.load_material(material)
+    try:
+        write_text(out, cp2k_input(read_structure_file(structure), settings, material_basis(settings)))
+    except ValueError as error:
+        raise ValueError(f"{structure}: {error}") from None
+
+
+COMMAND = argument("--command", type=str, help="CP2K, e.g. 'mpirun -n 4 cp2k.psmp'; default: $HAMSCALE_CP2K, else PATH")
+
+
+@command("dft", argument("input"), OUT, COMMAND)
+def run_dft(input: Path, out: Path, command: str | None):
+    """Run CP2K in a scratch folder; a run that is accepted is moved to OUT at once."""
+    from ..dft.run import run_cp2k
+
+    run_cp2k(input, out, command)
+
+
+@command(
+    "batch",
+    argument("inputs", nargs="+"),
+    argument("--store", required=True, metavar="DIR", help="folder of accepted runs"),
+    argument("--at-once", type=int, default=1, help="runs side by side"),
+    argument(
+        "--command",
+        type=str,
+        help="CP2K, as of `dft`; e.g. 'srun --exact --ntasks=8 cp2k.psmp' for steps of a Slurm job",
+    ),
+    OUT,
+)
+def run_many(inputs: list[Path], store: Path, at_once: int, command: str | None, out: Path):
+    """Run CP2K on many inputs, in one job; OUT is a record of those refused, and why. Runs accepted before are not repeated."""
+    from ..dft.run import run_batch
+
+    errors = run_batch(inputs, store, at_once, command, lambda message: print(message, flush=True))
+    write_text(out, json.dumps({"runs": [path.stem for path in inputs], "errors": errors}, indent=2) + "\n")
+
+
+@command(
+    "collect",
+    argument("input"),
+    argument("--store", required=True, metavar="DIR"),
+    argument("--record", required=True),
+    OUT,
+)
+def collect_run(input: Path, store: Path, record: Path, out: Path):
+    """Take an accepted run of `hamscale batch` from its store."""
+    from ..dft.run import collect
+
+    collect(input, store, record, out)
+
+
+@command("operators", argument("material"), argument("structure"), argument("run"), OUT)
+def parse_operators(material: Path, structure: Path, run: Path, out: Path):
+    """Parse H and S of a CP2K run, and find the band edges on the k-grid of the analysis."""
+    from ..analysis.spectra import find_levels
+    from ..basis import material_basis
+    from ..dft.outputs import eigenvalue_check, read_run
+    from ..operators import write_operators
+    from ..structures import read_structure_file
+
+    settings = config.load_material(material)
+    result = read_run(
+        run, read_structure_file(structure), material_basis(settings), {"config_sha256": config.sha256(settings.dft)}
+    )
+    deviation = eigenvalue_check(result)
+    print(f"{run}: eigenvalues of H(k), S(k) against those CP2K printed: max {deviation:.1e} Ha")
+    if deviation > EIGENVALUE_TOLERANCE_HARTREE:
+        raise ValueError(
+            f"{run}: eigenvalues of the parsed H, S differ from those CP2K printed by {deviation:.1e} Ha, expected at most "
+            f"{EIGENVALUE_TOLERANCE_HARTREE:.0e}. Is the run of this structure, complete, and of a CP2K version that is known?"
+        )
+    result.attributes |= find_levels(result, settings.analysis).attributes()
+    write_operators(out, result)

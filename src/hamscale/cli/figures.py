@@ -1,0 +1,76 @@
+"""Commands that draw: figures of structures, figures of the method and their tables, pages."""
+
+from pathlib import Path
+
+from .. import config
+from ..files import facts, write_table, write_text
+from .commands import OUT, argument, command
+
+
+@command("quality", argument("structures", nargs="+"), OUT)
+def measure_quality(structures: list[Path], out: Path):
+    """Measure density, radial distribution and coordination of disordered structures: OUT/{distribution, coordination}.csv, OUT/quality.{pdf, png}."""
+    from ..analysis.disorder import coordination, density_g_cm3, radial_distribution
+    from ..figures.structure import draw_quality
+    from ..structures import read_structure_file
+
+    atoms = [read_structure_file(path) for path in structures]
+    about = {"structures": len(atoms), "density_g_cm3": [round(density_g_cm3(a), 3) for a in atoms]}
+    distribution = radial_distribution(atoms)
+    numbers = coordination(atoms, distribution)
+    write_table(out / "distribution.csv", distribution, **about)
+    write_table(out / "coordination.csv", numbers, **about)
+    draw_quality(distribution, numbers, out / "quality")
+
+
+@command("plot-structure", argument("analysis"), argument("train_csv"), OUT)
+def plot_structure(analysis: Path, train_csv: Path, out: Path):
+    """Draw every figure of a structure from its tables: OUT/*.pdf and *.png."""
+    from ..figures import draw_all
+
+    draw_all(analysis, train_csv, out)
+
+
+@command(
+    "paper-tables",
+    argument("--label", type=str, nargs="+", required=True, help="of the structures, then of the one shown"),
+    argument("--analysis", nargs="+", required=True, metavar="DIR", help="what `analyse` wrote of each"),
+    argument("--view", required=True, metavar="DIR", help="what `view` wrote of the one shown"),
+    OUT,
+)
+def write_paper_tables(label: list[str], analysis: list[Path], view: Path, out: Path):
+    """Collect the tables of figure 8, OUT/fig8_*.csv, from those of `analyse` and `view`."""
+    from ..analysis.views import figure_8_tables
+
+    if len(label) != len(analysis) + 1:
+        raise ValueError(f"{len(label)} labels for {len(analysis)} structures and one view: expected one each.")
+    about = facts(view / "atoms.csv") | {"label": label[-1]}
+    about = {name: about[name] for name in ("label", "cell_angstrom", "orbitals", "model")}
+    for name, content in figure_8_tables(dict(zip(label, analysis)), view).items():
+        write_table(out / f"fig8_{name}.csv", content, **about)
+
+
+@command(
+    "plot-paper",
+    argument("--figure", choices=list(config.PAPER_FIGURES), nargs="*", help="default: all"),
+    argument("--raw", default=Path("resources/raw"), metavar="DIR", help="folder of tables; default resources/raw"),
+    OUT,
+)
+def plot_paper(figure: list[str], raw: Path, out: Path):
+    """Draw figures of the paper from raw tables: OUT/figN.pdf and .png."""
+    from ..figures import PAPER, draw_paper
+
+    for name in figure or PAPER:
+        draw_paper(name, raw, out)
+
+
+@command(
+    "index",
+    argument("--results", default=Path("results"), metavar="DIR", help="folder of results"),
+    OUT,
+)
+def write_index(results: Path, out: Path):
+    """Write one page of all materials, without a server or another file: structures, partitions, H, errors, bands, DOS."""
+    from ..page import index_page
+
+    write_text(out, index_page(results))

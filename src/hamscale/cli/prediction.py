@@ -1,0 +1,98 @@
+"""Commands that predict H and S, and give them to other codes."""
+
+import json
+from pathlib import Path
+
+from .. import config
+from ..files import write_table
+from .commands import OUT, argument, command, ranks
+from .training import EXCHANGE, FRAME
+
+
+@command(
+    "predict",
+    argument("model"),
+    argument("structure"),
+    FRAME,
+    argument("--material", help="whose k-grid the band edges are found on; default: 20 A over |a|"),
+    OUT,
+    argument("--reference-only", action="store_true", help="the reference without the network: the baseline"),
+    EXCHANGE,
+)
+def write_prediction(
+    model: Path, structure: Path, frame: int | None, material: Path | None, out: Path, reference_only: bool, exchange: str
+):
+    """Predict H, with exact S, of a structure. On many ranks each writes a shard, and OUT reads as all of them."""
+    from ..predict import K_GRID, predict
+    from ..structures import read_structure_file
+
+    analysis = config.load_material(material).analysis if material else K_GRID
+    with ranks() as world:
+        prediction = predict(model, read_structure_file(structure, frame), reference_only, world=world, exchange=exchange)
+        prediction.write(out, world, analysis)
+
+
+@command(
+    "export",
+    argument("operators"),
+    argument("--to", type=str, required=True, metavar="FORMAT", help=", ".join(config.EXPORTS)),
+    OUT,
+    argument(
+        "--transport",
+        type=str,
+        metavar="AXIS",
+        help="quatrex: an open device along a, b or c, in blocks; default: the cell as it is",
+    ),
+    argument("--repeat", type=int, metavar="N", help="quatrex: copies of the structure along the axis; default 1"),
+    argument(
+        "--origin",
+        type=float,
+        metavar="FRACTION",
+        help="quatrex: where the device begins along the axis, in fractions of the cell; default 0, the corner of the user's cell",
+    ),
+    argument("--allow-mismatch", action="store_true", default=None, help="quatrex: also a device whose ends do not repeat"),
+    argument("--blocks", type=int, metavar="N", help="quatrex: blocks along the axis; default: the most without a loss"),
+)
+def export_operators(operators: Path, to: str, out: Path, **options):
+    """Write H and S for another code: quatrex, sisl, TBtrans, Siesta, DeepH, CP2K's own CSR, MatrixMarket (docs/files.md)."""
+    from ..export import export
+
+    for line in export(operators, to, out, **{name: value for name, value in options.items() if value is not None}):
+        print(f"{out}: {line}")
+
+
+@command("import", argument("source"), OUT)
+def import_operators(source: Path, out: Path):
+    """Turn a DeepH data set into operators: one structure into the file OUT, a folder of many into OUT/NAME.h5."""
+    from ..export import import_deeph
+
+    for path in import_deeph(source, out):
+        print(path)
+
+
+@command(
+    "dos",
+    argument("operators"),
+    argument("--clusters", type=int, default=40, help="default 40; the error falls as the root of their number"),
+    argument("--radius", type=float, default=10.0, help="Angstrom, of a cluster; default 10; more is slower and cuts less"),
+    argument("--core", type=float, default=4.0, help="Angstrom; atoms so near the centre count; default 4"),
+    argument("--width", type=float, default=0.2, help="eV, standard deviation of a level; default 0.2"),
+    argument("--window", type=float, default=10.0, help="eV, either side of the Fermi level; default 10"),
+    argument(
+        "--exact",
+        action="store_true",
+        help="small systems: also from all eigenvalues at the Gamma point, to see how far the clusters are from it",
+    ),
+    OUT,
+)
+def write_dos(operators: Path, clusters: int, radius: float, core: float, width: float, window: float, exact: bool, out: Path):
+    """Compute the density of states of a large structure from clusters cut out around some of its atoms: OUT, a csv with standard errors.
+
+    The band edges it finds are stored in OPERATORS, a prediction, if there are none of a k-grid.
+    """
+    from ..analysis.regions import dos_table
+    from ..operators import store_levels
+
+    content, about, levels = dos_table(operators, clusters, radius, core, width, window, exact)
+    write_table(out, content, **about)
+    print(json.dumps(about | {"stored": store_levels(operators, levels.attributes())}))

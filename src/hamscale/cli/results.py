@@ -1,0 +1,133 @@
+"""Commands that compare predictions with DFT, and collect what was found."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from .. import config
+from ..files import write_table, write_text
+from .commands import OUT, argument, command
+
+
+@command(
+    "analyse",
+    argument("material"),
+    argument("--dft", required=True),
+    argument("--predicted", required=True),
+    argument("--baseline", required=True),
+    OUT,
+)
+def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, out: Path):
+    """Compare predicted with DFT operators: the tables OUT/*.csv of docs/files.md, and OUT/errors.html."""
+    from ..analysis.tables import analysis_tables
+    from ..operators import read_operators
+    from ..page import tables_page
+
+    settings = config.load_material(material)
+    files = [read_operators(path) for path in (dft, predicted, baseline)]
+    name = {"material": material.stem, "model": predicted.parent.name, "structure": predicted.stem}
+    tables = analysis_tables(*files, settings.analysis, name)
+    for table_name, content in tables.items():
+        write_text(out / f"{table_name}.csv", content.to_csv(index=False))
+    shown = {
+        "By pair of elements": tables["by_pair"],
+        "By distance": tables["by_distance"],
+        "Mean potential of slabs along the longest cell vector": tables["slabs"],
+    }
+    write_text(out / "errors.html", tables_page(f"Errors of {' / '.join(name.values())}", shown))
+
+
+@command(
+    "evaluate",
+    argument("model"),
+    argument("--split", choices=["train", "validation", "test"], default="test", help="default: test"),
+    argument("--sets", type=str, nargs="*", metavar="SET", help="some sets of the split; default: all"),
+    argument("--material", help="default: config/materials/M.yaml of results/M/models/NAME"),
+    argument("--out", metavar="PATH", help="also write a row per structure: csv"),
+)
+def evaluate_model(model: Path, split: str, sets: list[str] | None, material: Path | None, out: Path | None):
+    """Measure errors of a model on the structures of a split that have DFT: a JSON line per set, and one over all last.
+
+    Before them a line per slab of each structure that is long enough for two: mean potentials of DFT and predicted. OUT is a row per
+    structure, and OUT with _slabs before its suffix a row per slab.
+    """
+    from ..evaluate import evaluate, summarise
+
+    # results/MATERIAL/models/NAME, or resources/models/MATERIAL, whose DFT is under results
+    shipped, folder = model.resolve().parent.parent.name == "resources", model.resolve().parents[2]
+    material = material or Path("config/materials") / f"{model.name if shipped else model.resolve().parents[1].name}.yaml"
+    settings = config.load_material(material)
+    of_split = list(dict.fromkeys(i.rsplit("-", 1)[0] for i in settings.identifiers(split)))
+    if unknown := set(sets or ()) - set(of_split):
+        raise ValueError(
+            f"--sets {' '.join(sorted(unknown))}: not of the split {split}. Its sets: {', '.join(of_split) or 'none'}."
+        )
+    results = (Path("results") if shipped else folder) / (settings.extends or material.stem) / "operators"
+    ids = [i for i in settings.identifiers(split) if not sets or i.rsplit("-", 1)[0] in sets]
+    if missing := [i for i in ids if not (results / f"{i}.h5").is_file()]:
+        raise ValueError(
+            f"{results}: no DFT of {', '.join(missing)}. Make it: snakemake {results.parent.name} ..., or give --sets."
+        )
+    if not ids:
+        raise ValueError(f"{material}: no structure of the split {split}.")
+    rows, slabs = evaluate(model, settings, [results / f"{i}.h5" for i in ids])
+    if out:
+        write_table(out, rows, model=model.name, split=split)
+        write_table(out.with_name(f"{out.stem}_slabs{out.suffix}"), slabs, model=model.name, split=split)
+    for slab in slabs[slabs.groupby("structure")["slab"].transform("size") > 1].round(4).to_dict("records"):
+        print(json.dumps(slab))
+    for name, part in rows.groupby("set", sort=False):
+        print(json.dumps({"set": name} | summarise(part)))
+    print(json.dumps(summarise(rows)))
+
+
+@command(
+    "view",
+    argument("predicted"),
+    argument("--parts", type=int, default=8, help="ranks its atoms are shared by"),
+    OUT,
+)
+def write_view(predicted: Path, parts: int, out: Path):
+    """Write tables of a structure and its predicted H that need no DFT: OUT/{atoms, parts, image}.csv."""
+    from ..analysis.views import view_tables
+    from ..operators import read_operators
+
+    operators = read_operators(predicted)
+    facts = {
+        "cell_angstrom": operators.atoms.cell.round(6).tolist(),
+        "orbitals": operators.n_orbitals,
+        "model": operators.attributes["model"],
+    }
+    for name, content in view_tables(operators, parts).items():
+        write_table(out / f"{name}.csv", content, **facts)
+
+
+@command("summary", argument("summaries", nargs="+"), OUT)
+def join_summaries(summaries: list[Path], out: Path):
+    """Join the summaries of structures into one table: OUT, and the same as .html."""
+    from ..page import tables_page
+
+    content = pd.concat([pd.read_csv(path) for path in summaries])
+    write_text(out, content.to_csv(index=False))
+    shown = content.drop(columns=["elements", "rmse_mev", "max_abs_error_mev", "orbitals"], errors="ignore")
+    write_text(
+        out.with_suffix(".html"),
+        tables_page("Held-out structures", {"Errors and gaps": shown.set_index("structure").T.reset_index()}),
+    )
+
+
+@command("table", argument("summary"))
+def print_table(summary: Path):
+    """Print a summary as a table."""
+    content = pd.read_csv(summary)
+    columns = {
+        "mae_mev": "MAE meV", "baseline_mae_mev": "reference", "mae_mev_onsite": "onsite", "mae_mev_offsite": "offsite",
+        "eigenvalue_mae_mev_occupied": "occupied eig. meV", "gap_dft_ev": "gap DFT eV", "gap_predicted_ev": "predicted",
+        "dft_seconds": "DFT s", "prediction_seconds": "prediction s",
+    }  # fmt: skip
+    for name in ("dft", "predicted"):
+        gaps, metals = content[f"gap_{name}_ev"].map("{:.3f}".format), content[f"metal_{name}"].astype(bool)
+        content[f"gap_{name}_ev"] = gaps.mask(metals, "metal")
+    shown = content[["material", "model", "structure", *columns]].rename(columns=columns)
+    print(shown.to_string(index=False, float_format=lambda x: f"{x:.3f}"))

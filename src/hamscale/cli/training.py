@@ -1,0 +1,183 @@
+"""Commands of training: reference, graphs, partitions, networks."""
+
+import json
+import warnings
+from pathlib import Path
+
+from .. import config
+from .commands import OUT, argument, command, ranks
+
+STOPPED = 85
+EXCHANGE = argument(
+    "--exchange",
+    choices=list(config.EXCHANGES),
+    default="torch",
+    help="torch.distributed, or NCCL through CuPy",
+)
+FRAME = argument("--frame", type=int, metavar="N", help="which structure of a trajectory, from 0")
+
+
+class _Stored:
+    """Operators files, read one at a time each time they are iterated over."""
+
+    def __init__(self, paths):
+        self.paths = paths
+
+    def __iter__(self):
+        from ..operators import read_operators
+
+        return (read_operators(path) for path in self.paths)
+
+
+@command("reference", argument("material"), argument("operators", nargs="+"), OUT)
+def fit(material: Path, operators: list[Path], out: Path):
+    """Fit energy gauge, reference and scales to training structures."""
+    from ase.data import atomic_numbers
+
+    from ..graph.crystal_field import Ions
+    from ..graph.reference import fit_reference, write_reference
+
+    settings = config.load_material(material)
+    charges = {atomic_numbers[element]: charge for element, charge in settings.graph.charges.items()}
+    ions = Ions(settings.graph.near_angstrom, charges, settings.graph.far)
+    of = settings.graph
+    result = fit_reference(
+        _Stored(operators), of.cutoff_angstrom, of.auto_threshold_hartree, ions, of.crystal_field, of.two_centre
+    )
+    outside = result.outside_fraction
+    print(
+        f"cutoff {result.cutoff_angstrom:.2f} A; H reaches {result.reach_angstrom:.2f} A; beyond the cutoff: {outside:.2%} of sum |H|"
+    )
+    if outside > 0.01:
+        warnings.warn(
+            f"{outside:.1%} of sum |H| lies beyond the cutoff of {result.cutoff_angstrom} A, where the network does not reach. "
+            "Raise graph.cutoff_angstrom.",
+            stacklevel=2,
+        )
+    write_reference(out, result)
+
+
+@command("graph", argument("reference"), argument("operators"), OUT)
+def encode(reference: Path, operators: Path, out: Path):
+    """Build the graph of a structure with its targets."""
+    from ..graph.codec import BlockCodec
+    from ..graph.graph import write_graph
+    from ..graph.reference import read_reference
+    from ..operators import read_operators
+
+    result = BlockCodec(read_reference(reference)).encode(read_operators(operators))
+    print(
+        f"{len(result.atoms)} atoms, {len(result.edges)} edges, {result.attributes['outside_fraction']:.2%} of sum |H| outside"
+    )
+    write_graph(out, result)
+
+
+@command(
+    "partition",
+    argument("structure"),
+    FRAME,
+    argument("--cutoff", type=float, help="Angstrom: that of the graph; or give --reference"),
+    argument("--reference", help="whose cutoff is taken"),
+    argument("--parts", type=int, required=True),
+    argument("--method", choices=list(config.PARTITIONERS), default="min-nn"),
+    argument("--ranks-per-node", type=int, default=1, help="parts that exchange much become ranks of one node"),
+    OUT,
+)
+def cut(
+    structure: Path,
+    frame: int | None,
+    cutoff: float | None,
+    reference: Path | None,
+    parts: int,
+    method: str,
+    ranks_per_node: int,
+    out: Path,
+):
+    """Decide which rank owns which atom, and what they send one another. Prints the quality as JSON."""
+    from ..graph.neighbours import edges_within
+    from ..graph.reference import read_reference
+    from ..partition import partition
+    from ..partition.halo import write_partition
+    from ..structures import read_structure_file, wrap_as_cp2k
+
+    if (cutoff is None) == (reference is None):
+        raise ValueError("give either --cutoff or --reference.")
+    if cutoff is None:
+        cutoff = read_reference(reference).cutoff_angstrom
+    atoms = wrap_as_cp2k(read_structure_file(structure, frame))
+    edges = edges_within(atoms, cutoff)
+    result = partition(atoms, [(edges[:, 0], edges[:, 1])], cutoff, parts, method, ranks_per_node=ranks_per_node)
+    write_partition(out, result, atoms)
+    print(json.dumps({"method": method, "parts": parts} | result.quality() | {"seconds": result.attributes["seconds"]}))
+
+
+@command(
+    "train",
+    argument("model"),
+    argument("reference"),
+    argument("--train", nargs="*", default=[]),
+    argument("--validation", nargs="*", default=[]),
+    argument(
+        "--operators",
+        nargs="*",
+        default=[],
+        help="DFT of the training structures, in their order, where the model has an eigenvalue_weight",
+    ),
+    argument(
+        "--partitions",
+        nargs="*",
+        default=[],
+        help="of the training, then of the validation structures; default: min-nn, made at the start",
+    ),
+    argument("--ranks-per-structure", type=int, help="default: all"),
+    EXCHANGE,
+    argument(
+        "--network",
+        type=int,
+        default=0,
+        help="which of the model's `members`, from 0; `join` makes one model of them",
+    ),
+    OUT,
+    argument("--checkpoint", required=True, metavar="DIR"),
+)
+def train_network(
+    model: Path,
+    reference: Path,
+    train: list[Path],
+    validation: list[Path],
+    operators: list[Path],
+    partitions: list[Path],
+    ranks_per_structure: int | None,
+    exchange: str,
+    network: int,
+    out: Path,
+    checkpoint: Path,
+):
+    """Train a network of a model: OUT/{weights.safetensors, config.json, reference.h5, train.csv}. Resumes from CHECKPOINT.
+
+    On many ranks: torchrun --nproc-per-node P -m hamscale train ..., or srun. SIGUSR1 or SIGTERM: checkpoint, exit code 85.
+    """
+    from ..train import loop
+
+    if not train:
+        raise ValueError("--train: no graph was given, expected at least one. Give the material a set with split: train.")
+    settings = config.load_model(model)
+    show = lambda message: print(message, flush=True)  # noqa: E731
+    with ranks() as world:
+        world.stop_on_signals()
+        try:
+            files = loop.TrainingFiles(reference, train, validation, operators, partitions)
+            loop.train(settings, files, out, checkpoint, show, network, world, ranks_per_structure, exchange)
+        except loop.Stopped as stopped:
+            if world.is_root:
+                show(str(stopped))
+            return STOPPED
+    return 0
+
+
+@command("join", argument("networks", nargs="+"), OUT)
+def join_networks(networks: list[Path], out: Path):
+    """Make one model of networks that differ in their seeds alone: its prediction is their mean."""
+    from ..inputs.model_folder import join
+
+    join(networks, out)
