@@ -1,6 +1,7 @@
 """Run the examples of the documentation, compare them with the code, and follow its links."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,14 @@ def test_the_listing_has_the_edge_frames_of_the_codec(szv, vector):
     shifts, no_table = (np.zeros((n_i, n_i)), np.zeros((n_j, n_j))), np.zeros(max(pair.slots) + 1)
     found = _listing()(H, nothing, 0.0, *shifts, no_table, vector, szv[72].l, szv[8].l)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_layers_are_those_that_are_checked():
+    contract = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    checked = [name for layer in contract["layers"] for name in re.findall(r"hamscale\.(\w+)", layer)]
+    table = (DOCS.parent / "CONTRIBUTING.md").read_text().split("| layer |")[1].split("\n\n")[0]
+    shown = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in table.splitlines()[2:]]
+    assert [name for row in shown for name in row] == checked
 
 
 def _anchors(text: str) -> set[str]:
