@@ -17,7 +17,7 @@ from hamscale.figures.paper import boxes, domain_colours, throughput
 from hamscale.figures.style import is_modelled, new_figure, styled
 from hamscale.files import facts, read_table, write_table
 
-RAW = Path(__file__).parents[1] / "resources" / "raw"
+RAW = Path(__file__).parents[2] / "resources" / "raw"
 
 
 @pytest.fixture(scope="module", params=PAPER)

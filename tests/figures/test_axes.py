@@ -1,4 +1,4 @@
-"""Figures drawn from tables read back from csv, of a crystal and of a molecule; completes tests/test_figures.py."""
+"""Figures drawn from tables read back from csv, of a crystal and of a molecule; completes test_structure.py."""
 
 import subprocess
 import sys
