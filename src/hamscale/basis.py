@@ -53,7 +53,8 @@ class ElementBasis:
         if self.text.startswith(SHELLS_ONLY):
             raise ValueError(
                 f"basis {self.name} of {self.element} has shells {list(self.l)} but no radial functions, expected a basis set "
-                "of CP2K: S of a new structure cannot be computed from it. Operators that hold S can be trained on and exported."
+                "of CP2K: S of a new structure cannot be computed from it. Operators that hold S can be trained on and "
+                "exported."
             )
         shells = []
         for block in BasisSetData.from_lines(self.text.splitlines()).blocks:

@@ -1,4 +1,4 @@
-"""Graph of a structure: its edges sorted by destination, and the learning targets of atoms and edges.
+"""Hold the graph of a structure: its edges sorted by destination, and the learning targets of atoms and edges.
 
 Targets are coupled blocks of H - mu S less the reference, in Hartree. The targets of edges are given in the edge frame, so
 that nothing has to be rotated back during training (codec.py). The layout of a coupled vector is described in coupling.py,

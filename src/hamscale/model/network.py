@@ -1,4 +1,4 @@
-"""SO(2)-equivariant network from a graph to the coupled blocks of H: nodes give onsite blocks, edges offsite blocks.
+"""Map a graph to the coupled blocks of H by an SO(2)-equivariant network: nodes give onsite blocks, edges offsite blocks.
 
 Shapes: A atoms, E directed edges j -> i sorted by destination i, K = (lmax+1)^2, C channels, n coupled components of a
 pair.

@@ -77,8 +77,9 @@ class EdgeReadout(nn.Module):
         return result
 
     def _groups(self, k, chunk, outputs):
-        """Yield the pairs of elements in a chunk: (pair, its inputs, rows of the chunk's edges, span of its output,
-        output).
+        """Yield the pairs of elements that occur in a chunk, with the rows of their edges.
+
+        Each item is (pair, its inputs, rows of the chunk's edges, span of its output, output).
         """
         for (pair, p), raw in zip(chunk.pairs.items(), outputs):
             span = p.spans[k]

@@ -1,4 +1,4 @@
-"""Low-NN: recursive bisection that cuts so that few neighbours arise.
+"""Partition by Low-NN, a recursive bisection that cuts where few neighbours arise.
 
 Reference: "Distributed Equivariant Graph Neural Networks for Large-Scale Electronic Structure Prediction", ETH Zurich,
 Appendix A. In addition this implementation supports numbers of parts that are not a power of two, directions that are not

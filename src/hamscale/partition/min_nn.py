@@ -1,4 +1,4 @@
-"""Min-NN: the nested cuts along lattice planes whose exchange and imbalance have the least cost."""
+"""Partition by Min-NN, which chooses, of all nested cuts along lattice planes, those of least exchange and imbalance cost."""
 
 from dataclasses import dataclass
 from itertools import permutations
