@@ -170,7 +170,7 @@ class SlowNetwork:
                 for l, n in fast.slots[a, b].items()
             ]
             raw[a, b] = torch.cat(parts, 1) * p.scale
-        offsite = {(a, b): (raw[a, b] + raw[b, a][p.reverse][:, p.adjoint] * p.sign) / 2 for (a, b), p in inputs.pairs.items()}
+        offsite = {(a, b): (raw[a, b] + raw[b, a][p.flipped][:, p.adjoint] * p.sign) / 2 for (a, b), p in inputs.pairs.items()}
         x, onsite = self.norm(fast.read_norm, x), {}
         for s, atoms in inputs.atoms_of.items():
             parts = [

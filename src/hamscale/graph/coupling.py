@@ -24,6 +24,8 @@ class PairCoupling:
     slots: L -> shell pairs (a, b).
     degree, order, slot: L, M and running slot number of each component, (n,).
     transform: (n, n) orthogonal; coupled = block.reshape(-1) @ transform.
+    adjoint: index and sign, (n,) each, that turn the coupled vector of a block (j, i) into that of its transpose, a block
+    (i, j): c^{ab}_{LM}[h^T] = (-1)^(l_a+l_b+L) c^{ba}_{LM}[h], computed as `vector_ji[:, index] * sign`.
     """
 
     z_i: int
@@ -33,6 +35,7 @@ class PairCoupling:
     degree: np.ndarray
     order: np.ndarray
     slot: np.ndarray
+    adjoint: tuple[np.ndarray, np.ndarray]
 
     @property
     def size(self) -> int:
@@ -59,21 +62,12 @@ class PairCoupling:
         return {L: slice(int(e) - (2 * L + 1) * len(s), int(e)) for (L, s), e in zip(self.slots.items(), ends)}
 
     @cached_property
-    def adjoint(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return index and sign, (n,) each, that turn the coupled vector of a block (j, i) into that of its transpose.
-
-        The transpose is a block (i, j): c^{ab}_{LM}[h^T] = (-1)^(l_a+l_b+L) c^{ba}_{LM}[h], computed as `vector_ji[:,
-        index] * sign`.
-        """
-        return self._adjoint
-
-    @cached_property
     def edge_adjoint(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the index and sign of `adjoint` for vectors that are given in edge frames.
 
         The sign includes the turn by pi about x that relates the frame of the reversed edge to that of the edge.
         """
-        index, sign = self._adjoint
+        index, sign = self.adjoint
         turn = np.concatenate([np.repeat(flip(L), len(s)) for L, s in self.slots.items()])
         return index, sign * turn
 
@@ -112,7 +106,6 @@ def pair_coupling(basis: Basis, z_i: int, z_j: int) -> PairCoupling:
                 order.append(M)
                 slot.append(running + s)
         running += len(shell_pairs)
-    coupling = PairCoupling(z_i, z_j, slots, np.array(columns).T, np.array(degree), np.array(order), np.array(slot))
     reversed_slots = _slots(second, first)
     index, sign, start = [], [], 0
     for L, shell_pairs in slots.items():
@@ -122,8 +115,8 @@ def pair_coupling(basis: Basis, z_i: int, z_j: int) -> PairCoupling:
                 index.append(start + M * n + reversed_slots[L].index((b, a)))
                 sign.append((-1.0) ** (first.l[a] + second.l[b] + L))
         start += (2 * L + 1) * n
-    coupling._adjoint = (np.array(index), np.array(sign))
-    return coupling
+    transform, adjoint = np.array(columns).T, (np.array(index), np.array(sign))
+    return PairCoupling(z_i, z_j, slots, transform, np.array(degree), np.array(order), np.array(slot), adjoint)
 
 
 def _slots(first, second) -> dict[int, list[tuple[int, int]]]:

@@ -98,7 +98,7 @@ class PairInputs:
     """The edges between elements s_i and s_j, and the data of their coupled components.
 
     edges (G,): rows of the edges, ascending.
-    reverse (G,): rows of the reversed edges among the edges of (s_j, s_i) and, after them, those that other ranks own.
+    flipped (G,): rows of the flipped edges among the edges of (s_j, s_i) and, after them, those that other ranks own.
     spans: rows of `edges` in each chunk.
     adjoint (n,), sign (n,): PairCoupling.edge_adjoint.
     scale (G, n): Hartree.
@@ -106,7 +106,7 @@ class PairInputs:
 
     edges: Tensor
     spans: list[slice]
-    reverse: Tensor
+    flipped: Tensor
     adjoint: Tensor
     sign: Tensor
     scale: Tensor
@@ -238,7 +238,7 @@ class HamiltonianNetwork(nn.Module):
         raw = dict(zip(inputs.pairs, edges))
         known = exchange.edges(raw)
         offsite = {
-            (s_i, s_j): torch.addcmul(raw[s_i, s_j], known[s_j, s_i][p.reverse].index_select(1, p.adjoint), p.sign).mul_(0.5)
+            (s_i, s_j): torch.addcmul(raw[s_i, s_j], known[s_j, s_i][p.flipped].index_select(1, p.adjoint), p.sign).mul_(0.5)
             for (s_i, s_j), p in inputs.pairs.items()
         }
         return offsite, self.read_onsite(inputs, self.read_norm(x))
