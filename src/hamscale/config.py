@@ -149,13 +149,13 @@ class Graph(Section):
     )
     charges: dict[str, float] = Field(
         default_factory=dict,
-        description="reference: formal charges of ions, e.g. Hf: 4, O: -2: carries further from the structures trained on; of all "
-        "elements or of none; the training structures are to be neutral with them",
+        description="reference: formal charges of ions, e.g. Hf: 4, O: -2: carries further from the structures trained on; of "
+        "all elements or of none; the training structures are to be neutral with them",
     )
     far: bool = Field(
         True,
-        description="reference: potentials of charges and of the dipoles they induce, over all periodic images; only charges that leave the "
-        "training structures neutral have one, so there is none in a crystal of one element",
+        description="reference: potentials of charges and of the dipoles they induce, over all periodic images; only charges "
+        "that leave the training structures neutral have one, so there is none in a crystal of one element",
     )
     crystal_field: bool = Field(
         True,
@@ -187,8 +187,8 @@ class Material(Section):
     description: str = ""
     extends: str | None = Field(
         None,
-        description="NAME of another material, whose structures, DFT and keys these are unless said here: other splits and counts, "
-        "another graph or analysis; `set: null` leaves a set out",
+        description="NAME of another material, whose structures, DFT and keys these are unless said here: other splits and "
+        "counts, another graph or analysis; `set: null` leaves a set out",
     )
     species: Annotated[dict[str, Species], Field(min_length=1, description="element -> basis and potential")]
     dft: Dft = Dft()
@@ -208,13 +208,14 @@ class Material(Section):
                 raise ValueError(f"structures.{name}.tile.of is {s.tile.of!r}, expected one of {', '.join(self.identifiers())}")
         if self.graph.charges and set(self.graph.charges) != set(self.species):
             raise ValueError(
-                f"graph.charges has {', '.join(sorted(self.graph.charges))}, expected one for each of {', '.join(sorted(self.species))}, or none"
+                f"graph.charges has {', '.join(sorted(self.graph.charges))}, expected one for each of "
+                f"{', '.join(sorted(self.species))}, or none"
             )
         for path, splits in trajectories.items():
             if len(splits) > 1:
                 raise ValueError(
-                    f"{path} feeds the splits {', '.join(sorted(splits))}: frames of one trajectory are nearly the same structure "
-                    "and must stay in one split"
+                    f"{path} feeds the splits {', '.join(sorted(splits))}: frames of one trajectory are nearly the same "
+                    "structure and must stay in one split"
                 )
         return self
 
@@ -409,8 +410,8 @@ def load_material(path) -> Material:
         same = {"split", "count"}
         if name not in base.structures or s.model_dump(exclude=same) != base.structures[name].model_dump(exclude=same):
             raise ValueError(
-                f"{path}: structures.{name} differs from that of {content['extends']} in more than split and count. Add it there: "
-                "structures and their DFT are of the material that is extended."
+                f"{path}: structures.{name} differs from that of {content['extends']} in more than split and count. Add it "
+                "there: structures and their DFT are of the material that is extended."
             )
         if s.count > base.structures[name].count:
             raise ValueError(

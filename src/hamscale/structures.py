@@ -95,8 +95,8 @@ def _decorate(name: str, atoms: Atoms, s: StructureSet, rng: np.random.Generator
         sites, total = np.flatnonzero(np.array(atoms.get_chemical_symbols()) == symbol), sum(shares.values())
         if not len(sites) or len(sites) % total:
             raise ValueError(
-                f"structures.{name}.decorate: {len(sites)} sites of {symbol} cannot be shared as {shares}: expected a multiple of "
-                f"{total}. Repeat the cell."
+                f"structures.{name}.decorate: {len(sites)} sites of {symbol} cannot be shared as {shares}: expected a multiple "
+                f"of {total}. Repeat the cell."
             )
         taken = np.repeat(list(shares), np.array(list(shares.values())) * (len(sites) // total))
         symbols[sites] = rng.permutation(taken)
@@ -149,8 +149,8 @@ def _calculator(where: str, settings: MeltQuench):
             return getattr(importlib.import_module(module), name)(**settings.arguments)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(
-            f"{where}.melt_quench.calculator: {settings.calculator} cannot be had ({type(error).__name__}: {error}). Expected the "
-            "dotted path of an ASE calculator that is installed; CHGNet: pip install hamscale[md]."
+            f"{where}.melt_quench.calculator: {settings.calculator} cannot be had ({type(error).__name__}: {error}). Expected "
+            "the dotted path of an ASE calculator that is installed; CHGNet: pip install hamscale[md]."
         ) from None
 
 
@@ -261,8 +261,8 @@ def read_structure_file(path, frame: int | None = None) -> Atoms:
     frames = read_frames(path)
     if frame is None and len(frames) > 1:
         raise ValueError(
-            f"{path}: holds {len(frames)} structures, expected one. Choose one by --frame 0 to {len(frames) - 1}, or write each to a "
-            "file of its own."
+            f"{path}: holds {len(frames)} structures, expected one. Choose one by --frame 0 to {len(frames) - 1}, or write "
+            "each to a file of its own."
         )
     if not 0 <= (frame or 0) < len(frames):
         raise ValueError(f"{path}: no frame {frame}, it holds {len(frames)}. Choose one by --frame 0 to {len(frames) - 1}.")
@@ -288,8 +288,8 @@ def read_frames(path) -> list[Atoms]:
         if shared:
             told = "; ".join(", ".join(f"{share:g} {symbol}" for symbol, share in kind) for kind in shared)
             raise ValueError(
-                f"{path}: sites are shared by elements or partly empty ({told}), expected one atom on every site. Write "
-                "the file with one element on such sites, and let `decorate` of a material give them to others and to vacancies at random "
-                "(docs/new_material.md)."
+                f"{path}: sites are shared by elements or partly empty ({told}), expected one atom on every site. Write the "
+                "file with one element on such sites, and let `decorate` of a material give them to others and to vacancies at "
+                "random (docs/new_material.md)."
             )
     return frames

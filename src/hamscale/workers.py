@@ -73,7 +73,8 @@ def in_processes(function: Callable, items: Iterable, workers: int | None = None
             return list(pool.map(_apply, range(len(items))))
     except BrokenProcessPool:
         raise ChildProcessError(
-            f"one of {workers} worker processes ended without a word: killed, or out of memory. OMP_NUM_THREADS=1 works in one process."
+            f"one of {workers} worker processes ended without a word: killed, or out of memory. OMP_NUM_THREADS=1 works in one "
+            "process."
         ) from None
     finally:
         _shared = None

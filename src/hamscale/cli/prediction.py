@@ -48,7 +48,8 @@ def write_prediction(
         "--origin",
         type=float,
         metavar="FRACTION",
-        help="quatrex: where the device begins along the axis, in fractions of the cell; default 0, the corner of the user's cell",
+        help="quatrex: where the device begins along the axis, in fractions of the cell; default 0, the corner of the user's "
+        "cell",
     ),
     argument("--allow-mismatch", action="store_true", default=None, help="quatrex: also a device whose ends do not repeat"),
     argument("--blocks", type=int, metavar="N", help="quatrex: blocks along the axis; default: the most without a loss"),

@@ -46,7 +46,8 @@ def fit(material: Path, operators: list[Path], out: Path):
     )
     outside = result.outside_fraction
     print(
-        f"cutoff {result.cutoff_angstrom:.2f} A; H reaches {result.reach_angstrom:.2f} A; beyond the cutoff: {outside:.2%} of sum |H|"
+        f"cutoff {result.cutoff_angstrom:.2f} A; H reaches {result.reach_angstrom:.2f} A; beyond the cutoff: {outside:.2%} of "
+        "sum |H|"
     )
     if outside > 0.01:
         warnings.warn(

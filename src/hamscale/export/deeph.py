@@ -125,7 +125,8 @@ def read(folder) -> Operators:
             error = operators.make_hermitian(getattr(operators, name))
             if error > HERMITICITY_TOLERANCE:
                 raise ValueError(
-                    f"{name} differs from its adjoint by {error:.1e} (Hartree, 1), expected at most {HERMITICITY_TOLERANCE:.0e}."
+                    f"{name} differs from its adjoint by {error:.1e} (Hartree, 1), expected at most "
+                    f"{HERMITICITY_TOLERANCE:.0e}."
                 )
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
@@ -218,8 +219,8 @@ def _check_blocks(path: Path, pairs: np.ndarray, orbitals: np.ndarray, shapes: n
     if len(wrong := np.flatnonzero((shapes != expected).any(1))):
         i, j, *R = pairs[wrong[0]].tolist()
         raise ValueError(
-            f"{path}: block ({i}, {j}, {R}) is {shapes[wrong[0]].tolist()}, the shells of its atoms say {expected[wrong[0]].tolist()}. "
-            "Do info.json and the matrices belong together?"
+            f"{path}: block ({i}, {j}, {R}) is {shapes[wrong[0]].tolist()}, the shells of its atoms say "
+            f"{expected[wrong[0]].tolist()}. Do info.json and the matrices belong together?"
         )
 
 

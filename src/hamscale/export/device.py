@@ -122,17 +122,18 @@ def tile(stored: Stored, transport: str, repeat: int = 1, blocks: int | None = N
         if not lossless:
             step, length = max(1, int(np.abs(along).max())), stored.atoms.cell.lengths()[axis]
             raise ValueError(
-                f"no tiling along {transport}: the file's blocks reach {reach:.2f} cells of {length:.2f} A, expected a device twice as "
-                f"long, found {repeat}. Give --repeat {2 * step} (or another multiple of {step}), or --blocks and lose what is beyond "
-                "neighbours."
+                f"no tiling along {transport}: the file's blocks reach {reach:.2f} cells of {length:.2f} A, expected a device "
+                f"twice as long, found {repeat}. Give --repeat {2 * step} (or another multiple of {step}), or --blocks and "
+                "lose what is beyond neighbours."
             )
         devices = [_device(stored, axis, repeat, block_of(n)) for n in lossless]
         return min(devices, key=lambda device: _end_distance(stored, device))  # the most blocks of those whose ends repeat
     block = block_of(blocks) if blocks >= 1 else np.zeros_like(place, dtype=np.int64)
     if not 2 <= blocks <= repeat * len(stored.atoms) or np.unique(block).size != blocks:
         raise ValueError(
-            f"--blocks is {blocks}, expected 2 or more, each with an atom in it: the device has {repeat * len(stored.atoms)} atoms "
-            f"along {repeat * stored.atoms.cell.lengths()[axis]:.2f} A. Give fewer blocks, or none for the most without a loss."
+            f"--blocks is {blocks}, expected 2 or more, each with an atom in it: the device has {repeat * len(stored.atoms)} "
+            f"atoms along {repeat * stored.atoms.cell.lengths()[axis]:.2f} A. Give fewer blocks, or none for the most without "
+            "a loss."
         )
     return _device(stored, axis, repeat, block)
 
@@ -176,8 +177,8 @@ class EndMismatch:
         if np.isinf(self.position_angstrom):
             return f"{self.other}: other atoms"
         return (
-            f"{self.other}: positions differ by up to {self.position_angstrom:.3f} A, onsite energies by {self.onsite_mev:.1f} meV in "
-            f"the median, elements of H by {self.largest_mev:.0f} at most"
+            f"{self.other}: positions differ by up to {self.position_angstrom:.3f} A, onsite energies by {self.onsite_mev:.1f} "
+            f"meV in the median, elements of H by {self.largest_mev:.0f} at most"
         )
 
 
@@ -282,14 +283,16 @@ def check_ends(stored: Stored, device: Device, allow_mismatch: bool) -> list[str
         best = min(of_side, key=lambda m: (not m.repeats, m.position_angstrom, m.onsite_mev))
         if not (best.repeats or allow_mismatch):
             raise ValueError(
-                f"the {side} of {len(device.block_sizes)} blocks does not repeat, as the contact of a device must ({'; '.join(map(str, of_side))}; "
-                f"expected {END_ANGSTROM:g} A and {END_MEV:g} meV in the median at most). Draw the structure with its leads at the ends, "
-                "cut it elsewhere with --origin, choose --blocks of whole cells of the lead, or say --allow-mismatch."
+                f"the {side} of {len(device.block_sizes)} blocks does not repeat, as the contact of a device must "
+                f"({'; '.join(map(str, of_side))}; expected {END_ANGSTROM:g} A and {END_MEV:g} meV in the median at most). "
+                "Draw the structure with its leads at the ends, cut it elsewhere with --origin, choose --blocks of whole cells "
+                "of the lead, or say --allow-mismatch."
             )
         lines.append(f"the {side} block {'repeats' if best.repeats else 'DOES NOT REPEAT'} in {best}")
         inner = next((m for m in of_side if m.other == INNER), best)
         if best.repeats and not inner.repeats:
             lines.append(
-                f"the {side} block does not repeat in {inner}: a code that takes the coupling of these two for the lead's needs longer leads"
+                f"the {side} block does not repeat in {inner}: a code that takes the coupling of these two for the lead's "
+                "needs longer leads"
             )
     return lines

@@ -117,8 +117,9 @@ def _warn_of_tilt(stored: Stored):
     off = np.abs(cell - np.diag(np.diag(cell))).max()
     if stored.periodic and off > 1e-3:
         warnings.warn(
-            f"the cell is tilted: its vectors leave the axes x, y, z by up to {off:.2f} A. quatrex finds the atoms of a contact by products "
-            "that hold for upright cells alone (device/contact.py, _reorder_atoms): give it contacts by hand, or take an upright cell.",
+            f"the cell is tilted: its vectors leave the axes x, y, z by up to {off:.2f} A. quatrex finds the atoms of a "
+            "contact by products that hold for upright cells alone (device/contact.py, _reorder_atoms): give it contacts by "
+            "hand, or take an upright cell.",
             stacklevel=3,
         )
 

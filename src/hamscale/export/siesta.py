@@ -23,7 +23,8 @@ def _sisl():
         import sisl
     except ImportError as error:
         raise ValueError(
-            f"{error.name} is not installed, expected it for the targets sisl, tbtrans and tshs. pip install 'hamscale[export]'."
+            f"{error.name} is not installed, expected it for the targets sisl, tbtrans and tshs. pip install "
+            "'hamscale[export]'."
         ) from None
     return sisl
 
