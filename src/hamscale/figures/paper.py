@@ -98,7 +98,9 @@ def boxes(table: pd.DataFrame, ax: Axes, hatched: bool) -> Axes:
             position = k + 0.25 * (n - (len(groups) - 1) / 2)
             ax.boxplot(
                 values, positions=[position], widths=0.18, patch_artist=True, whis=(0, 100), manage_ticks=False,
-                boxprops={"facecolor": "white" if hatched else colour, "edgecolor": colour, "hatch": "/////" if hatched else ""},
+                boxprops={
+                    "facecolor": "white" if hatched else colour, "edgecolor": colour, "hatch": "/////" if hatched else "",
+                },
                 medianprops={"color": "black"}, whiskerprops={"color": colour}, capprops={"color": colour},
             )  # fmt: skip
     ax.set_xticks(range(len(numbers)), numbers)
