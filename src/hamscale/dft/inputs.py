@@ -82,9 +82,9 @@ def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
     section = {
         "basis_set_file_name": [_file(dft.basis_file)],
         "potential_file_name": _file(dft.potential_file),
-        # CP2K's default for EPS_PPNL is the square root of EPS_DEFAULT. It makes same-atom blocks of H(k) asymmetric by as much
-        # (2e-7 Ha at 1e-10), and the H(R) that CP2K writes then differs from the H(k) that it diagonalises. This value avoids
-        # both and costs nothing.
+        # CP2K's default for EPS_PPNL is the square root of EPS_DEFAULT. It makes same-atom blocks of H(k) asymmetric (by
+        # 2e-7 Ha where EPS_DEFAULT is 1e-10), and the H(R) that CP2K writes is then not quite the H(k) that it diagonalises.
+        # The value of EPS_DEFAULT avoids this and costs nothing.
         "+qs": {"method": "GPW", "eps_default": dft.eps_default, "eps_ppnl": dft.eps_default},
         "+mgrid": {"cutoff": dft.cutoff_ry, "rel_cutoff": dft.rel_cutoff_ry},
         "+poisson": {"periodic": "XYZ"} if periodic else {"periodic": "NONE", "poisson_solver": "WAVELET"},
@@ -110,8 +110,8 @@ def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
             ),  # a tuple, because a string with blanks would be quoted
             "symmetry": False,
             "full_grid": False,
-            # All ranks work on each k-point: where groups of ranks share the k-points, only the energies of one group's
-            # k-points are printed (cp2k issue 4396).
+            # All ranks work on each k-point: groups of ranks that share the k-points would print only the energies of their own
+            # k-points (cp2k issue 4396).
             "parallel_group_size": 0,
         }
     cell = {name: tuple(float(x) for x in vector) for name, vector in zip("abc", np.asarray(atoms.cell))}
