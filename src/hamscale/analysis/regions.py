@@ -89,7 +89,7 @@ class Structure:
 def shares(operators: Operators) -> tuple[np.ndarray, np.ndarray]:
     """Return the levels (n,) in Hartree and the share of every atom in each of them, (A, n).
 
-    Shares count two spins: a column sums to two, and the rows of an atom to twice the number of its orbitals.
+    Shares count two spins: a column sums to two, and the row of an atom to twice the number of its orbitals.
     """
     H, S = operators.at_k((0, 0, 0))
     try:
