@@ -1,5 +1,8 @@
-"""The network once more, slow and obvious: whole-edge tensors in l-major order, Wigner matrices by matrix exponentials, loops over
-l, m and atoms, automatic differentiation. It takes its weights from the modules of the fast one and shares none of its lines."""
+"""The network once more, slow and obvious, to compare the fast one with.
+
+It uses whole-edge tensors in l-major order, Wigner matrices by matrix exponentials, loops over l, m and atoms, and automatic
+differentiation. It takes its weights from the modules of the fast network and shares none of its lines.
+"""
 
 import numpy as np
 import torch

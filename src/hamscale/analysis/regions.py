@@ -1,13 +1,15 @@
-"""Density of states of a large H and S from the surroundings of some of its atoms, drawn at random.
+"""Compute the density of states of a large H and S from the surroundings of some of its atoms, drawn at random.
 
-An atom's share of the states depends little on what is far away (W. Kohn, Phys. Rev. Lett. 76, 3168 (1996)): it is computed in a cluster cut
-out around it, as in divide and conquer (W. Yang, Phys. Rev. Lett. 66, 1438 (1991)). With H C = S C e of the cluster
+An atom's share of the states depends little on what is far away (W. Kohn, Phys. Rev. Lett. 76, 3168 (1996)). It is therefore
+computed in a cluster cut out around the atom, as in the divide-and-conquer method (W. Yang, Phys. Rev. Lett. 66, 1438 (1991)).
+With the eigenvalues e and eigenvectors C of the cluster, H C = S C e,
 
     g_a(E) = 2 sum_n delta(E - e_n) sum_(mu of a) C_mu,n (S C)_mu,n,    D(E) = sum over elements of N_z <g_a>_z
 
-The mean is over atoms near the centres of clusters, as often as others; its error, by the jackknife over clusters, falls as the root of
-their number, whatever the size of the structure. What the cut costs falls with the radius, and is seen where all eigenvalues are known.
-No product with S^-1, which takes hundreds of steps where a basis is nearly dependent: 500 for GeSb2Te4 in DZVP, to 1e-6.
+The mean is over the atoms near the centres of clusters, weighted so that every atom counts equally. Its error, by the jackknife
+over clusters, falls as the square root of the number of clusters, whatever the size of the structure. The error that comes from
+cutting out clusters falls with their radius, and is seen where all eigenvalues are known. The method needs no product with
+S^-1, which takes hundreds of steps where a basis is nearly linearly dependent: 500 for GeSb2Te4 in DZVP, to 1e-6.
 """
 
 from copy import copy
@@ -27,18 +29,18 @@ from ..units import ev_to_hartree, hartree_to_ev
 from ..workers import eigh, in_processes
 from .levels import Levels
 
-DENSE = 20_000  # orbitals of which all eigenvalues are found
-BINS = 8  # per width
-MARGIN = 6  # widths beyond the outermost level
-GAP_WITHIN_EV = 1.0  # a gap is looked for so far from the Fermi level, or three times its error
+DENSE = 20_000  # largest number of orbitals for which all eigenvalues are computed
+BINS = 8  # bins of energy per width of a level
+MARGIN = 6  # widths by which the energies reach beyond the outermost level
+GAP_WITHIN_EV = 1.0  # a gap is searched for within this distance of the Fermi level, or within three times its error
 TAIL = 1e-3  # share of the electrons that lies beyond a band edge
-BAND_EV = 5.0  # below the edge: the mean density there is what that at the Fermi level is compared with
-METAL = 0.1  # more than this share of it is a metal
+BAND_EV = 5.0  # the density at the Fermi level is compared with the mean density over this range below the band edge
+METAL = 0.1  # if it is more than this share of that mean density, the structure is a metal
 
 
 @dataclass
 class Structure:
-    """H and S on disk, the blocks of every atom found in one place."""
+    """H and S of a structure on disk, with the blocks of every atom found in one place."""
 
     file: h5py.File
     atoms: Atoms
@@ -52,11 +54,18 @@ class Structure:
         self.distances = self.pairs.distances
 
     def rows(self, i: int) -> np.ndarray:
-        """Blocks (i, j, R) of an atom: they lie together, in one shard of a file that many ranks wrote."""
+        """Return the indices of the blocks (i, j, R) of atom i.
+
+        They lie together, in one shard of a file that many ranks wrote.
+        """
         return self.order[self.starts[i] : self.starts[i + 1]]
 
     def cluster(self, centre: int, radius: float) -> tuple[Operators, np.ndarray, np.ndarray]:
-        """H and S of the atoms within the radius as of a molecule, which atoms they are, and how far from the centre."""
+        """Return H and S of the atoms within the radius (A) of an atom, as those of a molecule.
+
+        Also returns the index of each of these atoms in the structure, (m,), and its distance from the centre, (m,), in
+        Angstrom.
+        """
         near = self.rows(centre)
         near = near[self.distances[near] <= radius]
         members = self.pairs[near, 1:]  # (m, 4)  | j, R
@@ -78,7 +87,10 @@ class Structure:
 
 
 def shares(operators: Operators) -> tuple[np.ndarray, np.ndarray]:
-    """Levels (n,) in Hartree and the share of every atom in each, two spins, (A, n): a column sums to two, a row to twice the atom's orbitals."""
+    """Return the levels (n,) in Hartree and the share of every atom in each of them, (A, n).
+
+    Shares count two spins: a column sums to two, and the row of an atom to twice the number of its orbitals.
+    """
     H, S = operators.at_k((0, 0, 0))
     try:
         levels, C = eigh(H, S, overwrite_a=True, driver="gvd")
@@ -91,13 +103,18 @@ def shares(operators: Operators) -> tuple[np.ndarray, np.ndarray]:
 def dos_table(
     path, clusters: int, radius: float, core: float, width_ev: float, window_ev: float, exact: bool = False
 ) -> tuple[pd.DataFrame, dict, Levels]:
-    """Density of states against energy from the Fermi level, which the number of electrons fixes: (table, facts, levels).
+    """Compute the density of states against energy from the Fermi level, which the number of electrons fixes.
 
-    clusters: how many, around atoms drawn without replacement, all if there are no more; radius, core: Angstrom, of a cluster and of the
-    atoms in it that count; width_ev: standard deviation of the Gaussian that a level becomes; window_ev: either side of the Fermi level.
-    Columns energy_ev, states_per_ev, standard_error_states_per_ev; exact adds exact_states_per_ev, from all eigenvalues at the Gamma point,
-    and to the facts exact_fermi_level_ev, rms_deviation_states_per_ev and rms_standard_error_states_per_ev. Raises ValueError for fewer than
-    two clusters, a radius beyond the blocks of the file or below core, and for exact and more than DENSE orbitals.
+    Returns (table, facts, levels). clusters: number of clusters, around atoms drawn without replacement; around all atoms if
+    there are no more. radius, core: radius (A) of a cluster, and of the part around its centre whose atoms count. width_ev:
+    standard deviation of the Gaussian that a level becomes. window_ev: range of the table on either side of the Fermi level.
+
+    Columns: energy_ev, states_per_ev, standard_error_states_per_ev. `exact` adds the column exact_states_per_ev, from all
+    eigenvalues at the Gamma point, and to the facts exact_fermi_level_ev, rms_deviation_states_per_ev and
+    rms_standard_error_states_per_ev.
+
+    Raises ValueError for fewer than two clusters, for a radius beyond the blocks of the file or below core, and for `exact`
+    with more than DENSE orbitals.
     """
     width = ev_to_hartree(width_ev)
     with open_operators(path) as found:
@@ -116,12 +133,16 @@ def dos_table(
             raise ValueError(
                 f"all eigenvalues of {orbitals.sum()} orbitals: expected at most {DENSE}. Take a smaller structure."
             )
-        # an atom near many is in many cores
+        # an atom that has many neighbours lies in many cores
         met = np.bincount(structure.pairs[structure.distances <= core, 0], minlength=len(atoms))
         elements = np.unique(atoms.numbers)
 
         def sample(centre):
-            """Levels, their share of the core's atoms by element, how many those are, and the atoms of the cluster."""
+            """Return the levels of a cluster and the shares in them of the atoms in its core.
+
+            Returns the levels, the shares by element, the weighted numbers of these atoms, and the number of atoms in the
+            cluster.
+            """
             with h5py.File(path, "r") as file:  # processes that share an open file share its position
                 opened = copy(structure)
                 opened.file = file
@@ -140,7 +161,7 @@ def dos_table(
     states = np.array([[np.histogram(e, edges, weights=w)[0] for w in share] for e, share, *_ in samples])
     counted = np.array([counts for *_, counts, _ in samples])
     total = np.array([(atoms.numbers == z).sum() for z in elements])
-    # of all clusters, and of all but one
+    # states of all clusters, and of all clusters but one
     counts = _over_elements(total, states.sum(0), counted.sum(0))
     counts_without = [_over_elements(total, states.sum(0) - s, counted.sum(0) - c) for s, c in zip(states, counted)]
     whole, without = smooth(counts), [smooth(c) for c in counts_without]
@@ -199,11 +220,11 @@ def dos_table(
 
 
 def _band_edges(energies, counts, density, fermi: float, near: float) -> tuple[float, float, bool]:
-    """Band edges on both sides of the least density near the Fermi level, and whether it is a metal's.
+    """Return the band edges on both sides of the least density near the Fermi level, and whether the structure is a metal.
 
-    The number of electrons that clusters drawn at random give is off by their error, so the Fermi level it fixes may lie in a band; the
-    gap is where states are fewest near there. Beyond an edge lie the share TAIL of the electrons: single states in tails do not
-    decide. counts: states of two spins by bin of energy; density: the same, smoothed, per Hartree.
+    Clusters drawn at random give the number of electrons with an error, so the Fermi level that it fixes may lie in a band; the
+    gap is where states are fewest near there. The share TAIL of the electrons lies beyond an edge, so that single states in the
+    tails do not decide. counts: states of two spins by bin of energy. density: the same, smoothed, per Hartree.
     """
     inside = np.flatnonzero(np.abs(energies - fermi) <= near)
     middle = inside[np.argmin(density[inside])]
@@ -216,11 +237,11 @@ def _band_edges(energies, counts, density, fermi: float, near: float) -> tuple[f
 
 
 def _over_elements(total, states, counted):
-    """sum_z N_z <g_a>_z; an element that no cluster has met counts nothing."""
+    """Return sum_z N_z <g_a>_z; an element that occurs in no cluster contributes zero."""
     return np.divide(total, counted, out=np.zeros(len(total)), where=counted > 0) @ states
 
 
 def _jackknife(whole, without):
-    """Standard error of what all samples give, from what all but one do, for each of them."""
+    """Return the standard error of the estimate from all samples, given the estimates that leave out one sample each."""
     n = len(without)
     return (np.square(np.array(without) - whole).sum(0) * (n - 1) / n) ** 0.5
