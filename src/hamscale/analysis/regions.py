@@ -14,6 +14,7 @@ S^-1, which takes hundreds of steps where a basis is nearly linearly dependent: 
 
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 
 import h5py
 import numpy as np
@@ -116,94 +117,31 @@ def dos_table(
     Raises ValueError for fewer than two clusters, for a radius beyond the blocks of the file or below core, and for `exact`
     with more than DENSE orbitals.
     """
-    width = ev_to_hartree(width_ev)
-    with open_operators(path) as found:
-        structure = Structure(*found)
-        atoms, orbitals = structure.atoms, structure.basis.n_orbitals(structure.atoms.numbers)
-        n_electrons = structure.basis.n_electrons(atoms.numbers)
-        clusters = min(clusters, len(atoms))
-        if clusters < 2:
-            raise ValueError(f"{clusters} clusters: expected two at least; one has no error.")
-        reach = structure.distances.max() if atoms.pbc.any() else np.inf
-        if not 0 <= core <= radius <= reach:
-            raise ValueError(
-                f"core {core:g} A, radius {radius:g} A: expected 0 <= core <= radius <= {reach:.2f} A, as far as blocks go."
-            )
-        if exact and orbitals.sum() > DENSE:
-            raise ValueError(
-                f"all eigenvalues of {orbitals.sum()} orbitals: expected at most {DENSE}. Take a smaller structure."
-            )
-        # an atom that has many neighbours lies in many cores
-        met = np.bincount(structure.pairs[structure.distances <= core, 0], minlength=len(atoms))
-        elements = np.unique(atoms.numbers)
-
-        def sample(centre):
-            """Return the levels of a cluster and the shares in them of the atoms in its core.
-
-            Returns the levels, the shares by element, the weighted numbers of these atoms, and the number of atoms in the
-            cluster.
-            """
-            with h5py.File(path, "r") as file:  # processes that share an open file share its position
-                opened = copy(structure)
-                opened.file = file
-                operators, which, distances = opened.cluster(int(centre), radius)
-            levels, share = shares(operators)
-            weight = (distances <= core) / met[which]
-            of_element = operators.atoms.numbers == elements[:, None]
-            return levels, (of_element * weight) @ share, (of_element * weight).sum(1), len(which)
-
-        samples = in_processes(sample, np.random.default_rng(0).permutation(len(atoms))[:clusters])
-    low = min(levels[0] for levels, *_ in samples) - MARGIN * width
-    high = max(levels[-1] for levels, *_ in samples) + MARGIN * width
-    edges = np.linspace(low, high, int(np.ceil((high - low) / width * BINS)) + 1)
-    energies, step = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0]
-    smooth = lambda histogram: gaussian_filter1d(histogram, width / step, mode="constant") / step  # noqa: E731
-    states = np.array([[np.histogram(e, edges, weights=w)[0] for w in share] for e, share, *_ in samples])
-    counted = np.array([counts for *_, counts, _ in samples])
-    total = np.array([(atoms.numbers == z).sum() for z in elements])
-    # states of all clusters, and of all clusters but one
-    counts = _over_elements(total, states.sum(0), counted.sum(0))
-    counts_without = [_over_elements(total, states.sum(0) - s, counted.sum(0) - c) for s, c in zip(states, counted)]
-    whole, without = smooth(counts), [smooth(c) for c in counts_without]
-    error = _jackknife(whole, without)
-    fermi_of = lambda density: float(np.interp(n_electrons, np.cumsum(density) * step, edges[1:]))  # noqa: E731
-    fermi = fermi_of(whole)
-    fermi_error = float(_jackknife(fermi, [fermi_of(density) for density in without]))
-    near = max(3 * fermi_error, ev_to_hartree(GAP_WITHIN_EV))
-    levels_of = lambda counts, density: _band_edges(energies, counts, density, fermi, near)  # noqa: E731
-    bottom, top, metal = levels_of(counts, whole)
-    middles = [sum(levels_of(c, d)[:2]) / 2 for c, d in zip(counts_without, without)]
-    levels = Levels(
-        metal,
-        fermi if metal else (bottom + top) / 2,
-        np.nan if metal else bottom,
-        np.nan if metal else top,
-        fermi_error if metal else float(_jackknife((bottom + top) / 2, middles)),
-        float(np.interp(fermi, energies, whole)) / hartree_to_ev(1.0) if metal else 0.0,
-        clusters=clusters,
-    )
+    sampled = _sample(path, clusters, radius, core, DENSE if exact else None)
+    density = _Density.of(sampled, ev_to_hartree(width_ev))
+    levels, fermi, fermi_error = _levels(density, len(sampled.clusters))
     per_ev = hartree_to_ev(1.0)
     columns = {
-        "energy_ev": hartree_to_ev(energies - fermi),
-        "states_per_ev": whole / per_ev,
-        "standard_error_states_per_ev": error / per_ev,
+        "energy_ev": hartree_to_ev(density.energies - fermi),
+        "states_per_ev": density.whole / per_ev,
+        "standard_error_states_per_ev": _jackknife(density.whole, density.without) / per_ev,
     }
     if exact:
         every = eigh(*read_operators(path).at_k((0, 0, 0)), eigvals_only=True, overwrite_a=True, overwrite_b=True)
-        exact_density = smooth(2.0 * np.histogram(every, edges)[0])
+        exact_density = density.smooth(2.0 * np.histogram(every, density.edges)[0])
         columns["exact_states_per_ev"] = exact_density / per_ev
     table = pd.DataFrame(columns)
     table = table[table["energy_ev"].abs() <= window_ev].reset_index(drop=True)
     facts = {
-        "orbitals": int(orbitals.sum()),
-        "clusters": clusters,
-        "cluster_atoms": round(float(np.mean([n for *_, n in samples])), 1),
+        "orbitals": sampled.n_orbitals,
+        "clusters": len(sampled.clusters),
+        "cluster_atoms": round(float(np.mean([cluster.atoms for cluster in sampled.clusters])), 1),
         "radius_angstrom": radius,
         "core_angstrom": core,
         "width_ev": width_ev,
         "fermi_level_ev": round(hartree_to_ev(fermi), 4),
         "fermi_level_standard_error_ev": round(hartree_to_ev(fermi_error), 4),
-        "states": round(float(whole.sum() * step), 2),
+        "states": round(float(density.whole.sum() * density.step), 2),
         "metal": levels.metal,
     }
     if not levels.metal:
@@ -214,9 +152,145 @@ def dos_table(
         rms = lambda values: round(float(np.sqrt(np.mean(np.square(values)))), 4)  # noqa: E731
         facts["rms_deviation_states_per_ev"] = rms(table["states_per_ev"] - table["exact_states_per_ev"])
         facts["rms_standard_error_states_per_ev"] = rms(table["standard_error_states_per_ev"])
-        facts["exact_fermi_level_ev"] = round(hartree_to_ev(fermi_of(exact_density)), 4)
+        facts["exact_fermi_level_ev"] = round(hartree_to_ev(density.fermi_level(exact_density)), 4)
         facts["mean_states_per_ev"] = round(float(table["exact_states_per_ev"].mean()), 4)
     return table, facts, levels
+
+
+@dataclass(frozen=True)
+class _Cluster:
+    """States of one cluster.
+
+    levels (n,), Hartree. shares (elements, n): shares of the atoms of its core in the levels. counted (elements,): the weighted
+    numbers of these atoms. atoms: number of atoms of the cluster.
+    """
+
+    levels: np.ndarray
+    shares: np.ndarray
+    counted: np.ndarray
+    atoms: int
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """Clusters of a structure, and of the whole structure the atoms by element, the electrons and the orbitals."""
+
+    clusters: list[_Cluster]
+    total: np.ndarray
+    n_electrons: int
+    n_orbitals: int
+
+
+def _sample(path, clusters: int, radius: float, core: float, most_orbitals: int | None) -> _Sampled:
+    """Cut clusters around atoms drawn at random, and diagonalise them. Raises ValueError as `dos_table` does."""
+    with open_operators(path) as found:
+        structure = Structure(*found)
+        atoms, basis = structure.atoms, structure.basis
+        n_orbitals = int(basis.n_orbitals(atoms.numbers).sum())
+        clusters = min(clusters, len(atoms))
+        if clusters < 2:
+            raise ValueError(f"{clusters} clusters: expected two at least; one has no error.")
+        reach = structure.distances.max() if atoms.pbc.any() else np.inf
+        if not 0 <= core <= radius <= reach:
+            raise ValueError(
+                f"core {core:g} A, radius {radius:g} A: expected 0 <= core <= radius <= {reach:.2f} A, as far as blocks go."
+            )
+        if most_orbitals is not None and n_orbitals > most_orbitals:
+            raise ValueError(
+                f"all eigenvalues of {n_orbitals} orbitals: expected at most {most_orbitals}. Take a smaller structure."
+            )
+        # an atom that has many neighbours lies in many cores
+        met = np.bincount(structure.pairs[structure.distances <= core, 0], minlength=len(atoms))
+        elements = np.unique(atoms.numbers)
+
+        def sample(centre) -> _Cluster:
+            with h5py.File(path, "r") as file:  # processes that share an open file share its position
+                opened = copy(structure)
+                opened.file = file
+                operators, which, distances = opened.cluster(int(centre), radius)
+            levels, share = shares(operators)
+            weight = (distances <= core) / met[which]
+            of_element = operators.atoms.numbers == elements[:, None]
+            return _Cluster(levels, (of_element * weight) @ share, (of_element * weight).sum(1), len(which))
+
+        found = in_processes(sample, np.random.default_rng(0).permutation(len(atoms))[:clusters])
+        total = np.array([(atoms.numbers == z).sum() for z in elements])
+        return _Sampled(found, total, basis.n_electrons(atoms.numbers), n_orbitals)
+
+
+@dataclass(frozen=True)
+class _Density:
+    """Density of states on a grid of energies, Hartree: from all clusters, and from all clusters but one.
+
+    edges (m + 1,): of the bins; counts (m,), counts_without: states by bin; whole (m,), without: the same, smoothed by
+    Gaussians of a width, per Hartree.
+    """
+
+    edges: np.ndarray
+    width: float
+    n_electrons: int
+    counts: np.ndarray
+    counts_without: list[np.ndarray]
+
+    @classmethod
+    def of(cls, sampled: _Sampled, width: float) -> "_Density":
+        """Count the states of clusters, with the share of the whole structure that their cores stand for."""
+        low = min(cluster.levels[0] for cluster in sampled.clusters) - MARGIN * width
+        high = max(cluster.levels[-1] for cluster in sampled.clusters) + MARGIN * width
+        edges = np.linspace(low, high, int(np.ceil((high - low) / width * BINS)) + 1)
+        states = np.array([[np.histogram(c.levels, edges, weights=w)[0] for w in c.shares] for c in sampled.clusters])
+        counted = np.array([cluster.counted for cluster in sampled.clusters])
+        counts = _over_elements(sampled.total, states.sum(0), counted.sum(0))
+        without = [_over_elements(sampled.total, states.sum(0) - s, counted.sum(0) - c) for s, c in zip(states, counted)]
+        return cls(edges, width, sampled.n_electrons, counts, without)
+
+    @property
+    def energies(self) -> np.ndarray:
+        """Middles of the bins, (m,)."""
+        return (self.edges[1:] + self.edges[:-1]) / 2
+
+    @property
+    def step(self) -> float:
+        """Width of a bin."""
+        return self.edges[1] - self.edges[0]
+
+    def smooth(self, histogram: np.ndarray) -> np.ndarray:
+        """Turn states by bin into a density per Hartree."""
+        return gaussian_filter1d(histogram, self.width / self.step, mode="constant") / self.step
+
+    @cached_property
+    def whole(self) -> np.ndarray:
+        """Density of all clusters, (m,)."""
+        return self.smooth(self.counts)
+
+    @cached_property
+    def without(self) -> list[np.ndarray]:
+        """Densities of all clusters but one."""
+        return [self.smooth(counts) for counts in self.counts_without]
+
+    def fermi_level(self, density: np.ndarray) -> float:
+        """Return the energy up to which a density holds all electrons."""
+        return float(np.interp(self.n_electrons, np.cumsum(density) * self.step, self.edges[1:]))
+
+
+def _levels(density: _Density, clusters: int) -> tuple[Levels, float, float]:
+    """Find band edges with their error; the Fermi level of the number of electrons and its error come with them."""
+    fermi = density.fermi_level(density.whole)
+    fermi_error = float(_jackknife(fermi, [density.fermi_level(one) for one in density.without]))
+    near = max(3 * fermi_error, ev_to_hartree(GAP_WITHIN_EV))
+    edges = lambda counts, of: _band_edges(density.energies, counts, of, fermi, near)  # noqa: E731
+    bottom, top, metal = edges(density.counts, density.whole)
+    middles = [sum(edges(c, d)[:2]) / 2 for c, d in zip(density.counts_without, density.without)]
+    levels = Levels(
+        metal,
+        fermi if metal else (bottom + top) / 2,
+        np.nan if metal else bottom,
+        np.nan if metal else top,
+        fermi_error if metal else float(_jackknife((bottom + top) / 2, middles)),
+        float(np.interp(fermi, density.energies, density.whole)) / hartree_to_ev(1.0) if metal else 0.0,
+        clusters=clusters,
+    )
+    return levels, fermi, fermi_error
 
 
 def _band_edges(energies, counts, density, fermi: float, near: float) -> tuple[float, float, bool]:

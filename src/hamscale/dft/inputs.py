@@ -60,10 +60,10 @@ def _grammar():
     return CP2KInputGenerator(), CP2KInputParser()
 
 
-def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
-    dft, periodic = material.dft, bool(atoms.pbc.all())
+def _scf(atoms: Atoms, material: Material, basis: Basis) -> dict:
+    """Build the section SCF: all orbitals are kept, so that the unoccupied levels are printed too."""
+    dft = material.dft
     occupied = basis.n_electrons(atoms.numbers) // 2
-    csr = {"_": "ON", "threshold": dft.csr_threshold, "upper_triangular": False, "binary": True, "real_space": True}
     scf = {
         "scf_guess": "ATOMIC",
         "eps_scf": dft.eps_scf,
@@ -79,6 +79,31 @@ def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
             "method": dft.smearing.method.upper(),
             "electronic_temperature": dft.smearing.temperature_kelvin,
         }
+    return scf
+
+
+def _subsys(atoms: Atoms, basis: Basis) -> dict:
+    """Build the section SUBSYS: cell, coordinates (A) and kinds."""
+    cell = {name: tuple(float(x) for x in vector) for name, vector in zip("abc", np.asarray(atoms.cell))}
+    return {
+        "+cell": cell | {"periodic": "XYZ" if atoms.pbc.all() else "NONE"},
+        "+coord": {
+            "*": [
+                f"{symbol} " + " ".join(f"{x:.14f}" for x in position)
+                for symbol, position in zip(atoms.get_chemical_symbols(), atoms.positions)
+            ]
+        },
+        "+kind": [
+            {"_": element.element, "basis_set": [element.name], "potential": element.potential}
+            for element in basis.values()
+            if element.number in atoms.numbers
+        ],
+    }
+
+
+def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
+    dft, periodic = material.dft, bool(atoms.pbc.all())
+    csr = {"_": "ON", "threshold": dft.csr_threshold, "upper_triangular": False, "binary": True, "real_space": True}
     section = {
         "basis_set_file_name": [_file(dft.basis_file)],
         "potential_file_name": _file(dft.potential_file),
@@ -89,7 +114,7 @@ def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
         "+mgrid": {"cutoff": dft.cutoff_ry, "rel_cutoff": dft.rel_cutoff_ry},
         "+poisson": {"periodic": "XYZ"} if periodic else {"periodic": "NONE", "poisson_solver": "WAVELET"},
         "+xc": {"+xc_functional": {"_": dft.functional}},
-        "+scf": scf,
+        "+scf": _scf(atoms, material, basis),
         "+print": {
             "+ks_csr_write": dict(csr),
             "+s_csr_write": dict(csr),
@@ -114,27 +139,13 @@ def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
             # k-points (cp2k issue 4396).
             "parallel_group_size": 0,
         }
-    cell = {name: tuple(float(x) for x in vector) for name, vector in zip("abc", np.asarray(atoms.cell))}
     return {
         "+global": {"project_name": PROJECT, "run_type": "ENERGY", "print_level": "MEDIUM"},
         "+force_eval": [
             {
                 "method": "QUICKSTEP",
                 "+dft": section,
-                "+subsys": {
-                    "+cell": cell | {"periodic": "XYZ" if periodic else "NONE"},
-                    "+coord": {
-                        "*": [
-                            f"{symbol} " + " ".join(f"{x:.14f}" for x in position)
-                            for symbol, position in zip(atoms.get_chemical_symbols(), atoms.positions)
-                        ]
-                    },
-                    "+kind": [
-                        {"_": element.element, "basis_set": [element.name], "potential": element.potential}
-                        for element in basis.values()
-                        if element.number in atoms.numbers
-                    ],
-                },
+                "+subsys": _subsys(atoms, basis),
             }
         ],
     }

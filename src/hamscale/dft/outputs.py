@@ -99,29 +99,10 @@ def parse_output(path) -> RunOutput:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     periodicity = find(r"^ CELL\| Periodicity +(\S+)$", "the periodicity of the cell")
-    tables = [_image_table(text, name) for name in ("KS", "S")]
-    if (tables[0] is None) != (tables[1] is None) or (tables[0] is not None and not np.array_equal(*tables)):
-        raise ValueError(f"{path}: the image tables of H and S differ. They must belong to one run.")
-    if tables[0] is None and periodicity != "NONE":
-        raise ValueError(
-            f"{path}: the run is periodic along {periodicity} and has no k-points, so CP2K folded the matrices of all periodic "
-            "images into one, from which H(R) cannot be had back. Add &KPOINTS with SCHEME MONKHORST-PACK 1 1 1 (the Gamma "
-            "point alone), and REAL_SPACE .TRUE. in &KS_CSR_WRITE and &S_CSR_WRITE, as `hamscale input` does; a molecule needs "
-            "PERIODIC NONE in &CELL and &POISSON."
-        )
-    kpoints = [
-        [float(x) for x in line.split()[-3:]] for line in re.findall(r"BRILLOUIN\| +\d+((?: +-?\d\.\d+){4})$", text, re.M)
-    ]
-    if re.search(r"BRILLOUIN\| +Gamma-point calculation", text):
-        kpoints = [[0.0, 0.0, 0.0]]
+    images = _images(path, text, periodicity)
+    kpoints = _kpoints(path, text, images is not None)
     scheme = re.search(r"BRILLOUIN\| K-point scheme +(\S+)$", text, re.M)
     grid = re.search(r"BRILLOUIN\| K-Point grid +(\d+) +(\d+) +(\d+)$", text, re.M)
-    if bool(kpoints) != (tables[0] is not None):
-        raise ValueError(
-            f"{path}: {len(kpoints)} k-points listed and {'an' if tables[0] is not None else 'no'} image table, expected both "
-            "or neither. Run it again with the input of `hamscale input`."
-        )
-    kpoints = np.array(kpoints) if kpoints else np.zeros((1, 3))
     atoms = re.findall(r"^ +\d+ +\d+ ([A-Z][a-z]?) +\d+((?: +-?\d+\.\d+){3}) +-?\d+\.\d+ +\d+\.\d+$", text, re.M)
     kinds = re.findall(
         r"Atomic kind: (\S+) .*?Orbital Basis Set +(\S+).*?Number of spherical basis functions: +(\d+)", text, re.S
@@ -129,7 +110,7 @@ def parse_output(path) -> RunOutput:
     return RunOutput(
         version,
         periodicity,
-        tables[0],
+        images,
         kpoints,
         scheme[1] if scheme else "Gamma",
         tuple(int(n) for n in grid.groups()) if grid else None,
@@ -143,6 +124,39 @@ def parse_output(path) -> RunOutput:
         np.array([[float(x) for x in find(rf"^ CELL\| Vector {v} .*?:([^|]*)\|", f"cell vector {v}").split()] for v in "abc"]),
         {element: (name, int(n)) for element, name, n in kinds},
     )
+
+
+def _images(path: Path, text: str, periodicity: str) -> np.ndarray | None:
+    """Return the table of periodic images of H and S; None for a molecule. Raises ValueError as `parse_output` does."""
+    tables = [_image_table(text, name) for name in ("KS", "S")]
+    if (tables[0] is None) != (tables[1] is None) or (tables[0] is not None and not np.array_equal(*tables)):
+        raise ValueError(f"{path}: the image tables of H and S differ. They must belong to one run.")
+    if tables[0] is None and periodicity != "NONE":
+        raise ValueError(
+            f"{path}: the run is periodic along {periodicity} and has no k-points, so CP2K folded the matrices of all periodic "
+            "images into one, from which H(R) cannot be had back. Add &KPOINTS with SCHEME MONKHORST-PACK 1 1 1 (the Gamma "
+            "point alone), and REAL_SPACE .TRUE. in &KS_CSR_WRITE and &S_CSR_WRITE, as `hamscale input` does; a molecule needs "
+            "PERIODIC NONE in &CELL and &POISSON."
+        )
+    return tables[0]
+
+
+def _kpoints(path: Path, text: str, has_images: bool) -> np.ndarray:
+    """Return the k-points (K, 3) that the log lists, the Gamma point if it lists none.
+
+    Raises ValueError as `parse_output` does.
+    """
+    kpoints = [
+        [float(x) for x in line.split()[-3:]] for line in re.findall(r"BRILLOUIN\| +\d+((?: +-?\d\.\d+){4})$", text, re.M)
+    ]
+    if re.search(r"BRILLOUIN\| +Gamma-point calculation", text):
+        kpoints = [[0.0, 0.0, 0.0]]
+    if bool(kpoints) != has_images:
+        raise ValueError(
+            f"{path}: {len(kpoints)} k-points listed and {'an' if has_images else 'no'} image table, expected both "
+            "or neither. Run it again with the input of `hamscale input`."
+        )
+    return np.array(kpoints) if kpoints else np.zeros((1, 3))
 
 
 def _orbital_energies(path: Path, text: str, n_kpoints: int) -> np.ndarray:
