@@ -1,8 +1,8 @@
 """What each part of the training is worth: python benchmarks/ablation.py hfo2 --out resources/raw/ablation_hfo2.csv
 
-Trains variants of config/models/MATERIAL.yaml, one thread, on the DFT of results/MATERIAL (`make hfo2`, `make gst`) and writes a row per
-variant and test set: errors, CPU seconds of training, commit. Rows of other variants stay as they are. Each is a shorter training than the
-model's own, with a cosine schedule, the same for all.
+Trains variants of config/models/MATERIAL.yaml, one thread, on the DFT of results/MATERIAL (`make hfo2`, `make gst`) and writes
+a row per variant and test set: errors, CPU seconds of training, commit. Rows of other variants stay as they are. Each is a
+shorter training than the model's own, with a cosine schedule, the same for all.
 """
 
 import argparse

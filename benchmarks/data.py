@@ -1,9 +1,9 @@
 """Time and memory of geometry and graph: python benchmarks/data.py --atoms 24000 --cutoff 12
 
-The structure of the paper's scaling figures: disordered HfO2, 0.083 atoms/A^3, a 48 x 32 x 23.6 A cell of 3,000 atoms tiled 2x2x2.
-Builds the edges, their vectors, distances and partners, and stores the graph. With --targets a GeSb2Te4 cell (DZVP) with made-up
-blocks instead: coupling, gauge, reference and targets, stored. Prints one JSON line last; kb_per_edge is the growth of the peak
-resident memory over what the structure took.
+The structure of the paper's scaling figures: disordered HfO2, 0.083 atoms/A^3, a 48 x 32 x 23.6 A cell of 3,000 atoms tiled
+2x2x2. Builds the edges, their vectors, distances and partners, and stores the graph. With --targets a GeSb2Te4 cell (DZVP) with
+made-up blocks instead: coupling, gauge, reference and targets, stored. Prints one JSON line last; kb_per_edge is the growth of
+the peak resident memory over what the structure took.
 """
 
 import argparse

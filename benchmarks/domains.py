@@ -1,8 +1,9 @@
 """Who owns what, and what every rank exchanges with whom, of the structure of the scaling figures: python benchmarks/domains.py
 
 Disordered HfO2, 24,000 atoms: 2 x 2 x 2 of a 3,000-atom cell, and for the 1-D tiling 8 x 1 x 1 of it. Writes exact counts:
-fig5_domains.csv, the atoms within 2.2 A of three faces and their owners, 64 parts, 12 A; partition_ranks.csv, what every rank has
-and exchanges, 32 to 128 parts, 12 and 14 A; topology.csv, embeddings between any two ranks per exchange, both ways, at 12 A.
+fig5_domains.csv, the atoms within 2.2 A of three faces and their owners, 64 parts, 12 A; partition_ranks.csv, what every rank
+has and exchanges, 32 to 128 parts, 12 and 14 A; topology.csv, embeddings between any two ranks per exchange, both ways, at 12
+A.
 """
 
 import argparse

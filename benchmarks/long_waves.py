@@ -1,9 +1,12 @@
-"""How true the potential is along structures longer than the training cells: python benchmarks/long_waves.py --out resources/raw/long_waves.csv
+"""How true the potential is along structures longer than the training cells.
 
-Fits references to the training structures of results/MATERIAL (`make hfo2`, `make gst`, config/silicon_device.yaml), with potentials of
-charges and without them (`graph: {far: false}`), and writes a row per reference and test structure: the largest error of the mean potential of
-a slab along the longest cell vector, how far DFT's slabs and the reference's lie apart, and the error of the occupied eigenvalues.
-No network. Rows of rattled silicon, 36 cells long, are of the reference alone: no DFT of them is made.
+    python benchmarks/long_waves.py --out resources/raw/long_waves.csv
+
+Fits references to the training structures of results/MATERIAL (`make hfo2`, `make gst`, config/silicon_device.yaml), with
+potentials of charges and without them (`graph: {far: false}`), and writes a row per reference and test structure: the largest
+error of the mean potential of a slab along the longest cell vector, how far DFT's slabs and the reference's lie apart, and the
+error of the occupied eigenvalues. No network. Rows of rattled silicon, 36 cells long, are of the reference alone: no DFT of
+them is made.
 """
 
 import argparse

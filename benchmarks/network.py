@@ -2,10 +2,10 @@
 
 hfo2: monoclinic cells tiled, Gaussian displacements of 0.35 A, 0.083 atoms/A^3, SZV; gst: GeSb2Te4 by random sequential
 placing, 0.0325 atoms/A^3, DZVP. Prints one JSON line last. us_per_edge is CPU time, user and system, of one step over edges,
-the least of --repeats: neighbours on the machine can only add to it; wall_s likewise; us_per_edge_median their median; kb_per_edge
-the growth of the peak resident memory of this process over what it was with graph and model in place.
-floor_us_per_edge: the least matrix work of the general layers (2.54 MFLOP forward and backward at C = 16, quadratic in C) at the
-rate of this machine's own matrix product.
+the least of --repeats: neighbours on the machine can only add to it; wall_s likewise; us_per_edge_median their median;
+kb_per_edge the growth of the peak resident memory of this process over what it was with graph and model in place.
+floor_us_per_edge: the least matrix work of the general layers (2.54 MFLOP forward and backward at C = 16, quadratic in C) at
+the rate of this machine's own matrix product.
 """
 
 import argparse

@@ -1,9 +1,10 @@
 """What partitioners make of a structure: python benchmarks/partition.py --atoms 24000 --cutoff 12 --parts 128 --method min-nn
 
 Prints one JSON line last. --shape: paper, a disordered 48 x 32 x 23.6 A cell of 3,000 atoms at 0.083 atoms/A^3 tiled 2x2x2
-(other numbers of atoms scale the cell); cube, a cubic cell of 3,000 atoms tiled n x n x n; slab, with 40 A of vacuum; triclinic;
-wire, 30 A thick along z in vacuum; step, twice as dense in one half. Without --method: all three on all shapes and numbers of
-parts, into --csv, one row each. seconds: the partitioner alone; seconds_lists: the lists of what travels. The graph is not counted.
+(other numbers of atoms scale the cell); cube, a cubic cell of 3,000 atoms tiled n x n x n; slab, with 40 A of vacuum;
+triclinic; wire, 30 A thick along z in vacuum; step, twice as dense in one half. Without --method: all three on all shapes and
+numbers of parts, into --csv, one row each. seconds: the partitioner alone; seconds_lists: the lists of what travels. The graph
+is not counted.
 """
 
 import argparse

@@ -1,10 +1,11 @@
 """Scaling over ranks: measured for those there are, modelled from exact partitions beyond.
 
-python benchmarks/scaling.py measure     # constants of this machine, strong and weak scaling on --ranks, forward, one thread each,
-                                         # and strong scaling of one node update by method of partition
+python benchmarks/scaling.py measure     # constants of this machine, strong and weak scaling on --ranks, forward, one thread
+                                         # each, and strong scaling of one node update by method of partition
 python benchmarks/scaling.py partitions  # exact counts for 8 to 8,192 ranks, up to 3 million atoms, the graph streamed by tiles
-python benchmarks/scaling.py model       # time per step for both, and the paper's numbers beside what geometry gives; that of a node
-                                         # update by rank from partition_ranks.csv (domains.py) and fig3.csv (throughput.py)
+python benchmarks/scaling.py model       # time per step for both, and the paper's numbers beside what geometry gives; that of a
+                                         # node update by rank from partition_ranks.csv (domains.py) and fig3.csv
+                                         # (throughput.py)
 
 Tables go to --raw, scaling_*.csv; a column `kind` says measured or modelled. One JSON line last.
 """
@@ -106,8 +107,8 @@ def measure_node_update(w: World, atoms: Atoms, method: str) -> list[dict]:
 def timed(w: World, run, swap, names: dict) -> list[dict]:
     """A row per repeat and rank: seconds of packing, exchange (waiting included), unpacking and, of CPU time, the rest.
 
-    Of all repeats those REPEATS stay in which the exchange, summed over ranks, was shortest: on a machine with neighbours a rank
-    that is not running lets the others wait.
+    Of all repeats those REPEATS stay in which the exchange, summed over ranks, was shortest: on a machine with neighbours a
+    rank that is not running lets the others wait.
     """
     rows = []
     for repeat in range(WARM + REPEATS * (1 if swap is None else 4)):
@@ -221,7 +222,9 @@ def do_measure(o):
     else:
         known, found = pd.read_csv(path), json.loads(constants_path.read_text())
         rows = pd.concat([known[known.what != "node update"], rows])
-    constants = asdict(Machine(**{k: found[k] for k in ("messages", "messages_per_second", "latency_s", "bandwidth_bytes_s")} | {
+    constants = asdict(Machine(**{
+        k: found[k] for k in ("messages", "messages_per_second", "latency_s", "bandwidth_bytes_s")
+    } | {
         "name": f"{machine()['processor']}, a core per rank",
         "source": f"benchmarks/scaling.py measure, {os.cpu_count()} cores, gloo",
     } | copy_constants()))  # fmt: skip
@@ -303,8 +306,8 @@ def do_model(o):
         cell = per_rank({"neighbours": [0], "sent": [0], "received": [0], "edges": [p.edges_mean]}, here, LAYERS, 0)
         rows.append(
             {
-                "kind": "modelled", "machine": here.name, "tiling": p.tiling, "atoms": p.atoms, "ranks": p.ranks, "method": p.method,
-                "seconds": step_seconds(ranks), "seconds_without_exchange": step_seconds(cell),
+                "kind": "modelled", "machine": here.name, "tiling": p.tiling, "atoms": p.atoms, "ranks": p.ranks,
+                "method": p.method, "seconds": step_seconds(ranks), "seconds_without_exchange": step_seconds(cell),
                 **ranks[["compute_s", "pack_s", "exchange_s", "unpack_s"]].iloc[0],
                 "sent_mib_per_exchange": p.sent_mean * EMBEDDING_BYTES / 2**20,
                 "received_mib_per_exchange": p.received_mean * EMBEDDING_BYTES / 2**20,

@@ -1,10 +1,11 @@
 """A prediction at size, from structure to file: python benchmarks/size.py --material gst --repeat 2 2 2
 
-gst: a cell of 1,008 atoms of GeSb2Te4 as config/materials/gst124.yaml makes it, 12 A; hfo2: 3,000 atoms of hafnia, 12 A; or another
---structure of that material. Tiled by --repeat, predicted by a network of two layers with random weights (time and memory do not depend on
-them), H and exact S streamed to a file in --folder. --train: instead, one training step on the cell itself, three layers, C = 16,
-recomputing. Prints one JSON line last: wall and CPU seconds, peak resident memory, size of the file; --out adds it to a table.
-Without --material, all that the table resources/raw/size.csv has, each in a process of its own: about an hour on two cores.
+gst: a cell of 1,008 atoms of GeSb2Te4 as config/materials/gst124.yaml makes it, 12 A; hfo2: 3,000 atoms of hafnia, 12 A; or
+another --structure of that material. Tiled by --repeat, predicted by a network of two layers with random weights (time and
+memory do not depend on them), H and exact S streamed to a file in --folder. --train: instead, one training step on the cell
+itself, three layers, C = 16, recomputing. Prints one JSON line last: wall and CPU seconds, peak resident memory, size of the
+file; --out adds it to a table. Without --material, all that the table resources/raw/size.csv has, each in a process of its own:
+about an hour on two cores.
 """
 
 import argparse

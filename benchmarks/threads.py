@@ -1,7 +1,10 @@
-"""Cost of BLAS threads, alone and beside one busy process: python benchmarks/threads.py --model results/hfo2_demo/models/demo --out resources/raw/threads.csv
+"""Cost of BLAS threads, alone and beside one busy process.
 
-Generalised eigenvalues of n orbitals on one and on two threads, and `hamscale evaluate` of a model (`make demo`), each with nothing else on the
-machine and with one process that computes without end. Medians of the repeats; run it on a machine that does nothing else.
+    python benchmarks/threads.py --model results/hfo2_demo/models/demo --out resources/raw/threads.csv
+
+Generalised eigenvalues of n orbitals on one and on two threads, and `hamscale evaluate` of a model (`make demo`), each with
+nothing else on the machine and with one process that computes without end. Medians of the repeats; run it on a machine that
+does nothing else.
 """
 
 import argparse

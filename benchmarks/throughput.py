@@ -1,8 +1,8 @@
 """Messages per second of the message transformation against the number of messages: python benchmarks/throughput.py
 
 The node update of a layer that is not the first, forward: rotate, SO(2) convolutions, attention, rotate back, sum. E channels
-everywhere (channels, hidden, values), lmax 4, two heads. HfO2 at 6 A, 768 atoms; fewer messages are those into fewer atoms.
-A curve ends where one pass takes --longest seconds. On a CPU seconds are of CPU time, over the threads: neighbours on the machine
+everywhere (channels, hidden, values), lmax 4, two heads. HfO2 at 6 A, 768 atoms; fewer messages are those into fewer atoms. A
+curve ends where one pass takes --longest seconds. On a CPU seconds are of CPU time, over the threads: neighbours on the machine
 take turns, and wall time would be theirs too. `saturated`: the rate is within 10 % of the highest of its curve. On a CPU
 --threads says how many; --device cuda adds rows of a GPU, there --chunk should hold all messages. Rows of other devices stay.
 """

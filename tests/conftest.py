@@ -1,13 +1,14 @@
 """Fixtures of the tests, and the programs that some of them need.
 
-A test that runs a program asks for the fixture `cp2k`, `browser`, `graphviz` or `slurm`, itself or by a fixture that does, and so
-carries the marker of that name. Where a program is missing its tests are deselected, which a line at the end says; with
+A test that runs a program asks for the fixture `cp2k`, `browser`, `graphviz` or `slurm`, itself or by a fixture that does, and
+so carries the marker of that name. Where a program is missing its tests are deselected, which a line at the end says; with
 --all-programs, as `make test` has it, that is an error.
 """
 
 import os
 
-# BLAS of tests, and of the programs that they start, on one thread: threads that spin for each other take minutes on a busy machine
+# BLAS of tests, and of the programs that they start, runs on one thread: threads that spin for each other take minutes on a
+# busy machine
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
@@ -86,7 +87,10 @@ def pytest_terminal_summary(terminalreporter, config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Hide CP2K from a test that is not marked: one that forgets the fixture fails on every machine, not only where CP2K is missing."""
+    """Hide CP2K from a test that is not marked.
+
+    A test that forgets the fixture then fails on every machine, not only where CP2K is missing.
+    """
     with pytest.MonkeyPatch.context() as environment:
         if not item.get_closest_marker("cp2k"):
             environment.setenv("HAMSCALE_CP2K", "a-test-that-runs-cp2k-asks-for-the-fixture-cp2k")

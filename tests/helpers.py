@@ -25,7 +25,8 @@ from hamscale.operators import Operators, group_by_species, write_operators
 from hamscale.structures import wrap_as_cp2k
 
 DATA = Path(__file__).parent / "data"
-# seconds that a test waits for something that takes a few: a busy machine is slow, and faulthandler_timeout of pyproject.toml is longer
+# seconds that a test waits for something that takes a few: a busy machine is slow, and faulthandler_timeout of pyproject.toml
+# is longer
 PATIENCE = 800
 
 SZV, DZVP = "SZV-MOLOPT-SR-GTH", "DZVP-MOLOPT-SR-GTH"
@@ -167,7 +168,10 @@ def copy_workflow(folder: Path, material: str, models: dict) -> Path:
 
 
 def wait_for(condition: Callable, what: str, seconds: float = PATIENCE):
-    """Call `condition` until what it returns is true, and return that; fail with `what` was waited for after so many seconds."""
+    """Call `condition` until its result is true, and return that result.
+
+    Fails, saying that `what` was waited for, after so many seconds.
+    """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if result := condition():

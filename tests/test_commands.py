@@ -1,4 +1,7 @@
-"""Every shell line of README.md and docs/new_material.md, in order, as a new user types it: in a copy, without an active environment."""
+"""Every shell line of README.md and docs/new_material.md, in order, as a new user types it.
+
+The lines run in a copy, without an active environment.
+"""
 
 import os
 import re

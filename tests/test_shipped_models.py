@@ -27,7 +27,10 @@ def test_a_shipped_model_gives_the_gap_of_its_table(name, structure):
 
 @pytest.mark.parametrize("structure", ["test_1x1x3-000", "test_1x1x6-000"])
 def test_a_long_structure_has_no_false_potential(structure):
-    """Mean potentials of slabs, with each element's own mean taken out, stay within 0.15 eV of DFT's where training cells are 5 and 10 A long."""
+    """Mean potentials of slabs, with each element's own mean subtracted, stay within 0.15 eV of DFT's.
+
+    The training cells are 5 and 10 A long.
+    """
     atoms = build_structure(load_material(ROOT / "config/materials/hfo2.yaml"), structure)
     u = hartree_to_ev(atom_potentials(predict(ROOT / "resources/models/hfo2", atoms).operators()))
     table = read_table(ROOT / "resources/raw/evaluation_hfo2_slabs.csv")

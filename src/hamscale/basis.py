@@ -1,6 +1,6 @@
-"""Gaussian basis sets: shells per element, read from CP2K's own basis and potential files, and the orbital order.
+"""Read Gaussian basis sets: shells per element from CP2K's own basis and potential files, and the orbital order.
 
-Orbitals of an atom are ordered by set, then l, then shell, then m = -l..l with real spherical harmonics that carry no
+Orbitals of an atom are ordered by set, then l, then shell, then m = -l..l, with real spherical harmonics that carry no
 Condon-Shortley sign: p = (y, z, x), d = (xy, yz, 3z2-r2, xz, x2-y2). See docs/conventions.md.
 """
 
@@ -24,7 +24,7 @@ SHELLS_ONLY = "l ="
 
 
 def shells_only(l: list[int]) -> str:
-    """Text of a basis of which the angular momenta of the shells are known and nothing else."""
+    """Return the text of a basis of which only the angular momenta of the shells are known."""
     return " ".join([SHELLS_ONLY, *map(str, l)])
 
 
@@ -32,9 +32,10 @@ def shells_only(l: list[int]) -> str:
 class ElementBasis:
     """The contracted Gaussian shells of one element.
 
-    text: the basis set in CP2K's own format, from which everything else follows (so a file that holds it needs no CP2K); or,
-    of data of another code, `shells_only`: the angular momenta without radial functions.
-    potential, valence: name of the pseudopotential and the number of electrons it leaves, zero where that is not known.
+    text: the basis set in CP2K's own format, from which everything else follows, so that a file that holds it needs no
+    CP2K. For data of another code it is the text of `shells_only`: the angular momenta without radial functions.
+    potential, valence: name of the pseudopotential, and the number of valence electrons it leaves, zero if that is not
+    known.
     """
 
     element: str
@@ -45,14 +46,15 @@ class ElementBasis:
 
     @cached_property
     def shells(self) -> tuple[tuple[int, np.ndarray, np.ndarray], ...]:
-        """(l, exponents in 1/Bohr^2, contraction coefficients) of each shell, in CP2K's order.
+        """Return (l, exponents in 1/Bohr^2, contraction coefficients) of each shell, in CP2K's order.
 
-        Raises ValueError for a basis of shells only.
+        Raises ValueError for a basis without radial functions.
         """
         if self.text.startswith(SHELLS_ONLY):
             raise ValueError(
-                f"basis {self.name} of {self.element} has shells {list(self.l)} but no radial functions, expected a basis set of "
-                "CP2K: S of a new structure cannot be computed from it. Operators that hold S can be trained on and exported."
+                f"basis {self.name} of {self.element} has shells {list(self.l)} but no radial functions, expected a basis set "
+                "of CP2K: S of a new structure cannot be computed from it. Operators that hold S can be trained on and "
+                "exported."
             )
         shells = []
         for block in BasisSetData.from_lines(self.text.splitlines()).blocks:
@@ -66,7 +68,7 @@ class ElementBasis:
 
     @cached_property
     def l(self) -> tuple[int, ...]:  # noqa: E743
-        """Angular momentum of each shell."""
+        """Return the angular momentum of each shell."""
         if self.text.startswith(SHELLS_ONLY):
             return tuple(int(l) for l in self.text.removeprefix(SHELLS_ONLY).split())
         return tuple(shell[0] for shell in self.shells)
@@ -77,7 +79,7 @@ class ElementBasis:
 
     @cached_property
     def shell_slices(self) -> tuple[slice, ...]:
-        """Where each shell's 2l+1 orbitals stand among the atom's."""
+        """Return the slice of each shell's 2l+1 orbitals among those of the atom."""
         ends = np.cumsum([2 * l + 1 for l in self.l])
         return tuple(slice(int(end) - 2 * l - 1, int(end)) for l, end in zip(self.l, ends))
 
@@ -91,7 +93,7 @@ class ElementBasis:
 
 
 class Basis(dict):
-    """Atomic number -> ElementBasis, for all elements of a material."""
+    """Mapping from atomic number to ElementBasis, for all elements of a material."""
 
     def __init__(self, elements):
         super().__init__(sorted((element.number, element) for element in elements))
@@ -101,11 +103,14 @@ class Basis(dict):
         raise ValueError(f"no basis for element {chemical_symbols[number]}; this basis holds {known}.")
 
     def n_orbitals(self, numbers) -> np.ndarray:
-        """Orbitals per atom, (A,)."""
+        """Return the number of orbitals per atom, (A,)."""
         return np.array([self[int(z)].n_orbitals for z in numbers], dtype=np.int64)
 
     def n_electrons(self, numbers) -> int:
-        """Valence electrons of a neutral structure. Raises ValueError where an element's number is not known."""
+        """Return the number of valence electrons of a neutral structure.
+
+        Raises ValueError if the number of an element is not known.
+        """
         if unknown := sorted({self[int(z)].element for z in numbers if not self[int(z)].valence}):
             raise ValueError(f"valence electrons of {', '.join(unknown)} are not known: its basis was imported without them.")
         return sum(self[int(z)].valence for z in numbers)
@@ -115,7 +120,7 @@ class Basis(dict):
         return max(max(element.l) for element in self.values())
 
     def difference(self, other: "Basis") -> str:
-        """What differs between two bases for the elements of both, in words; empty if nothing does."""
+        """Describe in words how two bases differ for the elements of both; empty if they do not differ."""
         return "; ".join(
             f"{self[z].element}: {self[z].name} ({self[z].sha256[:8]}) against {other[z].name} ({other[z].sha256[:8]})"
             for z in sorted(self.keys() & other.keys())
@@ -128,16 +133,17 @@ CP2K_BINARIES = ("cp2k.psmp", "cp2k.popt", "cp2k.ssmp", "cp2k")
 
 @lru_cache
 def cp2k_data_directory() -> Path:
-    """Where CP2K keeps its basis and potential files: $CP2K_DATA_DIR, else what the binary was built with.
+    """Find the directory of CP2K's basis and potential files.
 
-    Raises ValueError if neither is there.
+    It is $CP2K_DATA_DIR if that is set, else the directory with which the binary was built.
+    Raises ValueError if neither is found.
     """
     if directory := os.environ.get("CP2K_DATA_DIR"):
         return Path(directory)
     for name in CP2K_BINARIES:
         if shutil.which(name):
             text = subprocess.run([name, "--version"], capture_output=True, text=True).stdout
-            # the flags are broken at column 72 with an indent, in the middle of a word
+            # CP2K breaks the list of flags at column 72, also within a word, and indents the next line
             match = re.search(r'__DATA_DIR="([^"]+)"', re.sub(r"\n\s+", "", text))
             for directory in ([Path(match[1])] if match else []) + [
                 Path(shutil.which(name)).resolve().parents[1] / "share/cp2k"
@@ -151,7 +157,10 @@ def cp2k_data_directory() -> Path:
 
 
 def find_data_file(name: str) -> Path:
-    """A basis or potential file by path, or by name in CP2K's data directory."""
+    """Find a basis or potential file by path, or by name in CP2K's data directory.
+
+    Raises ValueError if there is no such file.
+    """
     for path in (Path(name), cp2k_data_directory() / name):
         if path.is_file():
             return path
@@ -159,7 +168,10 @@ def find_data_file(name: str) -> Path:
 
 
 def _entries(path: Path, element: str, parser):
-    """All entries of one element, each parsed alone: files hold entries of kinds the library does not know."""
+    """Yield all entries of one element.
+
+    Each entry is parsed by itself, because files contain kinds of entries that the library does not know.
+    """
     text = re.sub(r"[#!].*", "", path.read_text())
     start = re.compile(rf"^[ \t]*{element}[ \t]+\S*[A-Za-z]\S*.*$", re.M)
     any_start = re.compile(r"^[ \t]*[A-Z][a-z]?[ \t]+\S*[A-Za-z]\S*.*$", re.M)
@@ -172,8 +184,9 @@ def _entries(path: Path, element: str, parser):
 def read_element_basis(element: str, basis: str, potential: str, basis_file: str, potential_file: str) -> ElementBasis:
     """Look up one element in CP2K's files.
 
-    basis, potential: any of the names the files give, with or without the -qN that says the number of valence electrons;
-    without it, the potential that fits the basis set is taken. Raises ValueError naming what is there instead.
+    basis, potential: any of the names given in the files, with or without the suffix -qN for the number of valence
+    electrons. Without it, the potential that fits the basis set is taken.
+    Raises ValueError that names what the file has instead.
     """
     if element not in atomic_numbers:
         raise ValueError(f"{element!r} is not a chemical element.")
@@ -198,7 +211,10 @@ def read_element_basis(element: str, basis: str, potential: str, basis_file: str
 
 
 def material_basis(material: Material) -> Basis:
-    """The basis of all species of a material. Raises one ValueError that names every species not found."""
+    """Build the basis of all species of a material.
+
+    Raises one ValueError that names every species not found.
+    """
     elements, errors = [], []
     for element, species in material.species.items():
         try:

@@ -1,4 +1,7 @@
-"""What a person writes: one YAML file per material, one per model, and the list of what to run. Units stand in every field."""
+"""Define the files that a user writes: one YAML file per material, one per model, and the list of runs.
+
+Every field with a dimension states its unit.
+"""
 
 import hashlib
 import json
@@ -30,7 +33,7 @@ class Section(BaseModel):
 
 
 class Species(Section):
-    """One element; shells, orbitals and valence charge are read from CP2K's files."""
+    """One element; its shells, orbitals and valence charge are read from CP2K's files."""
 
     basis: str = Field(description="name of the basis set in the basis file, e.g. SZV-MOLOPT-SR-GTH")
     potential: str = Field("GTH-PBE", description="name of the pseudopotential; without -qN the one that fits the basis")
@@ -62,8 +65,10 @@ class Tile(Section):
 
 
 class MeltQuench(Section):
-    """Amorphous cells: Langevin dynamics at constant volume, cooled linearly, then relaxed. Deterministic on one machine; the
-    structure file is the record."""
+    """Amorphous cells: Langevin dynamics at constant volume, cooled linearly, then relaxed.
+
+    The result is deterministic on one machine; the structure file is the record.
+    """
 
     calculator: str = Field(
         "chgnet.model.dynamics.CHGNetCalculator",
@@ -81,7 +86,7 @@ class MeltQuench(Section):
 
 
 class StructureSet(Section):
-    """`count` structures of one split, named SET-000, SET-001, ... Exactly one source."""
+    """Structures of one split, `count` of them, named SET-000, SET-001, ..., from exactly one source."""
 
     split: Split = Field(description="train, validation and test get DFT; predict does not")
     file: File | None = None
@@ -114,7 +119,7 @@ class Smearing(Section):
 
 
 class Dft(Section):
-    """CP2K: Quickstep GPW, spin-restricted, diagonalisation with Broyden mixing."""
+    """Settings of CP2K: Quickstep GPW, spin-restricted, diagonalisation with Broyden mixing."""
 
     functional: str = Field("PBE", description="exchange-correlation functional of CP2K")
     basis_file: str = Field("BASIS_MOLOPT", description="file of CP2K's data folder, or a path")
@@ -149,13 +154,13 @@ class Graph(Section):
     )
     charges: dict[str, float] = Field(
         default_factory=dict,
-        description="reference: formal charges of ions, e.g. Hf: 4, O: -2: carries further from the structures trained on; of all "
-        "elements or of none; the training structures are to be neutral with them",
+        description="reference: formal charges of ions, e.g. Hf: 4, O: -2: carries further from the structures trained on; of "
+        "all elements or of none; the training structures are to be neutral with them",
     )
     far: bool = Field(
         True,
-        description="reference: potentials of charges and of the dipoles they induce, over all periodic images; only charges that leave the "
-        "training structures neutral have one, so there is none in a crystal of one element",
+        description="reference: potentials of charges and of the dipoles they induce, over all periodic images; only charges "
+        "that leave the training structures neutral have one, so there is none in a crystal of one element",
     )
     crystal_field: bool = Field(
         True,
@@ -182,13 +187,13 @@ class Analysis(Section):
 
 
 class Material(Section):
-    """config/materials/NAME.yaml"""
+    """Settings of a material: the content of config/materials/NAME.yaml."""
 
     description: str = ""
     extends: str | None = Field(
         None,
-        description="NAME of another material, whose structures, DFT and keys these are unless said here: other splits and counts, "
-        "another graph or analysis; `set: null` leaves a set out",
+        description="NAME of another material, whose structures, DFT and keys these are unless said here: other splits and "
+        "counts, another graph or analysis; `set: null` leaves a set out",
     )
     species: Annotated[dict[str, Species], Field(min_length=1, description="element -> basis and potential")]
     dft: Dft = Dft()
@@ -208,18 +213,19 @@ class Material(Section):
                 raise ValueError(f"structures.{name}.tile.of is {s.tile.of!r}, expected one of {', '.join(self.identifiers())}")
         if self.graph.charges and set(self.graph.charges) != set(self.species):
             raise ValueError(
-                f"graph.charges has {', '.join(sorted(self.graph.charges))}, expected one for each of {', '.join(sorted(self.species))}, or none"
+                f"graph.charges has {', '.join(sorted(self.graph.charges))}, expected one for each of "
+                f"{', '.join(sorted(self.species))}, or none"
             )
         for path, splits in trajectories.items():
             if len(splits) > 1:
                 raise ValueError(
-                    f"{path} feeds the splits {', '.join(sorted(splits))}: frames of one trajectory are nearly the same structure "
-                    "and must stay in one split"
+                    f"{path} feeds the splits {', '.join(sorted(splits))}: frames of one trajectory are nearly the same "
+                    "structure and must stay in one split"
                 )
         return self
 
     def identifiers(self, *splits: Split) -> list[str]:
-        """Identifiers of all structures, or of those of the given splits."""
+        """Return the identifiers of all structures, or of those of the given splits."""
         return [
             f"{name}-{number:03d}"
             for name, s in self.structures.items()
@@ -287,7 +293,7 @@ class Training(Section):
 
 
 class Model(Section):
-    """config/models/NAME.yaml"""
+    """Settings of a model: the content of config/models/NAME.yaml."""
 
     description: str = ""
     network: Network = Network()
@@ -303,7 +309,7 @@ class Run(Section):
 
 
 class Cluster(Section):
-    """How work is cut into jobs. A profile sets it; on one machine nothing is needed."""
+    """Settings of how work is cut into jobs. A profile sets them; on one machine none is needed."""
 
     runs_per_job: PositiveInt = Field(1, description="CP2K runs of one job; 1: each is a job of its own")
     at_once: PositiveInt = Field(1, description="CP2K runs of a job that run side by side")
@@ -314,7 +320,7 @@ class Cluster(Section):
 
 
 Export = Literal["quatrex", "tbtrans", "tshs", "deeph", "cp2k", "cp2k-text", "matrixmarket"]
-# names of what the registries of partition, parallel, export and figures hold, for the command line, which does not import them
+# names in the registries of partition, parallel, export and figures, repeated for the command line, which does not import these
 PARTITIONERS = ("low-nn", "metis", "min-nn")
 EXCHANGES = ("torch", "cupy")
 EXPORTS = ("quatrex", "sisl", "tbtrans", "tshs", "deeph", "cp2k", "cp2k-text", "matrixmarket")
@@ -322,7 +328,7 @@ PAPER_FIGURES = ("fig3", "fig5", "fig6", "fig7", "fig8", "learning", "size")
 
 
 class Figure8(Section):
-    """What figure 8 shows, of one of the runs."""
+    """Structures that figure 8 shows, from one of the runs."""
 
     material: str
     model: str
@@ -331,7 +337,7 @@ class Figure8(Section):
 
 
 class Config(Section):
-    """config/config.yaml"""
+    """List of runs and their settings: the content of config/config.yaml."""
 
     runs: Annotated[list[Run], Field(min_length=1, description="which material is learnt by which model")]
     cluster: Cluster = Cluster()
@@ -361,7 +367,10 @@ def _read(path):
 
 
 def validate(source, content, model):
-    """The pydantic model of `content`. Raises one ValueError that names the source, every wrong field, and what it expected."""
+    """Return the pydantic model of `content`.
+
+    Raises one ValueError that names the source, every wrong field, and what the field expects.
+    """
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -375,7 +384,7 @@ def validate(source, content, model):
 
 
 def _fields(model, location) -> list[str]:
-    """Names of the fields at a place of a model: what a misspelt key might have been."""
+    """Return the names of the fields at a place of a model: one of them may be what a misspelt key was meant to be."""
     for part in location:
         annotation = (
             model.model_fields[part].annotation if hasattr(model, "model_fields") and part in model.model_fields else model
@@ -391,9 +400,9 @@ def _fields(model, location) -> list[str]:
 
 
 def load_material(path) -> Material:
-    """The material of a file, with what it extends filled in.
+    """Return the material of a file, with the settings of the material that it extends filled in.
 
-    Raises ValueError where an extension changes what its structures or their DFT are: those belong to the other material.
+    Raises ValueError if an extension changes its structures or their DFT, because those belong to the other material.
     """
     content = _read(path)
     if not isinstance(content, dict) or not content.get("extends"):
@@ -409,8 +418,8 @@ def load_material(path) -> Material:
         same = {"split", "count"}
         if name not in base.structures or s.model_dump(exclude=same) != base.structures[name].model_dump(exclude=same):
             raise ValueError(
-                f"{path}: structures.{name} differs from that of {content['extends']} in more than split and count. Add it there: "
-                "structures and their DFT are of the material that is extended."
+                f"{path}: structures.{name} differs from that of {content['extends']} in more than split and count. Add it "
+                "there: structures and their DFT are of the material that is extended."
             )
         if s.count > base.structures[name].count:
             raise ValueError(
@@ -423,7 +432,7 @@ def load_material(path) -> Material:
 
 
 def _merged(parent, content):
-    """`content` over `parent`, key by key; None takes a key away."""
+    """Merge `content` over `parent`, key by key; None removes a key."""
     if not (isinstance(parent, dict) and isinstance(content, dict)):
         return content
     keys = [*parent, *(k for k in content if k not in parent)]
@@ -444,7 +453,10 @@ def sha256(model: BaseModel) -> str:
 
 
 def check_configuration(content: Config) -> Config:
-    """Validate every file that a configuration names, and return it. Raises one ValueError that lists every error of every file."""
+    """Validate every file that a configuration names, and return the configuration.
+
+    Raises one ValueError that lists every error of every file.
+    """
     errors = []
     for run in content.runs:
         for load, file in (

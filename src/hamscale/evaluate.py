@@ -1,4 +1,4 @@
-"""Errors of a trained network over all structures of a split: what the README quotes."""
+"""Compute the errors of a trained network over all structures of a split; the README quotes them."""
 
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from .predict import predict
 
 
 def evaluate(model_directory, material: Material, operators_paths: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Compare a model with DFT's operators: a row per structure, and a row per slab of all structures.
+    """Compare a model with DFT's operators: one row per structure, and one row per slab of all structures.
 
-    The rows of structures have identifier, set, and what `summary_row` gives; those of slabs identifier and what `slab_table` gives.
+    The rows of structures have identifier, set, and the columns of `summary_row`; those of slabs have identifier, set, and the
+    columns of `slab_table`.
     """
     rows, slabs = [], []
     for path in operators_paths:
@@ -32,7 +33,7 @@ def evaluate(model_directory, material: Material, operators_paths: list[Path]) -
 
 
 def summarise(rows: pd.DataFrame) -> dict:
-    """Over some structures: errors of H are means over all their elements, those of spectra means over structures."""
+    """Summarise structures: errors of H are means over all their elements, those of spectra means over structures."""
     elements = rows["elements"].to_numpy()
     onsite = rows["elements_onsite"].to_numpy()
     mean = lambda name, weights: float(np.average(rows[name], weights=weights))  # noqa: E731

@@ -1,4 +1,4 @@
-"""Writing files so that a crash or a full disk never leaves half of one, and reading HDF5 files that say what they are."""
+"""Write files so that a crash or a full disk never leaves half of one, and read HDF5 files that state their schema."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def atomic(path):
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o644)  # mkstemp made it private
+        temporary.chmod(0o644)  # mkstemp makes it private
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -39,9 +39,9 @@ def atomic(path):
 
 @contextmanager
 def atomic_folder(path):
-    """Yield a temporary folder beside `path`; on success its files are flushed to disk and it is renamed, else it is removed.
+    """Yield a temporary folder beside `path`; on success its files are flushed and it is renamed to `path`, else removed.
 
-    Raises ValueError where `path` is there and is not an empty folder: what it holds may be anything.
+    Raises ValueError if `path` exists and is not an empty folder, because what it holds may be anything.
     """
     path = Path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -53,7 +53,7 @@ def atomic_folder(path):
         for file in temporary.iterdir():
             with open(file, "rb") as written:
                 os.fsync(written.fileno())
-        temporary.chmod(0o755)  # mkdtemp made it private
+        temporary.chmod(0o755)  # mkdtemp makes it private
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -65,19 +65,22 @@ def write_text(path, text: str):
 
 
 def write_table(path, table: pd.DataFrame, digits: int = 6, **facts):
-    """A csv whose first line, `# {...}`, says what made it (provenance, processor, versions, and the facts given)."""
+    """Write a csv whose first line, `# {...}`, says how it was made.
+
+    The line has provenance, processor, versions, and the facts given.
+    """
     about = provenance() | machine() | facts
     write_text(path, f"# {json.dumps(about)}\n{table.to_csv(index=False, float_format=f'%.{digits}g')}")
 
 
 def read_table(path) -> pd.DataFrame:
-    """A csv, with or without that first line."""
+    """Read a csv, with or without the first line of `write_table`."""
     with open(path) as file:
         return pd.read_csv(path, skiprows=int(file.readline().startswith("#")))
 
 
 def facts(path) -> dict:
-    """What the first line of a table says; empty without one."""
+    """Return what the first line of a table says; empty if there is no such line."""
     with open(path) as file:
         line = file.readline()
     return json.loads(line[1:]) if line.startswith("#") else {}
@@ -85,7 +88,7 @@ def facts(path) -> dict:
 
 @contextmanager
 def create_h5(path, schema: str, **attributes):
-    """Open a new HDF5 file for writing, atomically; attributes `schema`, provenance and those given are set."""
+    """Open a new HDF5 file for writing, atomically, and set its attributes: `schema`, provenance and those given."""
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["schema"] = schema
         for name, value in (provenance() | attributes).items():
@@ -97,7 +100,7 @@ def create_h5(path, schema: str, **attributes):
 def open_h5(path, schema: str):
     """Open an HDF5 file of the given schema for reading.
 
-    Raises ValueError (file, what was found, what was expected) where the file is missing, cut short or of another schema.
+    Raises ValueError (file, what was found, what was expected) if the file is missing, cut short or of another schema.
     """
     path = Path(path)
     if not path.is_file():
@@ -117,14 +120,17 @@ def open_h5(path, schema: str):
 
 @lru_cache
 def provenance() -> dict[str, str]:
-    """Who wrote a file: version of hamscale, git commit of its source (empty outside a checkout or without git), time."""
+    """Return the origin of a file: version of hamscale, git commit of its source, time.
+
+    The commit is empty outside a checkout or without git.
+    """
     try:
         commit = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
             capture_output=True,
             text=True,
         ).stdout.strip()
-    except OSError:  # git is not installed: no reason to lose what was computed
+    except OSError:  # git is not installed, which is no reason to lose the results
         commit = ""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -135,7 +141,7 @@ def provenance() -> dict[str, str]:
 
 @lru_cache
 def machine() -> dict:
-    """Where a file was written: kind and number of processors, versions; no names of machines or people."""
+    """Return kind and number of processors and versions of the machine that writes a file; no names of machines or people."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
     except OSError:

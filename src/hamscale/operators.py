@@ -1,7 +1,7 @@
-"""Block-sparse H and S of a structure: in memory, in HDF5 (schema `operators/1`), as scipy CSR, and at a k-point.
+"""Hold block-sparse H and S of a structure: in memory, in HDF5 (schema `operators/1`), as scipy CSR, and at a k-point.
 
 A block (i, j, R) is <i, cell 0 | H | j, cell R>. H(k) = sum_R exp(+2 pi i k.R) H(R), k in fractions of the reciprocal
-lattice. Atoms are wrapped as CP2K wraps them, so that R means the same everywhere (docs/conventions.md).
+lattice. Atoms are wrapped as CP2K wraps them, so that R has the same meaning everywhere (docs/conventions.md).
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from .structures import GIVEN, given_cells
 
 SCHEMA = "operators/1"
 SHARD = "operators-shard/1"  # the same datasets, without the transposed blocks that other ranks have
-PIECE = 1 << 17  # values in work at a time
+PIECE = 1 << 17  # number of values that are processed at a time
 # attributes NAME_hartree of a file whose band edges are known (analysis/levels.py)
 ENERGIES = ("fermi_level", "valence_band_maximum", "conduction_band_minimum", "mid_gap", "fermi_level_standard_error")
 LEVELS_UNKNOWN = -1  # the attribute `metal` of a file whose band edges are not known yet
@@ -35,7 +35,7 @@ class Operators:
     offsets  # (E+1,)  | block b is values[offsets[b]:offsets[b+1]], row-major, (n_i, n_j)
     hamiltonian  # (n,) | Hartree
     overlap  # (n,)    | 1
-    attributes: source ("dft" or "predicted"), fermi_level_hartree, eps_threshold and whatever else says where it came from.
+    attributes: source ("dft" or "predicted"), fermi_level_hartree, eps_threshold and any other records of the origin.
     orbital_energies: (k-points (K, 3), energies (K, n) in Hartree) as the DFT code printed them, if it did.
     """
 
@@ -73,11 +73,14 @@ class Operators:
         return values[self.offsets[b] : self.offsets[b + 1]].reshape(self.orbitals[i], self.orbitals[j])
 
     def groups(self):
-        """`group_by_species`: yields (z_i, z_j, block indices (G,), value indices (G, n_i * n_j)), a piece at a time."""
+        """Yield the values of blocks by pair of elements, a portion at a time, as `group_by_species` does.
+
+        Each item is (z_i, z_j, block indices (G,), value indices (G, n_i * n_j)).
+        """
         yield from group_by_species(self.atoms.numbers, self.orbitals, self.pairs, self.offsets)
 
     def transposed(self, values: np.ndarray) -> np.ndarray:
-        """The values of the adjoint matrix on the same pairs: block (i,j,R) holds block(j,i,-R)^T."""
+        """Return the values of the adjoint matrix on the same pairs: block (i,j,R) holds block(j,i,-R)^T."""
         flipped, result = self.pairs.flipped_index, np.empty_like(values)
         for zi, zj, blocks, index in self.groups():
             shape = (-1, self.basis[zj].n_orbitals, self.basis[zi].n_orbitals)
@@ -86,13 +89,13 @@ class Operators:
         return result
 
     def make_hermitian(self, values: np.ndarray) -> float:
-        """Put (X + X^+) / 2 in the place of X on the same pairs; returns max |X - X^+| of before.
+        """Replace X by (X + X^+) / 2 on the same pairs, in place, and return the max |X - X^+| found before.
 
-        Raises ValueError where a block lacks its transpose.
+        Raises ValueError if a block lacks its transpose.
         """
         flipped, error = self.pairs.flipped_index, 0.0
         for zi, zj, blocks, index in self.groups():
-            upper = blocks <= flipped[blocks]  # each pair of blocks once
+            upper = blocks <= flipped[blocks]  # process each pair of blocks once
             shape = (-1, self.basis[zi].n_orbitals, self.basis[zj].n_orbitals)
             index = index[upper]
             other = self.offsets[flipped[blocks[upper]]][:, None] + np.arange(index.shape[1])
@@ -103,14 +106,17 @@ class Operators:
         return error
 
     def hermiticity_error(self) -> dict[str, float]:
-        """max |X - X^+| of H (Hartree) and S."""
+        """Compute max |X - X^+| of H (Hartree) and S."""
         return {
             name: float(np.abs(values - self.transposed(values)).max(initial=0.0))
             for name, values in (("hamiltonian", self.hamiltonian), ("overlap", self.overlap))
         }
 
     def at_k(self, k) -> tuple[np.ndarray, np.ndarray]:
-        """Dense H(k) in Hartree and S(k), (n, n), real at the Gamma point. k in fractions of the reciprocal lattice."""
+        """Compute dense H(k) in Hartree and S(k), (n, n), which are real at the Gamma point.
+
+        k: in fractions of the reciprocal lattice.
+        """
         phase = np.exp(2j * np.pi * (self.pairs[:, 2:] @ np.asarray(k, dtype=float)))
         if np.allclose(k, 0):
             phase = phase.real
@@ -124,12 +130,12 @@ class Operators:
                 index.shape
             )
             for matrix, values in ((H, self.hamiltonian), (S, self.overlap)):
-                # several images of a pair meet in one block of H(k): add, never assign
+                # several images of a pair contribute to one block of H(k), so values are added, not assigned
                 np.add.at(matrix, position, values[index] * phase[blocks][:, None])
         return H.reshape(n, n), S.reshape(n, n)
 
     def csr(self, values: np.ndarray) -> dict[tuple[int, int, int], sp.csr_matrix]:
-        """One sparse matrix (n, n) per cell R."""
+        """Return one sparse matrix (n, n) per cell R."""
         start = np.concatenate([[0], np.cumsum(self.orbitals)])
         cells, of_pair = np.unique(self.pairs[:, 2:], axis=0, return_inverse=True)
         rows, columns = np.empty(len(values), np.int64), np.empty(len(values), np.int64)
@@ -146,7 +152,7 @@ class Operators:
         }
 
     def sorted(self) -> "Operators":
-        """The same operators with their pairs in ascending order."""
+        """Return the same operators with their pairs in ascending order."""
         order = np.argsort(self.pairs.keys)
         sizes = np.diff(self.offsets)[order]
         starts = np.concatenate([[0], np.cumsum(sizes)])
@@ -154,16 +160,16 @@ class Operators:
         return replace(self, pairs=self.pairs.take(order), hamiltonian=self.hamiltonian[index], overlap=self.overlap[index])
 
     def select(self, keep: np.ndarray) -> "Operators":
-        """The same operators on some of the pairs; keep is a mask (E,)."""
+        """Return the same operators on some of the pairs; keep is a mask (E,)."""
         values = np.repeat(keep, np.diff(self.offsets))
         return replace(self, pairs=self.pairs.take(keep), hamiltonian=self.hamiltonian[values], overlap=self.overlap[values])
 
 
 def group_by_species(numbers, orbitals, pairs, offsets):
-    """Pairs by species pair, in ascending order, some at a time: temporaries stay small, most of them in the cache.
+    """Yield pairs by species pair, in ascending order, a portion at a time.
 
-    Yields (z_i, z_j, pair indices (G,), value indices (G, n_i * n_j)), at most PIECE values or one block; a species pair comes
-    in as many pieces as it takes.
+    Each item is (z_i, z_j, pair indices (G,), value indices (G, n_i * n_j)), with at most PIECE values or one block. A
+    species pair comes in as many items as it needs. Temporary arrays thus stay small, and most of them stay in the cache.
     """
     key = numbers[pairs[:, 0]].astype(np.int64) * 1000 + numbers[pairs[:, 1]]
     for z in np.unique(key):
@@ -177,7 +183,7 @@ def group_by_species(numbers, orbitals, pairs, offsets):
 
 
 def write_operators(path, operators: Operators):
-    """Write `operators/1`, atomically."""
+    """Write operators to a file of schema `operators/1`, atomically."""
     o = operators
     whole = [(slice(0, int(o.offsets[-1])), o.hamiltonian, o.overlap)]
     write_pieces(path, o.atoms, o.basis, o.pairs, whole, o.attributes, o.orbital_energies)
@@ -193,9 +199,10 @@ def write_pieces(
     orbital_energies=None,
     schema: str = SCHEMA,
 ):
-    """Write `operators/1`, or a shard of it, atomically, from an iterable of (slice of the values, H in Hartree, S): one piece in memory at a time.
+    """Write `operators/1`, or a shard of it, atomically, with one piece in memory at a time.
 
-    attributes: a dict, or a function that gives it when all pieces are written.
+    pieces: an iterable of (slice of the values, H in Hartree, S).
+    attributes: a dict, or a function that returns it when all pieces are written.
     """
     sizes = np.prod(basis.n_orbitals(atoms.numbers)[pairs[:, :2]], axis=1)
     offsets = np.concatenate([[0], np.cumsum(sizes)])
@@ -215,9 +222,9 @@ def write_pieces(
 
 
 def join_shards(path, shards: list[Path], attributes: dict):
-    """Write `operators/1` over shards in a folder beside it: virtual datasets, nothing is copied. Pairs come shard by shard.
+    """Write `operators/1` over shards in a folder beside it, as virtual datasets, without copying.
 
-    Atomically; the shards are to be complete.
+    The pairs come shard by shard. The file is written atomically; the shards must be complete.
     """
     path, lengths, sizes, structure = Path(path), [], [], None
     for shard in shards:
@@ -233,7 +240,7 @@ def join_shards(path, shards: list[Path], attributes: dict):
             layout, first = h5py.VirtualLayout((sum(n[name] for n in lengths), *width), dtype), 0
             for shard, n in zip(shards, lengths):
                 if n[name]:
-                    # relative to this file: both may be moved together
+                    # the path is relative to this file, so that both can be moved together
                     source = h5py.VirtualSource(str(shard.relative_to(path.parent)), name, (n[name], *width), dtype)
                     layout[first : first + n[name]] = source
                 first += n[name]
@@ -244,12 +251,11 @@ def join_shards(path, shards: list[Path], attributes: dict):
 
 
 def store_levels(path, levels: dict) -> bool:
-    """Put band edges into the places that a predicted file has for them; says whether it did.
+    """Store band edges in the places that a predicted file has for them, and return whether this was done.
 
-    It does not where the file has no such places, or where those of a k-grid are known.
-
-    levels: `analysis.levels.Levels.attributes`. They are written in place and keep their size, so that nothing else of a file of
-    gigabytes is touched.
+    It is not done if the file has no such places, or if the band edges of a k-grid are known already.
+    levels: `analysis.levels.Levels.attributes`. They are written in place and keep their size, so that nothing else in a
+    file of gigabytes is touched.
     """
     with h5py.File(path, "r") as file:
         of_grid = file.attrs.get("metal", LEVELS_UNKNOWN) != LEVELS_UNKNOWN and not file.attrs.get("levels_clusters", 0)
@@ -262,7 +268,7 @@ def store_levels(path, levels: dict) -> bool:
 
 
 def _check_shards(file: h5py.File):
-    """A missing shard would read as numbers that are none."""
+    """Raise ValueError if a shard is missing, because its values would otherwise be read as fill values."""
     for source in file["hamiltonian"].virtual_sources() if file["hamiltonian"].is_virtual else ():
         if not (shard := Path(file.filename).parent / source.file_name).is_file():
             raise ValueError(f"its shard {shard} is missing. Move the folder of shards with the file, or predict again.")
@@ -270,7 +276,7 @@ def _check_shards(file: h5py.File):
 
 @contextmanager
 def _named(path):
-    """Errors of a file's content, with its path."""
+    """Add the path of the file to errors about its content."""
     try:
         yield
     except KeyError as error:
@@ -281,7 +287,7 @@ def _named(path):
 
 @contextmanager
 def open_operators(path):
-    """Open `operators/1` and check all of it but the values: yields (file, atoms, basis, PairList as it stands).
+    """Open `operators/1` and check everything except the values: yields (file, atoms, basis, PairList as stored).
 
     Raises ValueError, with the path, if the file is missing, cut short, of another schema, has blocks that do not fit the
     basis, lacks a unit, or lacks the transposed block of a pair.
@@ -297,20 +303,23 @@ def open_operators(path):
             sizes = np.prod(basis.n_orbitals(atoms.numbers)[pairs[:, :2]], axis=1)
             if not np.array_equal(file["offsets"], np.concatenate([[0], np.cumsum(sizes)])):
                 raise ValueError("/offsets do not fit the basis. Was the basis of this file changed?")
-            _ = pairs.flipped_index  # all are there
+            _ = pairs.flipped_index  # raises ValueError if the transpose of a block is missing
             if not file["pairs"].is_virtual and (np.diff(pairs.keys) <= 0).any():
                 raise ValueError("/pairs are not sorted by i, j, R.")
         yield file, atoms, basis, pairs
 
 
 def check_finite(name: str, values: np.ndarray):
-    """Raise ValueError if a value of H or S is not a number."""
+    """Raise ValueError if a value of H or S is not finite."""
     if not np.isfinite(values).all():
         raise ValueError(f"{name} holds NaN or infinity. The run that made it went wrong: make it again.")
 
 
 def read_operators(path) -> Operators:
-    """Read and check `operators/1`. Raises ValueError as `open_operators` does, and where a value is not a number."""
+    """Read and check `operators/1`.
+
+    Raises ValueError as `open_operators` does, and if a value is not finite.
+    """
     with open_operators(path) as (file, atoms, basis, pairs), _named(path):
         hamiltonian, overlap = (file[name][:].astype(float) for name in ("hamiltonian", "overlap"))
         check_finite("hamiltonian", hamiltonian)

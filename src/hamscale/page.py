@@ -1,4 +1,4 @@
-"""results/index.html: the tables of `analyse` and `view` in one page that needs no server and no other file."""
+"""Write results/index.html: the tables of `analyse` and `view` in one page that needs no server and no other file."""
 
 import base64
 import json
@@ -10,12 +10,12 @@ import pandas as pd
 
 from .files import facts, provenance, read_table
 
-LOWEST, HIGHEST = -3.0, 5.0  # log10 |H| (meV) of the darkest and brightest colour
+LOWEST, HIGHEST = -3.0, 5.0  # log10 |H| (meV) of the darkest and the brightest colour
 BAND_WINDOW_EV = (-12.0, 10.0)
 
 
 def index_page(results) -> str:
-    """The page of all structures that have tables under RESULTS/MATERIAL/analysis/MODEL/ID."""
+    """Return the page of all structures that have tables under RESULTS/MATERIAL/analysis/MODEL/ID."""
     found = sorted(Path(results).glob("*/analysis/*/*/atoms.csv"))
     if not found:
         raise ValueError(
@@ -28,7 +28,7 @@ def index_page(results) -> str:
 
 
 def structure_data(folder: Path) -> dict:
-    """What the page shows of one structure, as JSON; without DFT there are no errors, bands and DOS."""
+    """Return what the page shows of one structure, as JSON; without DFT there are no errors, bands and densities of states."""
     material, model, identifier = folder.parts[-4], folder.parts[-2], folder.parts[-1]
     atoms, about = read_table(folder / "atoms.csv"), facts(folder / "atoms.csv")
     owners = {c.removeprefix("owner_").replace("_", "-"): atoms[c].tolist() for c in atoms if c.startswith("owner_")}
@@ -67,13 +67,13 @@ def _image(path: Path) -> dict:
 
 
 def _coded(values: np.ndarray, orbitals: int) -> dict:
-    """A byte per pixel: 0 to 255 from LOWEST to HIGHEST."""
+    """Encode an image with one byte per pixel: 0 to 255 from LOWEST to HIGHEST."""
     scaled = np.clip((values - LOWEST) / (HIGHEST - LOWEST), 0, 1) * 255
     return {"n": len(values), "orbitals": orbitals, "bytes": base64.b64encode(scaled.round().astype(np.uint8)).decode()}
 
 
 def _bands(table: pd.DataFrame) -> dict:
-    """Lines of energies by segment and band, and the special points."""
+    """Return the lines of energies by segment and band, and the special points."""
     table = table.assign(label=table["label"].astype(object).fillna(""))
     extremes = table.groupby("band")["dft_ev"].agg(["min", "max"])
     shown = extremes[(extremes["max"] > BAND_WINDOW_EV[0]) & (extremes["min"] < BAND_WINDOW_EV[1])].index
@@ -91,7 +91,7 @@ def _bands(table: pd.DataFrame) -> dict:
 
 
 def tables_page(title: str, tables: dict[str, pd.DataFrame]) -> str:
-    """Tables under headings, for the report; numbers to three digits."""
+    """Return a page of tables under headings, for the report, with numbers to three digits."""
     style = "body{font:15px/1.4 sans-serif;margin:1.5em}table{border-collapse:collapse}th,td{padding:3px 9px;text-align:right;"
     style += "border-bottom:1px solid #ccc}th{text-align:left;font-weight:600;vertical-align:bottom}"
     parts = [

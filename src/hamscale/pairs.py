@@ -1,4 +1,4 @@
-"""Pairs of atoms (i, j, R) of a structure, and everything that follows from them and the positions.
+"""Store pairs of atoms (i, j, R) of a structure, and compute the quantities that follow from them and the positions.
 
 i is an atom of the cell 0 and the row of a block, j an atom of the cell R and its column. The flipped pair of (i, j, R) is
 (j, i, -R): the two name the same two atoms, and their blocks are each other's transpose.
@@ -11,11 +11,13 @@ from ase import Atoms
 
 
 class PairList:
-    """Pairs of atoms of one structure, read like their table: `pairs[rows]`, `pairs[:, 0]`, `len(pairs)` are those of (E, 5).
+    """Pairs of atoms of one structure, with the indexing of their table of shape (E, 5).
 
     table  # (E, 5) | i, j, Rx, Ry, Rz
 
-    What follows from the table is computed at first use and kept: neither the table nor the positions may change afterwards.
+    `pairs[rows]`, `pairs[:, 0]` and `len(pairs)` refer to the table.
+    Quantities that follow from the table are computed at first use and kept: neither the table nor the positions may change
+    afterwards.
 
         pairs = PairList(atoms, [[0, 1, 0, 0, 0], [1, 0, 0, 0, 0]])
         pairs.distances       # (2,), Angstrom
@@ -45,38 +47,42 @@ class PairList:
         return PairList(self.atoms, self.table[rows])
 
     def sorted(self) -> "PairList":
-        """Sort by i, j, R."""
+        """Return the pairs sorted by i, j, R."""
         return self.take(np.argsort(self.keys))
 
     @cached_property
     def keys(self) -> np.ndarray:
-        """One integer per pair, (E,), in the order of the pairs: `sort_keys`."""
+        """Return one integer per pair, (E,), in the order of the pairs, as from `sort_keys`."""
         return sort_keys(self.table)
 
     @cached_property
     def vectors(self) -> np.ndarray:
-        """Vectors from atom i to atom j in the cell R, Angstrom, (E, 3); exactly minus that of the flipped pair, zero for (i, i, 0).
+        """Return the vectors from atom i to atom j in the cell R, Angstrom, (E, 3).
 
-        Exactly: the frame of a nearly polar edge depends on the last bit, and must be that of the flipped edge turned by pi.
+        A vector is exactly minus that of the flipped pair, and zero for (i, i, 0). It must be exact because the frame of a
+        nearly polar edge depends on the last bit, and has to be the frame of the flipped edge turned by pi.
         """
         i, j, R = self.table[:, 0], self.table[:, 1], self.table[:, 2:]
         positions, shift = self.atoms.positions, R @ np.asarray(self.atoms.cell)
-        # each order of summation is the negative of the other's; their mean is odd under flipping to the last bit
+        # the two orders of summation change places, with opposite sign, under flipping, so their mean is odd to the last bit
         return ((positions[j] + shift - positions[i]) - (positions[i] - shift - positions[j])) / 2
 
     @cached_property
     def distances(self) -> np.ndarray:
-        """Lengths of the vectors, Angstrom, (E,)."""
+        """Return the lengths of the vectors, Angstrom, (E,)."""
         return np.linalg.norm(self.vectors, axis=1)
 
     @cached_property
     def onsite(self) -> np.ndarray:
-        """Mask of the pairs (i, i, 0), (E,)."""
+        """Return the mask of the pairs (i, i, 0), (E,)."""
         return (self.table[:, 0] == self.table[:, 1]) & ~self.table[:, 2:].any(1)
 
     @cached_property
     def flipped_index(self) -> np.ndarray:
-        """Row of the flipped pair (j, i, -R) of every pair, (E,). Raises ValueError naming a pair whose flipped pair is missing."""
+        """Return the row of the flipped pair (j, i, -R) of every pair, (E,).
+
+        Raises ValueError naming a pair whose flipped pair is missing.
+        """
         table, flipped = self.table, flip(self.table)
         order, flipped_order = np.lexsort(table.T[::-1]), np.lexsort(flipped.T[::-1])
         wrong = np.flatnonzero((table[order] != flipped[flipped_order]).any(1))
@@ -91,12 +97,12 @@ class PairList:
 
     @cached_property
     def elements(self) -> list[tuple[int, int]]:
-        """Pairs of elements (z_i, z_j) that occur, ascending."""
+        """Return the pairs of elements (z_i, z_j) that occur, ascending."""
         numbers = self.atoms.numbers
         return [tuple(map(int, p)) for p in np.unique(numbers[self.table[:, :2]].reshape(-1, 2), axis=0)]
 
     def between(self, z_i: int, z_j: int) -> np.ndarray:
-        """Rows of the pairs of two elements, ascending."""
+        """Return the rows of the pairs of two elements, ascending."""
         if (z_i, z_j) not in self._between:
             numbers = self.atoms.numbers
             of_both = (numbers[self.table[:, 0]] == z_i) & (numbers[self.table[:, 1]] == z_j)
@@ -105,7 +111,7 @@ class PairList:
 
     @cached_property
     def rank_in_elements(self) -> np.ndarray:
-        """Place of every pair among those of its two elements, in the order of `between`, (E,)."""
+        """Return the place of every pair among those of its two elements, in the order of `between`, (E,)."""
         rank = np.empty(len(self), np.int64)
         for elements in self.elements:
             rows = self.between(*elements)
@@ -113,11 +119,14 @@ class PairList:
         return rank
 
     def find(self, wanted) -> np.ndarray:
-        """Row of each wanted pair (M, 5) in this list, which must be sorted; -1 where it is missing, (M,)."""
+        """Find the row of each wanted pair (M, 5) in this list, which must be sorted; -1 if it is missing, (M,)."""
         return find_pairs(np.asarray(wanted), self.table)
 
     def find_in_elements(self, wanted) -> np.ndarray:
-        """Place of each wanted pair (M, 5) among those of its two elements in this sorted list; -1 where it is missing, (M,)."""
+        """Find the place of each wanted pair (M, 5) among those of its two elements in this sorted list.
+
+        The place is -1 if the pair is missing, (M,).
+        """
         return np.append(self.rank_in_elements, -1)[self.find(wanted)]
 
     def canonical(self) -> tuple["PairList", np.ndarray]:
@@ -134,7 +143,10 @@ def flip(table: np.ndarray) -> np.ndarray:
 
 
 def sort_keys(table: np.ndarray) -> np.ndarray:
-    """Return one integer per row that orders as the row's integers do, (E,): one array to sort or search instead of five."""
+    """Return one integer per row that orders as the row's integers do, (E,).
+
+    A single array is then sorted or searched instead of five.
+    """
     key = np.zeros(len(table), np.int64)
     if len(table):
         low = table.min(0)
@@ -145,7 +157,7 @@ def sort_keys(table: np.ndarray) -> np.ndarray:
 
 
 def find_pairs(wanted: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Find the row of each wanted pair (i, j, R) in a sorted table; -1 where it is missing, (M,)."""
+    """Find the row of each wanted pair (i, j, R) in a sorted table; -1 if it is missing, (M,)."""
     if not len(table):
         return np.full(len(wanted), -1)
     key = sort_keys(np.concatenate([table, wanted]))
@@ -154,7 +166,7 @@ def find_pairs(wanted: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def rank_in_element(numbers: np.ndarray) -> np.ndarray:
-    """Place of each atom among the atoms of its element, in their order, (A,)."""
+    """Return the place of each atom among the atoms of its element, in their order, (A,)."""
     rank = np.empty(len(numbers), np.int64)
     for z in np.unique(numbers):
         rank[numbers == z] = np.arange((numbers == z).sum())

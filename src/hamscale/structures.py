@@ -1,4 +1,4 @@
-"""Structures of a material: built or read through ASE, decorated, melted and quenched, strained, rattled, tiled; by seed."""
+"""Make the structures of a material through ASE: build or read, decorate, melt and quench, strain, rattle, tile; by seed."""
 
 import contextlib
 import hashlib
@@ -19,23 +19,23 @@ from ase.units import fs
 from .config import Material, MeltQuench, StructureSet
 from .files import atomic
 
-GIVEN = "given_positions"  # array of Atoms that were wrapped, (A, 3) Angstrom: where the user's file has them
+GIVEN = "given_positions"  # array of wrapped Atoms, (A, 3) Angstrom: the positions in the user's file
 MINIMUM_DISTANCE_ANGSTROM = 0.5
-POSITION_DECIMALS = 8  # what extxyz holds: rounded here, so that a structure and its file are the same
+POSITION_DECIMALS = 8  # extxyz holds so many; positions are rounded to them, so that a structure equals its file
 
 
 def build_structures(material: Material) -> dict[str, Atoms]:
-    """All structures of a material by identifier, each as `build_structure` makes it."""
+    """Build all structures of a material, by identifier, each as `build_structure` makes it."""
     return {identifier: build_structure(material, identifier) for identifier in material.identifiers()}
 
 
 def build_structure(material: Material, identifier: str, tile: Atoms | None = None) -> Atoms:
-    """One structure of a material, SET-NNN, wrapped as CP2K wraps it.
+    """Build one structure of a material, SET-NNN, wrapped as CP2K wraps it.
 
-    The same numbers whatever else is built, in any order, on any machine: each structure draws from its own generator, seeded by
-    its set's seed, its set's name and its number. (Dynamics of a melt grow the last bit of another machine's sums; there the
-    file is the record.) tile: the structure this one is a tile of, if it is at hand; else it is built.
-    Raises ValueError (set, what was found, what was expected).
+    The numbers are the same whatever else is built, in any order, on any machine: each structure draws from its own generator,
+    seeded by its set's seed, its set's name and its number. (The dynamics of a melt amplify differences in the last bit of sums
+    between machines; there the structure file is the record.) tile: the structure that this one tiles, if it is available;
+    otherwise it is built. Raises ValueError (set, what was found, what was expected).
     """
     return _build(material, identifier, (), tile)
 
@@ -84,19 +84,19 @@ def _source(name: str, s: StructureSet) -> list[Atoms]:
         return [crystal(symbols, list(zip(*coordinates)), spacegroup=s.spacegroup.spacegroup, cellpar=s.spacegroup.cellpar)]
     except ValueError as error:
         raise ValueError(f"structures.{name}: {error}") from None
-    except Exception as error:  # ASE raises whatever its builders meet
+    except Exception as error:  # ASE's builders raise exceptions of any type
         raise ValueError(f"structures.{name}: ASE could not make it: {type(error).__name__}: {error}") from None
 
 
 def _decorate(name: str, atoms: Atoms, s: StructureSet, rng: np.random.Generator) -> Atoms:
-    """Sites of one symbol taken by others at random, in exact shares; a vacancy takes the atom away."""
+    """Replace the atoms on sites of one symbol by others at random, in exact shares; a vacancy removes the atom."""
     symbols = np.array(atoms.get_chemical_symbols(), dtype=object)
     for symbol, shares in s.decorate.items():
         sites, total = np.flatnonzero(np.array(atoms.get_chemical_symbols()) == symbol), sum(shares.values())
         if not len(sites) or len(sites) % total:
             raise ValueError(
-                f"structures.{name}.decorate: {len(sites)} sites of {symbol} cannot be shared as {shares}: expected a multiple of "
-                f"{total}. Repeat the cell."
+                f"structures.{name}.decorate: {len(sites)} sites of {symbol} cannot be shared as {shares}: expected a multiple "
+                f"of {total}. Repeat the cell."
             )
         taken = np.repeat(list(shares), np.array(list(shares.values())) * (len(sites) // total))
         symbols[sites] = rng.permutation(taken)
@@ -105,11 +105,11 @@ def _decorate(name: str, atoms: Atoms, s: StructureSet, rng: np.random.Generator
 
 
 def melt_quench(where: str, atoms: Atoms, settings: MeltQuench, rng: np.random.Generator) -> Atoms:
-    """An amorphous structure of the same atoms and cell (or density): random packing, melt, linear quench, relaxation.
+    """Make an amorphous structure of the same atoms and cell (or density): random packing, melt, linear quench, relaxation.
 
-    Langevin dynamics (ASE) at constant volume on the forces of any ASE calculator. The packing draws positions at random and
-    keeps each that is farther than 0.7 of the mean distance from those before; the melt starts from there, so that nothing of
-    the crystal is left however short it is. Raises ValueError if the calculator cannot be loaded or atoms fly apart.
+    Langevin dynamics (ASE) at constant volume uses the forces of any ASE calculator. The packing draws positions at random and
+    keeps each that is farther than 0.7 of the mean distance from those before. The melt starts from there, so that nothing of
+    the crystal is left however short the melt is. Raises ValueError if the calculator cannot be loaded or the atoms fly apart.
     """
     calculator = _calculator(where, settings)
     atoms = Atoms(atoms.numbers, cell=atoms.cell, pbc=True)
@@ -120,7 +120,7 @@ def melt_quench(where: str, atoms: Atoms, settings: MeltQuench, rng: np.random.G
         atoms.set_cell(atoms.cell * (density / settings.density_g_cm3) ** (1 / 3))
     atoms.positions = _random_packing(atoms, rng)
     atoms.calc = calculator
-    # the packing's steepest contacts first: dynamics from there would throw atoms out
+    # the closest contacts of the packing are relaxed first, because dynamics would throw these atoms out
     FIRE(atoms, logfile=None).run(fmax=5.0, steps=50)
     thermalize_momenta(atoms, settings.melt_kelvin, rng=rng)
     dynamics = Langevin(
@@ -149,13 +149,16 @@ def _calculator(where: str, settings: MeltQuench):
             return getattr(importlib.import_module(module), name)(**settings.arguments)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(
-            f"{where}.melt_quench.calculator: {settings.calculator} cannot be had ({type(error).__name__}: {error}). Expected the "
-            "dotted path of an ASE calculator that is installed; CHGNet: pip install hamscale[md]."
+            f"{where}.melt_quench.calculator: {settings.calculator} cannot be had ({type(error).__name__}: {error}). Expected "
+            "the dotted path of an ASE calculator that is installed; CHGNet: pip install hamscale[md]."
         ) from None
 
 
 def _random_packing(atoms: Atoms, rng: np.random.Generator) -> np.ndarray:
-    """Positions no two of which are closer than 0.7 (V/N)^(1/3), periodic images included; less where they do not fit."""
+    """Return positions no two of which are closer than 0.7 (V/N)^(1/3), periodic images included.
+
+    The distance is reduced where an atom does not fit.
+    """
     cell, distance = np.asarray(atoms.cell), 0.7 * (atoms.get_volume() / len(atoms)) ** (1 / 3)
     shifts = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3) @ cell
     placed = np.empty((0, 3))
@@ -178,11 +181,11 @@ def _distort(atoms: Atoms, s: StructureSet, rng: np.random.Generator):
 
 
 def wrap_as_cp2k(atoms: Atoms) -> Atoms:
-    """Put atoms where CP2K puts them: fractions f - ANINT(f), in [-1/2, 1/2], along periodic directions.
+    """Put atoms where CP2K puts them: at fractions f - ANINT(f), in [-1/2, 1/2], along periodic directions.
 
-    CP2K counts the cells of its H(R) from there. An atom at exactly 1/2 may round either way, so where one lies within 1e-6 of
-    it all atoms are first shifted together, by the same small step for the same structure. Where the atoms stood before is kept
-    in the array GIVEN, from the first wrapping on.
+    CP2K counts the cells of its H(R) from there. An atom at exactly 1/2 may round either way. If an atom lies within 1e-6 of
+    1/2, all atoms are therefore first shifted together, by the same small step for the same structure. The positions before the
+    first wrapping are kept in the array GIVEN.
     """
     if not atoms.pbc.any():
         return atoms
@@ -200,21 +203,24 @@ def wrap_as_cp2k(atoms: Atoms) -> Atoms:
 
 
 def given_cells(atoms: Atoms) -> np.ndarray | None:
-    """How many cells lie between where each atom stands and where the user's file has it, (A, 3) integers.
+    """Return the number of cells between each atom and its place in the user's file, (A, 3) integers.
 
-    None where that is not known: the atoms were never wrapped, or were moved, repeated or strained since.
+    Returns None if that is not known: the atoms were never wrapped, or were moved, repeated or strained since.
     """
     if GIVEN not in atoms.arrays:
         return None
     moved = atoms.cell.scaled_positions(atoms.arrays[GIVEN] - atoms.positions)
-    moved -= moved[:1] - np.round(moved[:1])  # the small step that all took together
+    moved -= moved[:1] - np.round(moved[:1])  # removes the small step by which all atoms were shifted
     cells = np.round(moved)
-    # files hold 8 decimals
+    # files hold positions to 8 decimals, so the fractions are not exact
     return cells.astype(np.int64) if np.abs(moved - cells).max(initial=0.0) < 1e-6 else None
 
 
 def kpoint_counts(atoms: Atoms, counts, length_angstrom: float | None) -> tuple[int, int, int]:
-    """Points of a grid along each cell vector: counts, or, with a length, round(length / |a|); one where it does not repeat, at least one."""
+    """Return the number of grid points along each cell vector: `counts`, or, with a length, round(length / |a|).
+
+    With a length it is at least one, and one along a direction that is not periodic.
+    """
     if length_angstrom is None:
         return tuple(counts)
     lengths = np.where(atoms.pbc, atoms.cell.lengths(), np.inf)
@@ -248,21 +254,21 @@ def check_distances(where: str, atoms: Atoms):
 
 
 def write_structure_file(path, atoms: Atoms):
-    """extxyz, atomically. It holds 8 decimals of positions, to which `build_structure` rounds."""
+    """Write extxyz atomically. It holds 8 decimals of positions, to which `build_structure` rounds."""
     with atomic(path) as temporary:
         ase.io.write(temporary, atoms, format="extxyz", write_results=False)
 
 
 def read_structure_file(path, frame: int | None = None) -> Atoms:
-    """Read one structure from any file that ASE reads. frame: which of a trajectory, from 0.
+    """Read one structure from any file that ASE reads. frame: index of the structure in a trajectory, from 0.
 
     Raises ValueError as `read_frames` does, if there are several frames and none was chosen, and if there is no such frame.
     """
     frames = read_frames(path)
     if frame is None and len(frames) > 1:
         raise ValueError(
-            f"{path}: holds {len(frames)} structures, expected one. Choose one by --frame 0 to {len(frames) - 1}, or write each to a "
-            "file of its own."
+            f"{path}: holds {len(frames)} structures, expected one. Choose one by --frame 0 to {len(frames) - 1}, or write "
+            "each to a file of its own."
         )
     if not 0 <= (frame or 0) < len(frames):
         raise ValueError(f"{path}: no frame {frame}, it holds {len(frames)}. Choose one by --frame 0 to {len(frames) - 1}.")
@@ -273,23 +279,23 @@ def read_frames(path) -> list[Atoms]:
     """Read all structures of a file that ASE reads.
 
     Raises ValueError if the file is missing or ASE cannot read it, and if a site is shared by elements or partly empty: ASE
-    would take the element with the largest share for the only one.
+    would keep only the element with the largest share.
     """
     try:
         frames = ase.io.read(path, index=":", format="extxyz" if str(path).endswith(".extxyz") else None)
-    except Exception as error:  # ASE raises whatever its readers meet
+    except Exception as error:  # ASE's readers raise exceptions of any type
         raise ValueError(
             f"{path}: not a structure ASE reads ({type(error).__name__}: {error}). Expected extxyz, CIF, ..."
         ) from None
     for atoms in frames:
-        # ASE says of every site kind which elements share it, once for each of them
+        # for every kind of site ASE lists the elements that share it, once for each of these elements
         kinds = {tuple(sorted(shares.items())) for shares in atoms.info.get("occupancy", {}).values()}
         shared = [kind for kind in sorted(kinds) if len(kind) > 1 or kind[0][1] < 1]
         if shared:
             told = "; ".join(", ".join(f"{share:g} {symbol}" for symbol, share in kind) for kind in shared)
             raise ValueError(
-                f"{path}: sites are shared by elements or partly empty ({told}), expected one atom on every site. Write "
-                "the file with one element on such sites, and let `decorate` of a material give them to others and to vacancies at random "
-                "(docs/new_material.md)."
+                f"{path}: sites are shared by elements or partly empty ({told}), expected one atom on every site. Write the "
+                "file with one element on such sites, and let `decorate` of a material give them to others and to vacancies at "
+                "random (docs/new_material.md)."
             )
     return frames

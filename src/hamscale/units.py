@@ -1,8 +1,8 @@
-"""Physical units. No other file writes a conversion factor.
+"""Convert physical units. No other file contains a conversion factor.
 
-All factors are those of CODATA 2006, because CP2K uses them to turn the positions it reads in Angstrom into Bohr and to
-print energies in eV: with a later year the same Hamiltonian would differ from CP2K's printed bands by 1e-7 Ha.
-Source: P. J. Mohr, B. N. Taylor, D. B. Newell, Rev. Mod. Phys. 80, 633 (2008).
+All factors are those of CODATA 2006, because CP2K uses them to turn the positions it reads in Angstrom into Bohr and to print
+energies in eV. With the factors of a later year the same Hamiltonian would differ from CP2K's printed bands by 1e-7 Ha. Source:
+P. J. Mohr, B. N. Taylor, D. B. Newell, Rev. Mod. Phys. 80, 633 (2008).
 """
 
 BOHR_IN_ANGSTROM = 0.529177208590

@@ -1,8 +1,9 @@
-"""Dense matrices on one thread each, side by side in processes.
+"""Work on dense matrices with one thread each, side by side in processes.
 
-BLAS shares a matrix of some hundred orbitals among threads that wait for each other by spinning. Alone they gain little; beside another
-busy process, each waits for one that is not running: 25 to 35 times the CPU time (benchmarks/threads.py). So a matrix is worked on by
-one thread, unless it is large, and k-points and clusters are shared among processes.
+BLAS shares a matrix of some hundred orbitals among threads that wait for each other by spinning. Alone they gain little. Beside
+another busy process, each waits for a thread that is not running, which costs 25 to 35 times the CPU time
+(benchmarks/threads.py). Each matrix is therefore worked on by one thread, unless it is large, and k-points and clusters are
+shared among processes.
 """
 
 import multiprocessing
@@ -16,7 +17,7 @@ from functools import lru_cache
 import scipy.linalg
 from threadpoolctl import ThreadpoolController
 
-LARGE = 3000  # orbitals from which on more threads are worth it
+LARGE = 3000  # number of orbitals from which on several threads pay
 
 
 @lru_cache
@@ -26,7 +27,10 @@ def _threads() -> ThreadpoolController:
 
 @contextmanager
 def threads_for(n: int):
-    """BLAS on one thread while matrices of n orbitals are worked on; on as many as there are workers where n is LARGE or more."""
+    """Limit BLAS to one thread while matrices of n orbitals are worked on.
+
+    If n is LARGE or more, BLAS gets as many threads as there are workers.
+    """
     global _limit
     wanted, before = worker_count() if n >= LARGE else 1, _limit
     if wanted == before:
@@ -40,26 +44,30 @@ def threads_for(n: int):
         _limit = before
 
 
-_limit = None  # threads of BLAS inside a `threads_for`
+_limit = None  # number of BLAS threads inside `threads_for`
 
 
 def eigh(H, S, **options):
-    """scipy.linalg.eigh of a generalised problem, on as many threads as pay. Raises LinAlgError as it does."""
+    """Solve a generalised problem by scipy.linalg.eigh, on as many threads as pay. Raises LinAlgError as it does."""
     with threads_for(len(H)):
         return scipy.linalg.eigh(H, S, **options)
 
 
 def worker_count() -> int:
-    """Processes that may work side by side: OMP_NUM_THREADS, which Snakemake sets to a job's threads, or the processors there are."""
+    """Return the number of processes that may work side by side.
+
+    It is OMP_NUM_THREADS, which Snakemake sets to a job's threads, or the number of available processors.
+    """
     told = os.environ.get("OMP_NUM_THREADS", "")
     return int(told) if told.isdigit() and int(told) else len(os.sched_getaffinity(0))
 
 
 def in_processes(function: Callable, items: Iterable, workers: int | None = None) -> list:
-    """Apply a function to items, in their order, shared among worker processes; in this one where there is one worker or item.
+    """Apply a function to items and return the results in their order; the items are shared among worker processes.
 
-    The function and what it refers to are not copied: a worker is a fork of this process. What it raises is raised here. Raises
-    ChildProcessError where a worker is killed.
+    With one worker or one item the work is done in this process. The function and the objects it refers to are not copied,
+    because a worker is a fork of this process. Exceptions of the function are raised here. Raises ChildProcessError if a worker
+    is killed.
     """
     items = list(items)
     workers = min(worker_count() if workers is None else workers, len(items))
@@ -73,7 +81,8 @@ def in_processes(function: Callable, items: Iterable, workers: int | None = None
             return list(pool.map(_apply, range(len(items))))
     except BrokenProcessPool:
         raise ChildProcessError(
-            f"one of {workers} worker processes ended without a word: killed, or out of memory. OMP_NUM_THREADS=1 works in one process."
+            f"one of {workers} worker processes ended without a word: killed, or out of memory. OMP_NUM_THREADS=1 works in one "
+            "process."
         ) from None
     finally:
         _shared = None

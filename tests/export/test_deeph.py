@@ -256,7 +256,10 @@ def test_imported_data_are_trained_on(szv, tmp_path, monkeypatch, capsys):
     assert run("reference", "m.yaml", *files, "--out", "reference.h5") == 0
     for number, file in enumerate(files):
         assert run("graph", "reference.h5", file, "--out", f"graph-{number}.h5") == 0
-    assert run("train", "n.yaml", "reference.h5", "--train", "graph-0.h5", "--validation", "graph-1.h5", "--out", "model", "--checkpoint", "c") == 0  # fmt: skip
+    assert run(
+        "train", "n.yaml", "reference.h5", "--train", "graph-0.h5", "--validation", "graph-1.h5",
+        "--out", "model", "--checkpoint", "c",
+    ) == 0  # fmt: skip
     assert (tmp_path / "model" / "weights.safetensors").is_file()
     ase.io.write("new.extxyz", hafnia(3))
     capsys.readouterr()

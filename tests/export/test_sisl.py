@@ -50,7 +50,7 @@ def test_files_read_back_by_sisl_have_our_bands(solid, tmp_path, target, name, r
 
 
 def test_the_zero_of_netcdf_is_the_fermi_level_of_the_file(solid, tmp_path):
-    """sisl and TBtrans take the Fermi level away as they read; TSHS, into which sisl writes none, keeps the zero of the file."""
+    """sisl and TBtrans subtract the Fermi level as they read; TSHS, into which sisl writes none, keeps the zero of the file."""
     solid = replace(solid, attributes=solid.attributes | {"fermi_level_hartree": 0.2})
     path = written(tmp_path, solid)
     for name, zero in (("hamiltonian.nc", 0.2), ("hamiltonian.TSHS", 0.0)):

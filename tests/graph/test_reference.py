@@ -93,7 +93,10 @@ def test_files_read_back_the_same(structures, reference, tmp_path):
 
 
 def test_parts_of_the_reference_can_be_left_out(structures):
-    """Without the crystal field the onsite reference is the mean block of the element; without tables bonds have Mulliken's form alone."""
+    """Without the crystal field the onsite reference is the mean block of the element.
+
+    Without tables bonds have Mulliken's form alone.
+    """
     operators = structures[0]
     whole, flat, bare = (
         fit_reference(structures, 6.0, crystal_field=field, two_centre=two_centre)

@@ -1,5 +1,8 @@
-"""The network once more, slow and obvious: whole-edge tensors in l-major order, Wigner matrices by matrix exponentials, loops over
-l, m and atoms, automatic differentiation. It takes its weights from the modules of the fast one and shares none of its lines."""
+"""The network once more, slow and obvious, to compare the fast one with.
+
+It uses whole-edge tensors in l-major order, Wigner matrices by matrix exponentials, loops over l, m and atoms, and automatic
+differentiation. It takes its weights from the modules of the fast network and shares none of its lines.
+"""
 
 import numpy as np
 import torch
@@ -170,7 +173,7 @@ class SlowNetwork:
                 for l, n in fast.slots[a, b].items()
             ]
             raw[a, b] = torch.cat(parts, 1) * p.scale
-        offsite = {(a, b): (raw[a, b] + raw[b, a][p.reverse][:, p.adjoint] * p.sign) / 2 for (a, b), p in inputs.pairs.items()}
+        offsite = {(a, b): (raw[a, b] + raw[b, a][p.flipped][:, p.adjoint] * p.sign) / 2 for (a, b), p in inputs.pairs.items()}
         x, onsite = self.norm(fast.read_norm, x), {}
         for s, atoms in inputs.atoms_of.items():
             parts = [

@@ -125,7 +125,7 @@ def test_hamiltonian_is_hermitian(network, reference, make):
     # and not because assembling made it so: the network's own pairs are adjoint
     inputs = graph_inputs(graph, reference, network.lmax, torch.float64)
     for (i, j), p in inputs.pairs.items():
-        other = offsite[j, i][p.reverse][:, p.adjoint] * p.sign
+        other = offsite[j, i][p.flipped][:, p.adjoint] * p.sign
         assert (offsite[i, j] - other).abs().max() < 1e-12
 
 

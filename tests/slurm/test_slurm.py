@@ -240,7 +240,7 @@ def test_a_cancelled_job_is_submitted_again_and_resumes(training):
 
 
 def test_training_stops_at_the_signal_of_the_walltime_and_resumes_at_the_step_it_left(training):
-    """Slurm's own signal, by the profile's --signal: sent once the limit is near, here by a shorter limit than that of the start."""
+    """Slurm sends the signal of the profile's --signal once the limit is near, here by a limit shorter than at the start."""
     job, before, log = training.running(), training.text(), len(training.snakemakes_log())
     elapsed = datetime.now() - datetime.fromisoformat(slurm_says("squeue", "-h", "-j", job, "-o", "%S").strip())
     slurm_says("scontrol", "update", f"JobId={job}", f"TimeLimit={int(elapsed.total_seconds() / 60) + 4}")

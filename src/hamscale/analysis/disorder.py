@@ -1,4 +1,4 @@
-"""What shows whether a disordered structure is a good one: density, radial distribution, coordination numbers."""
+"""Compute density, radial distribution and coordination numbers, by which a disordered structure is judged."""
 
 from itertools import combinations_with_replacement
 
@@ -12,19 +12,21 @@ from ..graph.neighbours import edges_within
 REACH_ANGSTROM = 7.0
 SPACING_ANGSTROM = 0.02
 WIDTH_ANGSTROM = 0.08
-SHORTEST_ANGSTROM = 4.5  # a first shell lies below this, or there is none
+SHORTEST_ANGSTROM = 4.5  # a first shell of neighbours lies below this distance, or there is none
 
 
 def density_g_cm3(atoms: Atoms) -> float:
-    """Mass over volume, g / cm^3."""
+    """Return the mass over the volume, in g/cm^3."""
     grams, cubic_centimetres = atoms.get_masses().sum() * 1e3 / units.kg, atoms.get_volume() * 1e-24
     return float(grams / cubic_centimetres)
 
 
 def radial_distribution(structures: list[Atoms]) -> pd.DataFrame:
-    """g_ab(r) = <atoms b in a shell around an atom a> / (4 pi r^2 dr n_b), n_b their number per volume: one where there is no order.
+    """Compute the radial distribution function g_ab(r) of every pair of elements.
 
-    Mean over all atoms a of all structures, each distance a Gaussian of WIDTH_ANGSTROM. Columns distance_angstrom, pair, g.
+    g_ab(r) = <number of atoms b in a shell around an atom a> / (4 pi r^2 dr n_b), where n_b is the number of atoms b per
+    volume; g is one where there is no order. The mean is over all atoms a of all structures, and each distance becomes a
+    Gaussian of WIDTH_ANGSTROM. Columns: distance_angstrom, pair, g.
     """
     r = np.arange(SPACING_ANGSTROM, REACH_ANGSTROM, SPACING_ANGSTROM)
     found = _distances(structures)
@@ -33,7 +35,7 @@ def radial_distribution(structures: list[Atoms]) -> pd.DataFrame:
         at = np.concatenate(found[a][b]) if found[a][b] else np.empty(0)
         counts, _ = np.histogram(at, np.append(r - SPACING_ANGSTROM / 2, r[-1] + SPACING_ANGSTROM / 2))
         smooth = np.exp(-0.5 * ((r[:, None] - r) / WIDTH_ANGSTROM) ** 2)
-        smooth /= smooth.sum(0)  # a distance near the end stays whole
+        smooth /= smooth.sum(0)  # a distance near an end of the range keeps its full weight
         expected = sum((s.numbers == a).sum() * (s.numbers == b).sum() / s.get_volume() for s in structures)
         g = smooth @ counts / (4 * np.pi * r**2 * SPACING_ANGSTROM * max(expected, 1e-300))
         pair = f"{chemical_symbols[a]}-{chemical_symbols[b]}"
@@ -42,10 +44,11 @@ def radial_distribution(structures: list[Atoms]) -> pd.DataFrame:
 
 
 def coordination(structures: list[Atoms], distribution: pd.DataFrame) -> pd.DataFrame:
-    """Neighbours of each element up to the first minimum of g_ab behind its highest peak below SHORTEST_ANGSTROM.
+    """Count the neighbours of each element within its first shells.
 
-    Columns centre, neighbour, cutoff_angstrom, number, share: share of the centres that have so many. A pair without a peak
-    there (g > 1) has no first shell and no rows.
+    A shell ends at the first minimum of g_ab behind its highest peak below SHORTEST_ANGSTROM. A pair of elements without a peak
+    there (g > 1) has no first shell and no rows. Columns: centre, neighbour, cutoff_angstrom, number, share; share is the
+    fraction of the centres that have this number of neighbours.
     """
     found, rows = _distances(structures), []
     for pair, g in distribution.groupby("pair", sort=False):
@@ -66,7 +69,7 @@ def coordination(structures: list[Atoms], distribution: pd.DataFrame) -> pd.Data
 
 
 def _distances(structures: list[Atoms]) -> dict:
-    """a -> b -> distances (A) from each atom a to the atoms b within REACH_ANGSTROM."""
+    """Return found[a][b]: for each atom of element a, the distances (A) to the atoms of element b within REACH_ANGSTROM."""
     elements = sorted({int(z) for s in structures for z in s.numbers})
     found = {a: {b: [] for b in elements} for a in elements}
     for s in structures:

@@ -1,4 +1,4 @@
-"""Errors of predicted against DFT blocks, in meV: by kind, by pair of elements, by distance."""
+"""Compute the errors of predicted against DFT blocks, in meV: by kind, by pair of elements, by distance."""
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ BIN_ANGSTROM = 0.5
 
 
 def check_same_structure(dft: Operators, predicted: Operators):
-    """Raise ValueError saying what differs in atoms or basis."""
+    """Raise ValueError, naming the difference, if the atoms or the bases differ."""
     a, b = dft.atoms, predicted.atoms
     if len(a) != len(b) or (a.numbers != b.numbers).any():
         raise ValueError(
@@ -30,9 +30,9 @@ def check_same_structure(dft: Operators, predicted: Operators):
 
 
 def align_gauge(dft: Operators, predicted: Operators) -> float:
-    """mu (Hartree) that minimises sum |H_dft - mu S_dft - H_pred|^2 over the blocks of DFT: <S, dH> / <S, S>.
+    """Return the mu (Hartree) that minimises sum |H_dft - mu S_dft - H_pred|^2 over the blocks of DFT: <S, dH> / <S, S>.
 
-    H and H + mu S are the same physics in a periodic cell. Zero for a structure that is not periodic.
+    H and H + mu S describe the same physics in a periodic cell. For a structure that is not periodic mu is zero.
     """
     if not dft.atoms.pbc.all():
         return 0.0
@@ -41,8 +41,10 @@ def align_gauge(dft: Operators, predicted: Operators) -> float:
 
 
 def values_on(operators: Operators, values: np.ndarray, other: Operators) -> np.ndarray:
-    """`values` of `operators` laid out as the blocks of `other`; a block that `operators` lacks is zero, one that `other` lacks
-    is left out."""
+    """Return `values` of `operators` laid out as the blocks of `other`.
+
+    A block that `operators` lacks is zero; a block that `other` lacks is left out.
+    """
     rows = operators.pairs.find(other.pairs)
     result = np.zeros(other.offsets[-1])
     for _, _, blocks, index in other.groups():
@@ -53,16 +55,17 @@ def values_on(operators: Operators, values: np.ndarray, other: Operators) -> np.
 
 
 def block_errors(dft: Operators, predicted: Operators, cutoff_angstrom: float) -> pd.DataFrame:
-    """One row per block within the cutoff, whether DFT, prediction or both have it; a missing block is zero.
+    """Compute the errors of all blocks within the cutoff, one row per block.
 
-    Columns: pair, onsite, distance_angstrom, elements, sum_abs_error_mev, sum_squared_error_mev2, max_abs_error_mev,
-    sum_abs_dft_mev. H of DFT is shifted by `align_gauge`.
+    A block has a row whether DFT, the prediction or both have it; a missing block counts as zero. H of DFT is shifted by
+    `align_gauge`. Columns: pair, onsite, distance_angstrom, elements, sum_abs_error_mev, sum_squared_error_mev2,
+    max_abs_error_mev, sum_abs_dft_mev.
     """
     check_same_structure(dft, predicted)
     mu = align_gauge(dft, predicted)
     missing = dft.pairs.find(predicted.pairs) < 0
     frames = []
-    # blocks DFT has, then those that only the prediction has
+    # first the blocks that DFT has, then those that only the prediction has
     for operators, difference, reference in (
         (
             dft,
@@ -106,7 +109,10 @@ def _reduce(blocks: pd.DataFrame) -> dict:
 
 
 def error_summary(blocks: pd.DataFrame) -> dict[str, float]:
-    """mae_mev of all elements, mae_mev_onsite, mae_mev_offsite, rmse_mev, max_abs_error_mev, elements, elements_onsite."""
+    """Summarise the errors of all blocks of a structure.
+
+    Keys: mae_mev (of all elements), mae_mev_onsite, mae_mev_offsite, rmse_mev, max_abs_error_mev, elements, elements_onsite.
+    """
     everything = _reduce(blocks)
     return {
         "mae_mev": everything["mae_mev"],
@@ -120,7 +126,10 @@ def error_summary(blocks: pd.DataFrame) -> dict[str, float]:
 
 
 def error_by_pair(blocks: pd.DataFrame) -> pd.DataFrame:
-    """Errors by pair of elements, onsite and offsite apart; percentiles of the mean absolute error of a block."""
+    """Compute the errors by pair of elements, separately for onsite and offsite blocks.
+
+    The table also has percentiles of the mean absolute error of a block.
+    """
     rows = []
     for (pair, onsite), part in blocks.groupby(["pair", "onsite"]):
         per_block = part["sum_abs_error_mev"] / part["elements"]
@@ -130,14 +139,17 @@ def error_by_pair(blocks: pd.DataFrame) -> pd.DataFrame:
 
 
 def error_by_distance(blocks: pd.DataFrame) -> pd.DataFrame:
-    """Errors of offsite blocks in bins of 0.5 A; distance_angstrom is a bin's centre."""
+    """Compute the errors of offsite blocks in bins of 0.5 A; distance_angstrom is the centre of a bin."""
     offsite = blocks[~blocks["onsite"]]
     bins = (offsite["distance_angstrom"] // BIN_ANGSTROM).astype(int)
     return pd.DataFrame([{"distance_angstrom": (b + 0.5) * BIN_ANGSTROM} | _reduce(part) for b, part in offsite.groupby(bins)])
 
 
 def hamiltonian_decay(operators: Operators, most: int = 5000) -> pd.DataFrame:
-    """Largest and mean |H| of offsite blocks against distance, by pair of elements; at most `most` blocks of a pair."""
+    """Return the largest and the mean |H| of offsite blocks against distance, by pair of elements.
+
+    The table has at most `most` blocks of a pair.
+    """
     values, start = np.abs(hartree_to_mev(operators.hamiltonian)), operators.offsets[:-1]
     z_i, z_j = operators.atoms.numbers[operators.pairs[:, :2]].T
     elements = {z: operators.basis[int(z)].element for z in np.unique(operators.atoms.numbers)}
@@ -148,16 +160,18 @@ def hamiltonian_decay(operators: Operators, most: int = 5000) -> pd.DataFrame:
             "max_abs_h_mev": np.maximum.reduceat(values, start),
             "mean_abs_h_mev": np.add.reduceat(values, start) / np.diff(operators.offsets),
         }
-    )[(z_i <= z_j) & ~operators.pairs.onsite]  # not the transposed blocks of (z_j, z_i)
+    )[(z_i <= z_j) & ~operators.pairs.onsite]  # without the transposed blocks of (z_j, z_i)
     parts = [
         part.iloc[:: -(-len(part) // most)] for _, part in table.groupby("pair", sort=False)
-    ]  # rounded up: no more than `most`
+    ]  # the step is rounded up, so that at most `most` blocks remain
     return pd.concat(parts, ignore_index=True)
 
 
 def block_sample(blocks: pd.DataFrame, most: int = 1500) -> pd.DataFrame:
-    """Mean absolute error of blocks, onsite and offsite, between their 2.5 and 97.5 percentiles; evenly spaced in rank, at most
-    `most` of each."""
+    """Sample the mean absolute errors of onsite and of offsite blocks between their 2.5 and 97.5 percentiles.
+
+    The sample is evenly spaced in rank and has at most `most` blocks of each kind.
+    """
     parts = []
     for onsite, part in blocks.groupby("onsite"):
         errors = np.sort(part["sum_abs_error_mev"] / part["elements"])

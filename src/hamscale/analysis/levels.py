@@ -1,7 +1,8 @@
-"""Band edges, Fermi level and occupations: which states of a structure hold its electrons.
+"""Find the band edges, the Fermi level and the occupations of the states that hold a structure's electrons.
 
-An insulator has a gap between the N/2 lowest bands, which hold its N electrons, and the next ones. A structure whose bands overlap
-there, or whose N is odd, is a metal: its states are filled by the Fermi function, with the Fermi level mu that gives N electrons,
+An insulator has a gap between the N/2 lowest bands, which hold its N electrons, and the next ones. A structure whose bands
+overlap there, or whose N is odd, is a metal: its states are filled by the Fermi function, with the Fermi level mu that gives N
+electrons,
 
     N = 2 sum_k w_k sum_n f(e_n(k)),    f(e) = 1 / (1 + exp((e - mu) / k_B T)).
 
@@ -17,17 +18,18 @@ from scipy.special import expit
 from ..operators import ENERGIES, LEVELS_UNKNOWN
 from ..units import BOLTZMANN_IN_HARTREE_PER_KELVIN, hartree_to_ev
 
-BROADENING_EV = 0.1  # standard deviation of a level
+BROADENING_EV = 0.1  # standard deviation of the Gaussian that a level becomes
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Energies (Hartree, in the zero of the file they belong to) that say where a structure's electrons end.
+    """Band edges and Fermi level of a structure (Hartree, relative to the energy zero of the file they belong to).
 
-    metal: whether bands overlap. fermi_level: that of a metal, the middle of an insulator's gap. valence_band_maximum,
-    conduction_band_minimum, mid_gap: not a number for a metal. fermi_level_standard_error: zero on a k-grid, else that of
-    the drawing of clusters. states_at_fermi_level_per_ev: density of states there, of both spins, per cell; zero in a gap.
-    kgrid: divisions of the Gamma-centred grid, zeros for a molecule or for clusters; clusters: how many, zero on a k-grid.
+    metal: whether bands overlap. fermi_level: the Fermi level of a metal, the middle of the gap of an insulator.
+    valence_band_maximum, conduction_band_minimum, mid_gap: NaN for a metal. fermi_level_standard_error: zero on a k-grid,
+    otherwise the standard error that comes from drawing clusters at random. states_at_fermi_level_per_ev: density of states at
+    the Fermi level, of both spins, per cell; zero in a gap. kgrid: divisions of the Gamma-centred grid, zeros for a molecule or
+    for clusters. clusters: number of clusters, zero on a k-grid.
     """
 
     metal: bool
@@ -45,11 +47,11 @@ class Levels:
 
     @property
     def gap(self) -> float:
-        """Width of the gap, Hartree; zero for a metal."""
+        """Return the width of the gap in Hartree; zero for a metal."""
         return 0.0 if self.metal else self.conduction_band_minimum - self.valence_band_maximum
 
     def attributes(self) -> dict:
-        """Give what a file stores of them (docs/files.md)."""
+        """Return the attributes that a file stores (docs/files.md)."""
         return {f"{name}_hartree": float(getattr(self, name)) for name in ENERGIES} | {
             "metal": int(self.metal),
             "states_at_fermi_level_per_ev": float(self.states_at_fermi_level_per_ev),
@@ -58,14 +60,14 @@ class Levels:
         }
 
 
-# places for the levels of a file that is too large for a k-grid, until `hamscale dos` knows them
+# placeholders for the levels of a structure that is too large for a k-grid, until `hamscale dos` computes them
 UNKNOWN = Levels(False, *[float("nan")] * 5).attributes() | {"metal": LEVELS_UNKNOWN}
 
 
 def levels_on_grid(energies: np.ndarray, weights: np.ndarray, n_electrons: int, temperature_kelvin: float, kgrid=(0, 0, 0)):
     """Find the Levels of eigenvalues (K, n) in Hartree at k-points with weights (K,) that sum to one.
 
-    Where there are no more states than electrons, the lowest of the states above is not a number.
+    If no state lies above the occupied ones, the conduction band minimum is NaN.
     """
     kgrid = tuple(int(n) for n in kgrid)
     occupied, odd = divmod(n_electrons, 2)
@@ -80,7 +82,10 @@ def levels_on_grid(energies: np.ndarray, weights: np.ndarray, n_electrons: int, 
 
 
 def fermi_level(energies: np.ndarray, weights: np.ndarray, n_electrons: int, temperature_kelvin: float) -> float:
-    """Find the energy (Hartree) at which the Fermi function gives the electrons: eigenvalues (K, n), weights (K,)."""
+    """Find the energy (Hartree) at which the Fermi function gives the number of electrons.
+
+    energies (K, n): eigenvalues in Hartree. weights (K,): weights of the k-points.
+    """
     width = BOLTZMANN_IN_HARTREE_PER_KELVIN * temperature_kelvin
     excess = lambda mu: 2 * weights @ expit((mu - energies) / width).sum(1) - n_electrons  # noqa: E731
     margin = 50 * width
@@ -88,7 +93,10 @@ def fermi_level(energies: np.ndarray, weights: np.ndarray, n_electrons: int, tem
 
 
 def occupations(energies: np.ndarray, levels: Levels, n_electrons: int, temperature_kelvin: float) -> np.ndarray:
-    """Share of each state that is filled, (K, n), from 0 to 1: the N/2 lowest of an insulator, by the Fermi function of a metal."""
+    """Return the filled share of each state, (K, n), from 0 to 1.
+
+    In an insulator the N/2 lowest states are filled; in a metal the Fermi function gives the shares.
+    """
     if levels.metal:
         return expit((levels.fermi_level - energies) / (BOLTZMANN_IN_HARTREE_PER_KELVIN * temperature_kelvin))
     result = np.zeros(energies.shape)
@@ -97,6 +105,9 @@ def occupations(energies: np.ndarray, levels: Levels, n_electrons: int, temperat
 
 
 def density_of_states(energies_ev: np.ndarray, weights: np.ndarray, grid_ev: np.ndarray, sigma_ev: float = BROADENING_EV):
-    """sum_k w_k sum_n 2 g(E - e_nk), states per eV and cell: Gaussians of standard deviation sigma, two spins per state."""
+    """Compute sum_k w_k sum_n 2 g(E - e_nk), in states per eV and cell.
+
+    g is a Gaussian of standard deviation sigma, and each state counts for two spins.
+    """
     x = (grid_ev[:, None] - energies_ev.ravel()) / sigma_ev
     return 2 * np.exp(-0.5 * x**2) @ np.repeat(weights, energies_ev.shape[1]) / (sigma_ev * np.sqrt(2 * np.pi))

@@ -1,17 +1,20 @@
-"""Density of states of a large H and S from the surroundings of some of its atoms, drawn at random.
+"""Compute the density of states of a large H and S from the surroundings of some of its atoms, drawn at random.
 
-An atom's share of the states depends little on what is far away (W. Kohn, Phys. Rev. Lett. 76, 3168 (1996)): it is computed in a cluster cut
-out around it, as in divide and conquer (W. Yang, Phys. Rev. Lett. 66, 1438 (1991)). With H C = S C e of the cluster
+An atom's share of the states depends little on what is far away (W. Kohn, Phys. Rev. Lett. 76, 3168 (1996)). It is therefore
+computed in a cluster cut out around the atom, as in the divide-and-conquer method (W. Yang, Phys. Rev. Lett. 66, 1438 (1991)).
+With the eigenvalues e and eigenvectors C of the cluster, H C = S C e,
 
     g_a(E) = 2 sum_n delta(E - e_n) sum_(mu of a) C_mu,n (S C)_mu,n,    D(E) = sum over elements of N_z <g_a>_z
 
-The mean is over atoms near the centres of clusters, as often as others; its error, by the jackknife over clusters, falls as the root of
-their number, whatever the size of the structure. What the cut costs falls with the radius, and is seen where all eigenvalues are known.
-No product with S^-1, which takes hundreds of steps where a basis is nearly dependent: 500 for GeSb2Te4 in DZVP, to 1e-6.
+The mean is over the atoms near the centres of clusters, weighted so that every atom counts equally. Its error, by the jackknife
+over clusters, falls as the square root of the number of clusters, whatever the size of the structure. The error that comes from
+cutting out clusters falls with their radius, and is seen where all eigenvalues are known. The method needs no product with
+S^-1, which takes hundreds of steps where a basis is nearly linearly dependent: 500 for GeSb2Te4 in DZVP, to 1e-6.
 """
 
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 
 import h5py
 import numpy as np
@@ -27,18 +30,18 @@ from ..units import ev_to_hartree, hartree_to_ev
 from ..workers import eigh, in_processes
 from .levels import Levels
 
-DENSE = 20_000  # orbitals of which all eigenvalues are found
-BINS = 8  # per width
-MARGIN = 6  # widths beyond the outermost level
-GAP_WITHIN_EV = 1.0  # a gap is looked for so far from the Fermi level, or three times its error
+DENSE = 20_000  # largest number of orbitals for which all eigenvalues are computed
+BINS = 8  # bins of energy per width of a level
+MARGIN = 6  # widths by which the energies reach beyond the outermost level
+GAP_WITHIN_EV = 1.0  # a gap is searched for within this distance of the Fermi level, or within three times its error
 TAIL = 1e-3  # share of the electrons that lies beyond a band edge
-BAND_EV = 5.0  # below the edge: the mean density there is what that at the Fermi level is compared with
-METAL = 0.1  # more than this share of it is a metal
+BAND_EV = 5.0  # the density at the Fermi level is compared with the mean density over this range below the band edge
+METAL = 0.1  # if it is more than this share of that mean density, the structure is a metal
 
 
 @dataclass
 class Structure:
-    """H and S on disk, the blocks of every atom found in one place."""
+    """H and S of a structure on disk, with the blocks of every atom found in one place."""
 
     file: h5py.File
     atoms: Atoms
@@ -52,11 +55,18 @@ class Structure:
         self.distances = self.pairs.distances
 
     def rows(self, i: int) -> np.ndarray:
-        """Blocks (i, j, R) of an atom: they lie together, in one shard of a file that many ranks wrote."""
+        """Return the indices of the blocks (i, j, R) of atom i.
+
+        They lie together, in one shard of a file that many ranks wrote.
+        """
         return self.order[self.starts[i] : self.starts[i + 1]]
 
     def cluster(self, centre: int, radius: float) -> tuple[Operators, np.ndarray, np.ndarray]:
-        """H and S of the atoms within the radius as of a molecule, which atoms they are, and how far from the centre."""
+        """Return H and S of the atoms within the radius (A) of an atom, as those of a molecule.
+
+        Also returns the index of each of these atoms in the structure, (m,), and its distance from the centre, (m,), in
+        Angstrom.
+        """
         near = self.rows(centre)
         near = near[self.distances[near] <= radius]
         members = self.pairs[near, 1:]  # (m, 4)  | j, R
@@ -78,7 +88,10 @@ class Structure:
 
 
 def shares(operators: Operators) -> tuple[np.ndarray, np.ndarray]:
-    """Levels (n,) in Hartree and the share of every atom in each, two spins, (A, n): a column sums to two, a row to twice the atom's orbitals."""
+    """Return the levels (n,) in Hartree and the share of every atom in each of them, (A, n).
+
+    Shares count two spins: a column sums to two, and the row of an atom to twice the number of its orbitals.
+    """
     H, S = operators.at_k((0, 0, 0))
     try:
         levels, C = eigh(H, S, overwrite_a=True, driver="gvd")
@@ -91,98 +104,44 @@ def shares(operators: Operators) -> tuple[np.ndarray, np.ndarray]:
 def dos_table(
     path, clusters: int, radius: float, core: float, width_ev: float, window_ev: float, exact: bool = False
 ) -> tuple[pd.DataFrame, dict, Levels]:
-    """Density of states against energy from the Fermi level, which the number of electrons fixes: (table, facts, levels).
+    """Compute the density of states against energy from the Fermi level, which the number of electrons fixes.
 
-    clusters: how many, around atoms drawn without replacement, all if there are no more; radius, core: Angstrom, of a cluster and of the
-    atoms in it that count; width_ev: standard deviation of the Gaussian that a level becomes; window_ev: either side of the Fermi level.
-    Columns energy_ev, states_per_ev, standard_error_states_per_ev; exact adds exact_states_per_ev, from all eigenvalues at the Gamma point,
-    and to the facts exact_fermi_level_ev, rms_deviation_states_per_ev and rms_standard_error_states_per_ev. Raises ValueError for fewer than
-    two clusters, a radius beyond the blocks of the file or below core, and for exact and more than DENSE orbitals.
+    Returns (table, facts, levels). clusters: number of clusters, around atoms drawn without replacement; around all atoms if
+    there are no more. radius, core: radius (A) of a cluster, and of the part around its centre whose atoms count. width_ev:
+    standard deviation of the Gaussian that a level becomes. window_ev: range of the table on either side of the Fermi level.
+
+    Columns: energy_ev, states_per_ev, standard_error_states_per_ev. `exact` adds the column exact_states_per_ev, from all
+    eigenvalues at the Gamma point, and to the facts exact_fermi_level_ev, rms_deviation_states_per_ev and
+    rms_standard_error_states_per_ev.
+
+    Raises ValueError for fewer than two clusters, for a radius beyond the blocks of the file or below core, and for `exact`
+    with more than DENSE orbitals.
     """
-    width = ev_to_hartree(width_ev)
-    with open_operators(path) as found:
-        structure = Structure(*found)
-        atoms, orbitals = structure.atoms, structure.basis.n_orbitals(structure.atoms.numbers)
-        n_electrons = structure.basis.n_electrons(atoms.numbers)
-        clusters = min(clusters, len(atoms))
-        if clusters < 2:
-            raise ValueError(f"{clusters} clusters: expected two at least; one has no error.")
-        reach = structure.distances.max() if atoms.pbc.any() else np.inf
-        if not 0 <= core <= radius <= reach:
-            raise ValueError(
-                f"core {core:g} A, radius {radius:g} A: expected 0 <= core <= radius <= {reach:.2f} A, as far as blocks go."
-            )
-        if exact and orbitals.sum() > DENSE:
-            raise ValueError(
-                f"all eigenvalues of {orbitals.sum()} orbitals: expected at most {DENSE}. Take a smaller structure."
-            )
-        # an atom near many is in many cores
-        met = np.bincount(structure.pairs[structure.distances <= core, 0], minlength=len(atoms))
-        elements = np.unique(atoms.numbers)
-
-        def sample(centre):
-            """Levels, their share of the core's atoms by element, how many those are, and the atoms of the cluster."""
-            with h5py.File(path, "r") as file:  # processes that share an open file share its position
-                opened = copy(structure)
-                opened.file = file
-                operators, which, distances = opened.cluster(int(centre), radius)
-            levels, share = shares(operators)
-            weight = (distances <= core) / met[which]
-            of_element = operators.atoms.numbers == elements[:, None]
-            return levels, (of_element * weight) @ share, (of_element * weight).sum(1), len(which)
-
-        samples = in_processes(sample, np.random.default_rng(0).permutation(len(atoms))[:clusters])
-    low = min(levels[0] for levels, *_ in samples) - MARGIN * width
-    high = max(levels[-1] for levels, *_ in samples) + MARGIN * width
-    edges = np.linspace(low, high, int(np.ceil((high - low) / width * BINS)) + 1)
-    energies, step = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0]
-    smooth = lambda histogram: gaussian_filter1d(histogram, width / step, mode="constant") / step  # noqa: E731
-    states = np.array([[np.histogram(e, edges, weights=w)[0] for w in share] for e, share, *_ in samples])
-    counted = np.array([counts for *_, counts, _ in samples])
-    total = np.array([(atoms.numbers == z).sum() for z in elements])
-    # of all clusters, and of all but one
-    counts = _over_elements(total, states.sum(0), counted.sum(0))
-    counts_without = [_over_elements(total, states.sum(0) - s, counted.sum(0) - c) for s, c in zip(states, counted)]
-    whole, without = smooth(counts), [smooth(c) for c in counts_without]
-    error = _jackknife(whole, without)
-    fermi_of = lambda density: float(np.interp(n_electrons, np.cumsum(density) * step, edges[1:]))  # noqa: E731
-    fermi = fermi_of(whole)
-    fermi_error = float(_jackknife(fermi, [fermi_of(density) for density in without]))
-    near = max(3 * fermi_error, ev_to_hartree(GAP_WITHIN_EV))
-    levels_of = lambda counts, density: _band_edges(energies, counts, density, fermi, near)  # noqa: E731
-    bottom, top, metal = levels_of(counts, whole)
-    middles = [sum(levels_of(c, d)[:2]) / 2 for c, d in zip(counts_without, without)]
-    levels = Levels(
-        metal,
-        fermi if metal else (bottom + top) / 2,
-        np.nan if metal else bottom,
-        np.nan if metal else top,
-        fermi_error if metal else float(_jackknife((bottom + top) / 2, middles)),
-        float(np.interp(fermi, energies, whole)) / hartree_to_ev(1.0) if metal else 0.0,
-        clusters=clusters,
-    )
+    sampled = _sample(path, clusters, radius, core, DENSE if exact else None)
+    density = _Density.of(sampled, ev_to_hartree(width_ev))
+    levels, fermi, fermi_error = _levels(density, len(sampled.clusters))
     per_ev = hartree_to_ev(1.0)
     columns = {
-        "energy_ev": hartree_to_ev(energies - fermi),
-        "states_per_ev": whole / per_ev,
-        "standard_error_states_per_ev": error / per_ev,
+        "energy_ev": hartree_to_ev(density.energies - fermi),
+        "states_per_ev": density.whole / per_ev,
+        "standard_error_states_per_ev": _jackknife(density.whole, density.without) / per_ev,
     }
     if exact:
         every = eigh(*read_operators(path).at_k((0, 0, 0)), eigvals_only=True, overwrite_a=True, overwrite_b=True)
-        exact_density = smooth(2.0 * np.histogram(every, edges)[0])
+        exact_density = density.smooth(2.0 * np.histogram(every, density.edges)[0])
         columns["exact_states_per_ev"] = exact_density / per_ev
     table = pd.DataFrame(columns)
     table = table[table["energy_ev"].abs() <= window_ev].reset_index(drop=True)
     facts = {
-        "orbitals": int(orbitals.sum()),
-        "clusters": clusters,
-        "cluster_atoms": round(float(np.mean([n for *_, n in samples])), 1),
+        "orbitals": sampled.n_orbitals,
+        "clusters": len(sampled.clusters),
+        "cluster_atoms": round(float(np.mean([cluster.atoms for cluster in sampled.clusters])), 1),
         "radius_angstrom": radius,
         "core_angstrom": core,
         "width_ev": width_ev,
         "fermi_level_ev": round(hartree_to_ev(fermi), 4),
         "fermi_level_standard_error_ev": round(hartree_to_ev(fermi_error), 4),
-        "states": round(float(whole.sum() * step), 2),
+        "states": round(float(density.whole.sum() * density.step), 2),
         "metal": levels.metal,
     }
     if not levels.metal:
@@ -193,17 +152,153 @@ def dos_table(
         rms = lambda values: round(float(np.sqrt(np.mean(np.square(values)))), 4)  # noqa: E731
         facts["rms_deviation_states_per_ev"] = rms(table["states_per_ev"] - table["exact_states_per_ev"])
         facts["rms_standard_error_states_per_ev"] = rms(table["standard_error_states_per_ev"])
-        facts["exact_fermi_level_ev"] = round(hartree_to_ev(fermi_of(exact_density)), 4)
+        facts["exact_fermi_level_ev"] = round(hartree_to_ev(density.fermi_level(exact_density)), 4)
         facts["mean_states_per_ev"] = round(float(table["exact_states_per_ev"].mean()), 4)
     return table, facts, levels
 
 
-def _band_edges(energies, counts, density, fermi: float, near: float) -> tuple[float, float, bool]:
-    """Band edges on both sides of the least density near the Fermi level, and whether it is a metal's.
+@dataclass(frozen=True)
+class _Cluster:
+    """States of one cluster.
 
-    The number of electrons that clusters drawn at random give is off by their error, so the Fermi level it fixes may lie in a band; the
-    gap is where states are fewest near there. Beyond an edge lie the share TAIL of the electrons: single states in tails do not
-    decide. counts: states of two spins by bin of energy; density: the same, smoothed, per Hartree.
+    levels (n,), Hartree. shares (elements, n): shares of the atoms of its core in the levels. counted (elements,): the weighted
+    numbers of these atoms. atoms: number of atoms of the cluster.
+    """
+
+    levels: np.ndarray
+    shares: np.ndarray
+    counted: np.ndarray
+    atoms: int
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """Clusters of a structure, and of the whole structure the atoms by element, the electrons and the orbitals."""
+
+    clusters: list[_Cluster]
+    total: np.ndarray
+    n_electrons: int
+    n_orbitals: int
+
+
+def _sample(path, clusters: int, radius: float, core: float, most_orbitals: int | None) -> _Sampled:
+    """Cut clusters around atoms drawn at random, and diagonalise them. Raises ValueError as `dos_table` does."""
+    with open_operators(path) as found:
+        structure = Structure(*found)
+        atoms, basis = structure.atoms, structure.basis
+        n_orbitals = int(basis.n_orbitals(atoms.numbers).sum())
+        clusters = min(clusters, len(atoms))
+        if clusters < 2:
+            raise ValueError(f"{clusters} clusters: expected two at least; one has no error.")
+        reach = structure.distances.max() if atoms.pbc.any() else np.inf
+        if not 0 <= core <= radius <= reach:
+            raise ValueError(
+                f"core {core:g} A, radius {radius:g} A: expected 0 <= core <= radius <= {reach:.2f} A, as far as blocks go."
+            )
+        if most_orbitals is not None and n_orbitals > most_orbitals:
+            raise ValueError(
+                f"all eigenvalues of {n_orbitals} orbitals: expected at most {most_orbitals}. Take a smaller structure."
+            )
+        # an atom that has many neighbours lies in many cores
+        met = np.bincount(structure.pairs[structure.distances <= core, 0], minlength=len(atoms))
+        elements = np.unique(atoms.numbers)
+
+        def sample(centre) -> _Cluster:
+            with h5py.File(path, "r") as file:  # processes that share an open file share its position
+                opened = copy(structure)
+                opened.file = file
+                operators, which, distances = opened.cluster(int(centre), radius)
+            levels, share = shares(operators)
+            weight = (distances <= core) / met[which]
+            of_element = operators.atoms.numbers == elements[:, None]
+            return _Cluster(levels, (of_element * weight) @ share, (of_element * weight).sum(1), len(which))
+
+        found = in_processes(sample, np.random.default_rng(0).permutation(len(atoms))[:clusters])
+        total = np.array([(atoms.numbers == z).sum() for z in elements])
+        return _Sampled(found, total, basis.n_electrons(atoms.numbers), n_orbitals)
+
+
+@dataclass(frozen=True)
+class _Density:
+    """Density of states on a grid of energies, Hartree: from all clusters, and from all clusters but one.
+
+    edges (m + 1,): of the bins; counts (m,), counts_without: states by bin; whole (m,), without: the same, smoothed by
+    Gaussians of a width, per Hartree.
+    """
+
+    edges: np.ndarray
+    width: float
+    n_electrons: int
+    counts: np.ndarray
+    counts_without: list[np.ndarray]
+
+    @classmethod
+    def of(cls, sampled: _Sampled, width: float) -> "_Density":
+        """Count the states of clusters, with the share of the whole structure that their cores stand for."""
+        low = min(cluster.levels[0] for cluster in sampled.clusters) - MARGIN * width
+        high = max(cluster.levels[-1] for cluster in sampled.clusters) + MARGIN * width
+        edges = np.linspace(low, high, int(np.ceil((high - low) / width * BINS)) + 1)
+        states = np.array([[np.histogram(c.levels, edges, weights=w)[0] for w in c.shares] for c in sampled.clusters])
+        counted = np.array([cluster.counted for cluster in sampled.clusters])
+        counts = _over_elements(sampled.total, states.sum(0), counted.sum(0))
+        without = [_over_elements(sampled.total, states.sum(0) - s, counted.sum(0) - c) for s, c in zip(states, counted)]
+        return cls(edges, width, sampled.n_electrons, counts, without)
+
+    @property
+    def energies(self) -> np.ndarray:
+        """Middles of the bins, (m,)."""
+        return (self.edges[1:] + self.edges[:-1]) / 2
+
+    @property
+    def step(self) -> float:
+        """Width of a bin."""
+        return self.edges[1] - self.edges[0]
+
+    def smooth(self, histogram: np.ndarray) -> np.ndarray:
+        """Turn states by bin into a density per Hartree."""
+        return gaussian_filter1d(histogram, self.width / self.step, mode="constant") / self.step
+
+    @cached_property
+    def whole(self) -> np.ndarray:
+        """Density of all clusters, (m,)."""
+        return self.smooth(self.counts)
+
+    @cached_property
+    def without(self) -> list[np.ndarray]:
+        """Densities of all clusters but one."""
+        return [self.smooth(counts) for counts in self.counts_without]
+
+    def fermi_level(self, density: np.ndarray) -> float:
+        """Return the energy up to which a density holds all electrons."""
+        return float(np.interp(self.n_electrons, np.cumsum(density) * self.step, self.edges[1:]))
+
+
+def _levels(density: _Density, clusters: int) -> tuple[Levels, float, float]:
+    """Find band edges with their error; the Fermi level of the number of electrons and its error come with them."""
+    fermi = density.fermi_level(density.whole)
+    fermi_error = float(_jackknife(fermi, [density.fermi_level(one) for one in density.without]))
+    near = max(3 * fermi_error, ev_to_hartree(GAP_WITHIN_EV))
+    edges = lambda counts, of: _band_edges(density.energies, counts, of, fermi, near)  # noqa: E731
+    bottom, top, metal = edges(density.counts, density.whole)
+    middles = [sum(edges(c, d)[:2]) / 2 for c, d in zip(density.counts_without, density.without)]
+    levels = Levels(
+        metal,
+        fermi if metal else (bottom + top) / 2,
+        np.nan if metal else bottom,
+        np.nan if metal else top,
+        fermi_error if metal else float(_jackknife((bottom + top) / 2, middles)),
+        float(np.interp(fermi, density.energies, density.whole)) / hartree_to_ev(1.0) if metal else 0.0,
+        clusters=clusters,
+    )
+    return levels, fermi, fermi_error
+
+
+def _band_edges(energies, counts, density, fermi: float, near: float) -> tuple[float, float, bool]:
+    """Return the band edges on both sides of the least density near the Fermi level, and whether the structure is a metal.
+
+    Clusters drawn at random give the number of electrons with an error, so the Fermi level that it fixes may lie in a band; the
+    gap is where states are fewest near there. The share TAIL of the electrons lies beyond an edge, so that single states in the
+    tails do not decide. counts: states of two spins by bin of energy. density: the same, smoothed, per Hartree.
     """
     inside = np.flatnonzero(np.abs(energies - fermi) <= near)
     middle = inside[np.argmin(density[inside])]
@@ -216,11 +311,11 @@ def _band_edges(energies, counts, density, fermi: float, near: float) -> tuple[f
 
 
 def _over_elements(total, states, counted):
-    """sum_z N_z <g_a>_z; an element that no cluster has met counts nothing."""
+    """Return sum_z N_z <g_a>_z; an element that occurs in no cluster contributes zero."""
     return np.divide(total, counted, out=np.zeros(len(total)), where=counted > 0) @ states
 
 
 def _jackknife(whole, without):
-    """Standard error of what all samples give, from what all but one do, for each of them."""
+    """Return the standard error of the estimate from all samples, given the estimates that leave out one sample each."""
     n = len(without)
     return (np.square(np.array(without) - whole).sum(0) * (n - 1) / n) ** 0.5

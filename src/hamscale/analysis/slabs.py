@@ -1,8 +1,8 @@
-"""Mean potentials along a structure: long waves, which errors of blocks do not show.
+"""Compute mean potentials along a structure, which show errors of long wavelength that errors of blocks hide.
 
-The potential of an atom is the part of its onsite block along S, u_i = <H_ii, S_ii> / <S_ii, S_ii>: an electrostatic potential V that
-varies slowly adds V S_ij to all blocks there, so it moves u_i by V. A false one of long wavelength moves all states of one part of a
-structure against those of another, and the mean error of H hardly shows it.
+The potential of an atom is the component of its onsite block along S, u_i = <H_ii, S_ii> / <S_ii, S_ii>: an electrostatic
+potential V that varies slowly adds V S_ij to all blocks there, so it shifts u_i by V. A false potential of long wavelength
+shifts all states of one part of a structure against those of another, and the mean error of H hardly shows it.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from ..units import hartree_to_ev
 
 
 def atom_potentials(operators: Operators) -> np.ndarray:
-    """Potential u_i of every atom, Hartree, (A,)."""
+    """Return the potential u_i of every atom, (A,), in Hartree."""
     result = np.empty(len(operators.atoms))
     for b in np.flatnonzero(operators.pairs.onsite):
         H, S = (operators.block(values, b) for values in (operators.hamiltonian, operators.overlap))
@@ -22,12 +22,13 @@ def atom_potentials(operators: Operators) -> np.ndarray:
 
 
 def slab_table(dft: Operators, predicted: Operators, baseline: Operators, slab_angstrom: float) -> pd.DataFrame:
-    """Mean potential of the atoms of each slab along the longest cell vector, a row per slab.
+    """Return the mean potential of the atoms of each slab along the longest cell vector, one row per slab.
 
-    Columns: slab, distance_angstrom (of its middle from the corner of the cell), atoms, dft_ev, predicted_ev, baseline_ev. Slabs are of equal
-    thickness, the number that comes nearest to slab_angstrom, at least one; one for a molecule. DFT's mean over the atoms of each element is
-    taken out of all three, and the prediction and the reference are shifted by their mean difference from DFT, so that the
-    energy zero and the composition of a slab do not count. A slab without atoms has NaN.
+    Columns: slab, distance_angstrom (of the middle of the slab from the corner of the cell), atoms, dft_ev, predicted_ev,
+    baseline_ev. Slabs have equal thickness, and their number, at least one, makes it come nearest to slab_angstrom; a molecule
+    is one slab. DFT's mean over the atoms of each element is subtracted from all three potentials, and those of the prediction
+    and the reference are shifted by their mean difference from DFT, so that neither the energy zero nor the composition of a
+    slab counts. A slab without atoms has NaN.
     """
     atoms, numbers = dft.atoms, dft.atoms.numbers
     lengths = atoms.cell.lengths()
@@ -53,7 +54,10 @@ def slab_table(dft: Operators, predicted: Operators, baseline: Operators, slab_a
 
 
 def slab_errors(slabs: pd.DataFrame) -> dict[str, float]:
-    """Largest error of a slab's mean potential, eV, of the prediction and of the reference; NaN where there is one slab alone."""
+    """Return the largest error (eV) of a slab's mean potential, of the prediction and of the reference.
+
+    Both are NaN if there is only one slab.
+    """
     if len(slabs) < 2:
         return {"slab_error_ev": np.nan, "baseline_slab_error_ev": np.nan}
     worst = lambda name: float((slabs[f"{name}_ev"] - slabs["dft_ev"]).abs().max())  # noqa: E731

@@ -1,7 +1,7 @@
-"""Eigenvalues, bands and densities of states of operators, and how those of a prediction compare with DFT's.
+"""Compute eigenvalues, bands and densities of states, and compare those of a prediction with DFT's.
 
-The energy of a periodic calculation has no absolute zero: predicted eigenvalues are compared after one shift per structure,
-the median difference of the occupied eigenvalues on the k-grid, which makes their mean absolute error least.
+The energy of a periodic calculation has no absolute zero. Predicted eigenvalues are therefore compared after one shift per
+structure: the median difference of the occupied eigenvalues on the k-grid, which minimises their mean absolute error.
 """
 
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from ..units import hartree_to_ev, hartree_to_mev
 from ..workers import eigh, in_processes
 from .levels import BROADENING_EV, Levels, density_of_states, levels_on_grid, occupations
 
-SMALL = 150  # orbitals of matrices that are not worth a process
+SMALL = 150  # with fewer orbitals than this, matrices are not worth a process
 
 
 def eigenvalues(operators: Operators, kpoints) -> np.ndarray:
-    """Generalised eigenvalues of H(k) c = e S(k) c, ascending, (K, n), Hartree.
+    """Compute the generalised eigenvalues of H(k) c = e S(k) c: ascending, (K, n), in Hartree.
 
     Raises ValueError if S(k) is not positive definite.
     """
@@ -39,13 +39,13 @@ def eigenvalues(operators: Operators, kpoints) -> np.ndarray:
                 "S must reach as far as the basis does, whatever the cutoff of H."
             ) from None
 
-    # small matrices are done before a process has started
+    # small matrices are solved in less time than a process takes to start
     workers = 1 if operators.n_orbitals < SMALL else None
     return np.array(in_processes(at, np.atleast_2d(kpoints), workers))
 
 
 def k_grid(size, periodic: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Gamma-centred grid, one of each k and -k: points (K, 3) in fractions and weights (K,) that sum to one."""
+    """Return a Gamma-centred grid with one of each k and -k: points (K, 3) in fractions and weights (K,) that sum to one."""
     if not periodic:
         return np.zeros((1, 3)), np.ones(1)
     size = np.asarray(size)
@@ -60,9 +60,10 @@ def k_grid(size, periodic: bool = True) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass
 class Comparison:
-    """Eigenvalues (K, n) in Hartree of DFT, the prediction and the reference, the latter two shifted, and the levels of each.
+    """Eigenvalues (K, n) in Hartree of DFT, the prediction and the reference, and the levels of each.
 
-    weights (K,): of the k-points. occupations (K, n): share of DFT's states that is filled.
+    The eigenvalues of the prediction and the reference are shifted by `shifts` (Hartree). weights (K,): weights of the
+    k-points. occupations (K, n): filled share of DFT's states.
     """
 
     dft: np.ndarray
@@ -75,12 +76,15 @@ class Comparison:
 
     @property
     def edge(self) -> float:
-        """The zero of tables and pictures, Hartree: DFT's highest occupied eigenvalue, or the Fermi level of a metal."""
+        """Return the energy zero of tables and figures in Hartree.
+
+        It is DFT's highest occupied eigenvalue, or the Fermi level of a metal.
+        """
         return self.levels[0].fermi_level if self.levels[0].metal else self.levels[0].valence_band_maximum
 
 
 def analysis_grid(operators: Operators, analysis: Analysis) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int]]:
-    """k-points (K, 3) and weights (K,) of an analysis, and the divisions of the grid, zeros for a molecule."""
+    """Return the k-points (K, 3) and weights (K,) of an analysis, and the divisions of the grid, which are 0 for a molecule."""
     counts = kpoint_counts(operators.atoms, analysis.kgrid, analysis.kgrid_length_angstrom)
     periodic = bool(operators.atoms.pbc.all())
     return *k_grid(counts, periodic), counts if periodic else (0, 0, 0)
@@ -100,7 +104,7 @@ def compare_spectra(dft: Operators, predicted: Operators, baseline: Operators, a
     energies = [eigenvalues(o, kpoints) for o in (dft, predicted, baseline)]
     filled = levels_on_grid(energies[0], weights, dft.n_electrons, temperature, counts)
     share = occupations(energies[0], filled, dft.n_electrons, temperature)
-    # a molecule's energies have a zero of their own, and nothing is shifted
+    # the energies of a molecule have an absolute zero, so nothing is shifted
     periodic = dft.atoms.pbc.all()
     of_states = weights[:, None] * share
     shifts = [_median(energies[0] - e, of_states) if periodic else 0.0 for e in energies[1:]]
@@ -110,7 +114,7 @@ def compare_spectra(dft: Operators, predicted: Operators, baseline: Operators, a
 
 
 def _median(values: np.ndarray, weights: np.ndarray) -> float:
-    """Weighted median; values and weights (K, n)."""
+    """Return the weighted median; values and weights have the shape (K, n)."""
     there = weights.ravel() > 1e-12
     values, weights = values.ravel()[there], weights.ravel()[there]
     order = np.argsort(values)
@@ -119,10 +123,10 @@ def _median(values: np.ndarray, weights: np.ndarray) -> float:
 
 
 def spectral_summary(c: Comparison) -> dict[str, float]:
-    """Mean absolute errors of occupied eigenvalues (meV) over the whole grid, after the shift, and gaps (eV).
+    """Return mean absolute errors of occupied eigenvalues (meV) over the whole grid, after the shift, and gaps (eV).
 
-    States count as much as they are filled. A metal has the gap zero, and its Fermi level (eV, from `Comparison.edge`) and the density
-    of states there stand in columns of their own, which are empty for an insulator.
+    States are weighted by their occupation. The gap of a metal is zero, and its Fermi level (eV, from `Comparison.edge`) and
+    the density of states there stand in columns of their own, which are empty for an insulator.
     """
     of_states = c.weights[:, None] * c.occupations
     error = lambda e: float(hartree_to_mev((of_states * np.abs(e - c.dft)).sum() / of_states.sum()))  # noqa: E731
@@ -143,7 +147,11 @@ def spectral_summary(c: Comparison) -> dict[str, float]:
 
 
 def dos_table(c: Comparison) -> pd.DataFrame:
-    """Densities of states against energy above DFT's highest occupied eigenvalue, from 1 eV below all to 10 eV above it."""
+    """Return the densities of states against energy from `Comparison.edge`.
+
+    This zero is DFT's highest occupied eigenvalue, or the Fermi level of a metal. The energies reach from 1 eV below all
+    eigenvalues of DFT to 1 eV above them, and to 10 eV at most.
+    """
     energies = [hartree_to_ev(e - c.edge) for e in (c.dft, c.predicted, c.baseline)]
     grid = np.arange(energies[0].min() - 1, min(energies[0].max() + 1, 10), BROADENING_EV / 4)
     names = ("dft", "predicted", "baseline")
@@ -153,13 +161,14 @@ def dos_table(c: Comparison) -> pd.DataFrame:
 
 
 def band_path(cell: Cell, path: str | None, points: int):
-    """k-points (K, 3) in fractions, length x (K,) in 1/A, labels (K,) and segments (K,) along a path of special points.
+    """Return k-points along a path of special points, with their lengths, labels and segments.
 
-    By default the lattice's own path, from ASE. K is about `points`; every leg has its two ends at least. A path may stop at
-    one special point and go on from another: both have one x and one label, e.g. "U|K", and the segment changes.
-    Raises ValueError if the lattice lacks a special point.
+    Returns k-points (K, 3) in fractions, the length x (K,) along the path in 1/A, labels (K,) and segments (K,). By default the
+    path is the lattice's own, from ASE. K is about `points`; every leg has at least its two ends. A path may stop at one
+    special point and go on from another: both then have one x and one label, e.g. "U|K", and the segment changes. Raises
+    ValueError if the lattice lacks a special point.
     """
-    # not ASE's get_linear_kpoint_axis: it takes a leg without points between its ends for a jump and gives it no length
+    # ASE's get_linear_kpoint_axis takes a leg without points between its ends for a jump and gives it no length
     try:
         bandpath = cell.bandpath(path, npoints=0)
         ends = [np.array([bandpath.special_points[name] for name in part]) for part in parse_path_string(bandpath.path)]
@@ -175,7 +184,7 @@ def band_path(cell: Cell, path: str | None, points: int):
     kpoints, x, labels, segments, start = [], [], [], [], 0.0
     for segment, (names, part, length) in enumerate(zip(parse_path_string(bandpath.path), ends, lengths)):
         steps = np.maximum(1, np.round(length / spacing)).astype(int)
-        corner = np.concatenate([[0], np.cumsum(steps)])  # which k-point of the segment each special point is
+        corner = np.concatenate([[0], np.cumsum(steps)])  # index of each special point within the segment
         at = np.arange(corner[-1] + 1)
         kpoints.append(np.stack([np.interp(at, corner, component) for component in part.T], 1))
         x.append(start + np.interp(at, corner, np.concatenate([[0], np.cumsum(length)])))
@@ -191,10 +200,11 @@ def band_path(cell: Cell, path: str | None, points: int):
 
 
 def bands_table(dft: Operators, predicted: Operators, baseline: Operators, c: Comparison, analysis: Analysis) -> pd.DataFrame:
-    """Energies (eV, from DFT's highest occupied eigenvalue) along the band path, a row per k-point and band.
+    """Return the energies (eV, from `Comparison.edge`) along the band path, one row per k-point and band.
 
-    Columns: x_per_angstrom, label (special points there, or empty), segment (unbroken part of the path), band, dft_ev,
-    predicted_ev, baseline_ev. Molecules: levels at x = 0.
+    Columns: x_per_angstrom, label (of a special point, else empty), segment (unbroken part of the path), band, dft_ev,
+    predicted_ev, baseline_ev. `Comparison.edge` is DFT's highest occupied eigenvalue, or the Fermi level of a metal. The levels
+    of a molecule are at x = 0.
     """
     if dft.atoms.pbc.all():
         kpoints, x, names, segments = band_path(dft.atoms.cell, analysis.band_path, analysis.band_points)

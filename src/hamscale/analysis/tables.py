@@ -1,4 +1,4 @@
-"""All tables of one structure: what figures are drawn from and summaries are made of."""
+"""Make all tables of one structure, from which figures are drawn and summaries are made."""
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,10 @@ LARGEST_HEATMAP = 200
 def analysis_tables(
     dft: Operators, predicted: Operators, baseline: Operators, analysis: Analysis, name: dict[str, str]
 ) -> dict[str, pd.DataFrame]:
-    """summary, by_pair, by_distance, blocks, decay, bands, dos, heatmap, slabs; errors are over blocks within the network's cutoff."""
+    """Return the tables summary, by_pair, by_distance, blocks, decay, bands, dos, heatmap and slabs.
+
+    Errors are over the blocks within the network's cutoff.
+    """
     cutoff = float(predicted.attributes["cutoff_angstrom"])
     blocks, blocks_baseline = (errors.block_errors(dft, o, cutoff) for o in (predicted, baseline))
     comparison = spectra.compare_spectra(dft, predicted, baseline, analysis)
@@ -39,7 +42,10 @@ def analysis_tables(
 def summary_row(
     dft: Operators, predicted: Operators, blocks, blocks_baseline, comparison: spectra.Comparison, slabs: pd.DataFrame
 ) -> dict:
-    """Errors of a structure in one row: of H, with the reference alone beside them, of its spectrum, and of its slabs."""
+    """Return the errors of a structure in one row.
+
+    The row has the errors of H, with those of the reference alone beside them, of the spectrum, and of the slabs.
+    """
     return (
         {"atoms": len(dft.atoms), "orbitals": dft.n_orbitals, "cutoff_angstrom": float(predicted.attributes["cutoff_angstrom"])}
         | errors.error_summary(blocks)
@@ -56,7 +62,10 @@ def summary_row(
 
 
 def heatmap_table(dft: Operators, predicted: Operators) -> pd.DataFrame:
-    """|H(k = 0)| of DFT (its gauge aligned) and of the prediction, meV, a row per element; the first orbitals of a large cell."""
+    """Return |H(k = 0)| of DFT, with its gauge aligned, and of the prediction, in meV, one row per element.
+
+    A cell with more than LARGEST_HEATMAP orbitals is represented by its first ones.
+    """
     mu = errors.align_gauge(dft, predicted)
     H, S = dft.at_k((0, 0, 0))
     n = min(len(H), LARGEST_HEATMAP)
@@ -68,5 +77,5 @@ def heatmap_table(dft: Operators, predicted: Operators) -> pd.DataFrame:
 
 
 def _beside(table: pd.DataFrame, baseline: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """The table with the baseline's mean absolute error in a column of its own."""
+    """Return the table with the mean absolute error of the baseline in an additional column."""
     return table.merge(baseline[[*keys, "mae_mev"]].rename(columns={"mae_mev": "baseline_mae_mev"}), on=keys, how="left")

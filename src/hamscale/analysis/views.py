@@ -1,4 +1,4 @@
-"""Tables of a structure that need no DFT of it: its atoms, who would own them, and |H| as an image. And those of figure 8."""
+"""Make the tables of a structure that need no DFT (its atoms, their owners and |H| as an image), and those of figure 8."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ BAND_WINDOW_EV = (-8.0, 8.0)
 
 
 def view_tables(operators: Operators, parts: int = PARTS, pixels: int = PIXELS) -> dict[str, pd.DataFrame]:
-    """atoms, parts, image."""
+    """Return the tables atoms, parts and image."""
     atoms, cutoff = operators.atoms, float(operators.attributes["cutoff_angstrom"])
     parts = min(parts, len(atoms))
     edges = edges_within(atoms, cutoff)
@@ -31,9 +31,10 @@ def view_tables(operators: Operators, parts: int = PARTS, pixels: int = PIXELS) 
 
 
 def image_table(operators: Operators, pixels: int = PIXELS) -> pd.DataFrame:
-    """log10 of the largest |H| (meV) under each pixel, over all cells R: rows, columns of the upper triangle, H being Hermitian.
+    """Return log10 of the largest |H| (meV) under each pixel, over all cells R.
 
-    Orbitals are in the order of the atoms; |H| below 1e-3 meV counts as that.
+    Rows and columns are those of the upper triangle, because H is Hermitian. Orbitals are in the order of the atoms; |H| below
+    1e-3 meV counts as 1e-3 meV.
     """
     n = operators.n_orbitals
     pixels = min(pixels, n)
@@ -51,9 +52,10 @@ def image_table(operators: Operators, pixels: int = PIXELS) -> pd.DataFrame:
 
 
 def figure_8_tables(analyses: dict[str, Path], view: Path) -> dict[str, pd.DataFrame]:
-    """What figure 8 is drawn from: tables of `analyse` of some structures, by label, side by side, and the view of another.
+    """Collect the tables of figure 8: those of `analyse` for some structures, by label, and the view of another structure.
 
-    summary, decay, blocks, bands, dos (with a column `label`), atoms, image. Bands and DOS within 8 eV of the highest occupied eigenvalue.
+    Tables: summary, decay, blocks, bands, dos (with a column `structure_label`), atoms, image. Bands and densities of states
+    are limited to 8 eV on either side of the highest occupied eigenvalue.
     """
     result = {}
     for name in ("summary", "decay", "blocks", "bands", "dos"):
@@ -63,7 +65,7 @@ def figure_8_tables(analyses: dict[str, Path], view: Path) -> dict[str, pd.DataF
     low, high = inside("max") > BAND_WINDOW_EV[0], inside("min") < BAND_WINDOW_EV[1]
     result["bands"] = result["bands"][low & high].drop(columns="baseline_ev")
     result["dos"] = result["dos"][result["dos"]["energy_ev"].between(*BAND_WINDOW_EV)]
-    most = 400  # of a pair of elements: what can be told apart in print
+    most = 400  # points of a pair of elements: more cannot be told apart in print
     thin = [p.iloc[:: -(-len(p) // most)] for _, p in result["decay"].groupby(["structure_label", "pair"], sort=False)]
     result["decay"] = pd.concat(thin)
     return result | {name: read_table(view / f"{name}.csv") for name in ("atoms", "image")}

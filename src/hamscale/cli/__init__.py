@@ -1,4 +1,4 @@
-"""hamscale COMMAND ...: one command per step of the pipeline; a Snakemake rule is one command.
+"""Run hamscale COMMAND ...: one command per step of the pipeline; a Snakemake rule is one command.
 
 Errors of the user's data or settings, and the end of another rank, are printed one line each, without a traceback, and the exit
 code is 1. Training that was stopped by a signal, with its checkpoint written, exits with 85.
@@ -17,19 +17,19 @@ __all__ = ["dft", "figures", "main", "prediction", "results", "training"]
 
 
 def main(arguments=None) -> int:
-    """Run a command line; returns the exit code."""
+    """Run a command line, and return the exit code."""
     options = vars(_parser().parse_args(arguments))
     function = options.pop("function")
     options.pop("name")
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
-        with threads_for(0):  # products of blocks are small too
+        with threads_for(0):  # products of blocks are too small for several threads
             return function(**options) or 0
     except ValueError as error:
         print("\n".join(f"hamscale: error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 1
-    except OSError as error:  # a full disk, a folder that may not be written
-        print(f"hamscale: error: {' '.join(str(error).split())}", file=sys.stderr)  # HDF5 says it in many lines
+    except OSError as error:  # e.g. a full disk or a folder without permission to write
+        print(f"hamscale: error: {' '.join(str(error).split())}", file=sys.stderr)  # messages of HDF5 have many lines
         return 1
 
 

@@ -1,10 +1,11 @@
-"""Commands of the command line: a function, with the parser of its arguments beside it.
+"""Define commands of the command line: a function, with the parser of its arguments beside it.
 
     @command("join", argument("networks", nargs="+"), OUT)
     def join_networks(networks: list[Path], out: Path):
         \"\"\"Make one model of several networks.\"\"\"
 
-Modules are imported where a command needs them: a command line answers at once, and only commands that use torch wait for it.
+Modules are imported where a command needs them, so that a command line answers at once and only commands that use torch wait
+for it.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,7 @@ COMMANDS: list[Command] = []
 
 
 def argument(flag: str, **options) -> tuple[str, dict]:
-    """Describe an argument, `--name` or positional; a path unless `options` (those of argparse) say otherwise."""
+    """Describe an argument, `--name` or positional; its type is a path unless `options` (those of argparse) say otherwise."""
     if not {"type", "choices", "action"} & options.keys():
         options["type"] = Path
     if flag.startswith("--") and options.get("type") is Path:
@@ -35,7 +36,7 @@ def argument(flag: str, **options) -> tuple[str, dict]:
 
 
 def command(name: str, *arguments: tuple[str, dict]) -> Callable:
-    """Register the decorated function as a command; its docstring is the help."""
+    """Register the decorated function as a command; its docstring is the help text."""
 
     def register(function: Callable) -> Callable:
         COMMANDS.append(Command(name, function, arguments))
@@ -49,7 +50,7 @@ OUT = argument("--out", required=True, metavar="PATH", help="what to write")
 
 @contextmanager
 def ranks():
-    """Open the world of this run's ranks; where one is lost, what is known of it is the last line."""
+    """Open the world of this run's ranks; if a rank is lost, print what is known about it in the last line."""
     from ..parallel.env import RankLost, world
 
     try:

@@ -1,4 +1,4 @@
-"""Commands from a configuration to parsed operators: structures, inputs, runs of CP2K."""
+"""Define the commands from a configuration to parsed operators: structures, inputs, runs of CP2K."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,13 @@ from ..config import check_configuration, load_config
 from ..files import write_text
 from .commands import OUT, argument, command
 
-EIGENVALUE_TOLERANCE_HARTREE = 5e-8  # of parsed H(k), S(k) against what CP2K printed; runs here give 1e-10 or less
+# largest difference of the eigenvalues of parsed H(k), S(k) from those CP2K printed; the project's runs give 1e-10 or less
+EIGENVALUE_TOLERANCE_HARTREE = 5e-8
 
 
 @command("check", argument("config"))
 def check_files(config: Path):
-    """Validate a configuration with every material and model it names."""
+    """Validate a configuration with every material and model that it names."""
     check_configuration(load_config(config))
     print(f"{config}: good")
 
@@ -35,7 +36,7 @@ def print_schema(kind: str):
     OUT,
 )
 def write_structure(material: Path, id: str, tile: Path | None, out: Path):
-    """Build one structure of a material: extxyz."""
+    """Build one structure of a material and write it as extxyz."""
     from ..structures import build_structure, read_structure_file, write_structure_file
 
     write_structure_file(out, build_structure(config.load_material(material), id, tile and read_structure_file(tile)))
@@ -79,7 +80,10 @@ def run_dft(input: Path, out: Path, command: str | None):
     OUT,
 )
 def run_many(inputs: list[Path], store: Path, at_once: int, command: str | None, out: Path):
-    """Run CP2K on many inputs, in one job; OUT is a record of those refused, and why. Runs accepted before are not repeated."""
+    """Run CP2K on many inputs in one job; OUT records the refused runs and why they were refused.
+
+    Runs that were accepted before are not repeated.
+    """
     from ..dft.run import run_batch
 
     errors = run_batch(inputs, store, at_once, command, lambda message: print(message, flush=True))

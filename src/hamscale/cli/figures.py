@@ -1,4 +1,4 @@
-"""Commands that draw: figures of structures, figures of the method and their tables, pages."""
+"""Define the commands that draw: figures of structures, figures of the method and their tables, pages."""
 
 from pathlib import Path
 
@@ -9,7 +9,10 @@ from .commands import OUT, argument, command
 
 @command("quality", argument("structures", nargs="+"), OUT)
 def measure_quality(structures: list[Path], out: Path):
-    """Measure density, radial distribution and coordination of disordered structures: OUT/{distribution, coordination}.csv, OUT/quality.{pdf, png}."""
+    """Measure density, radial distribution and coordination numbers of disordered structures.
+
+    Writes OUT/{distribution, coordination}.csv and OUT/quality.{pdf, png}.
+    """
     from ..analysis.disorder import coordination, density_g_cm3, radial_distribution
     from ..figures.structure import draw_quality
     from ..structures import read_structure_file
@@ -70,7 +73,10 @@ def plot_paper(figure: list[str], raw: Path, out: Path):
     OUT,
 )
 def write_index(results: Path, out: Path):
-    """Write one page of all materials, without a server or another file: structures, partitions, H, errors, bands, DOS."""
+    """Write one page of all materials: structures, partitions, H, errors, bands and densities of states.
+
+    The page needs neither a server nor another file.
+    """
     from ..page import index_page
 
     write_text(out, index_page(results))

@@ -1,4 +1,4 @@
-"""Commands that predict H and S, and give them to other codes."""
+"""Define the commands that predict H and S, and convert them to and from the formats of other codes."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from .training import EXCHANGE, FRAME
 def write_prediction(
     model: Path, structure: Path, frame: int | None, material: Path | None, out: Path, reference_only: bool, exchange: str
 ):
-    """Predict H, with exact S, of a structure. On many ranks each writes a shard, and OUT reads as all of them."""
+    """Predict H, with exact S, of a structure. On many ranks each rank writes a shard, and OUT reads as all of them."""
     from ..predict import K_GRID, predict
     from ..structures import read_structure_file
 
@@ -48,7 +48,8 @@ def write_prediction(
         "--origin",
         type=float,
         metavar="FRACTION",
-        help="quatrex: where the device begins along the axis, in fractions of the cell; default 0, the corner of the user's cell",
+        help="quatrex: where the device begins along the axis, in fractions of the cell; default 0, "
+        "the corner of the user's cell",
     ),
     argument("--allow-mismatch", action="store_true", default=None, help="quatrex: also a device whose ends do not repeat"),
     argument("--blocks", type=int, metavar="N", help="quatrex: blocks along the axis; default: the most without a loss"),
@@ -86,9 +87,9 @@ def import_operators(source: Path, out: Path):
     OUT,
 )
 def write_dos(operators: Path, clusters: int, radius: float, core: float, width: float, window: float, exact: bool, out: Path):
-    """Compute the density of states of a large structure from clusters cut out around some of its atoms: OUT, a csv with standard errors.
+    """Compute the density of states of a large structure from clusters cut out around some of its atoms.
 
-    The band edges it finds are stored in OPERATORS, a prediction, if there are none of a k-grid.
+    OUT is a csv with standard errors. The band edges are stored in OPERATORS, a prediction, if it has none from a k-grid.
     """
     from ..analysis.regions import dos_table
     from ..operators import store_levels

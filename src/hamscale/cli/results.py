@@ -1,4 +1,4 @@
-"""Commands that compare predictions with DFT, and collect what was found."""
+"""Define the commands that compare predictions with DFT, and collect the results."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ from .commands import OUT, argument, command
     OUT,
 )
 def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, out: Path):
-    """Compare predicted with DFT operators: the tables OUT/*.csv of docs/files.md, and OUT/errors.html."""
+    """Compare predicted with DFT operators, and write the tables OUT/*.csv of docs/files.md and OUT/errors.html."""
     from ..analysis.tables import analysis_tables
     from ..operators import read_operators
     from ..page import tables_page
@@ -47,14 +47,14 @@ def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, out: Pat
     argument("--out", metavar="PATH", help="also write a row per structure: csv"),
 )
 def evaluate_model(model: Path, split: str, sets: list[str] | None, material: Path | None, out: Path | None):
-    """Measure errors of a model on the structures of a split that have DFT: a JSON line per set, and one over all last.
+    """Measure the errors of a model on the structures of a split that have DFT: a JSON line per set, and one over all last.
 
-    Before them a line per slab of each structure that is long enough for two: mean potentials of DFT and predicted. OUT is a row per
-    structure, and OUT with _slabs before its suffix a row per slab.
+    Before them it prints a line per slab of each structure that is long enough for two slabs, with the mean potentials of DFT
+    and of the prediction. OUT has a row per structure, and OUT with _slabs before its suffix a row per slab.
     """
     from ..evaluate import evaluate, summarise
 
-    # results/MATERIAL/models/NAME, or resources/models/MATERIAL, whose DFT is under results
+    # a model is results/MATERIAL/models/NAME, or a shipped one, resources/models/MATERIAL, whose DFT is under results
     shipped, folder = model.resolve().parent.parent.name == "resources", model.resolve().parents[2]
     material = material or Path("config/materials") / f"{model.name if shipped else model.resolve().parents[1].name}.yaml"
     settings = config.load_material(material)

@@ -1,4 +1,4 @@
-"""Commands of training: reference, graphs, partitions, networks."""
+"""Define the commands of training: reference, graphs, partitions, networks."""
 
 import json
 import warnings
@@ -18,7 +18,7 @@ FRAME = argument("--frame", type=int, metavar="N", help="which structure of a tr
 
 
 class _Stored:
-    """Operators files, read one at a time each time they are iterated over."""
+    """Files of operators, read one at a time whenever they are iterated over."""
 
     def __init__(self, paths):
         self.paths = paths
@@ -46,7 +46,8 @@ def fit(material: Path, operators: list[Path], out: Path):
     )
     outside = result.outside_fraction
     print(
-        f"cutoff {result.cutoff_angstrom:.2f} A; H reaches {result.reach_angstrom:.2f} A; beyond the cutoff: {outside:.2%} of sum |H|"
+        f"cutoff {result.cutoff_angstrom:.2f} A; H reaches {result.reach_angstrom:.2f} A; "
+        f"beyond the cutoff: {outside:.2%} of sum |H|"
     )
     if outside > 0.01:
         warnings.warn(
@@ -93,7 +94,7 @@ def cut(
     ranks_per_node: int,
     out: Path,
 ):
-    """Decide which rank owns which atom, and what they send one another. Prints the quality as JSON."""
+    """Decide which rank owns which atom and what ranks send to one another, and print the quality as JSON."""
     from ..graph.neighbours import edges_within
     from ..graph.reference import read_reference
     from ..partition import partition
@@ -153,9 +154,10 @@ def train_network(
     out: Path,
     checkpoint: Path,
 ):
-    """Train a network of a model: OUT/{weights.safetensors, config.json, reference.h5, train.csv}. Resumes from CHECKPOINT.
+    """Train a network of a model, and resume from CHECKPOINT.
 
-    On many ranks: torchrun --nproc-per-node P -m hamscale train ..., or srun. SIGUSR1 or SIGTERM: checkpoint, exit code 85.
+    Writes OUT/{weights.safetensors, config.json, reference.h5, train.csv}. On many ranks: torchrun --nproc-per-node P -m
+    hamscale train ..., or srun. On SIGUSR1 or SIGTERM it writes a checkpoint and exits with code 85.
     """
     from ..train import loop
 
@@ -177,7 +179,7 @@ def train_network(
 
 @command("join", argument("networks", nargs="+"), OUT)
 def join_networks(networks: list[Path], out: Path):
-    """Make one model of networks that differ in their seeds alone: its prediction is their mean."""
+    """Make one model of networks that differ only in their seeds: its prediction is the mean of theirs."""
     from ..inputs.model_folder import join
 
     join(networks, out)

@@ -1,4 +1,4 @@
-"""CP2K inputs, generated and then parsed again by cp2k-input-tools: a wrong value is found before CP2K runs."""
+"""Write CP2K inputs and parse them again with cp2k-input-tools, so that a wrong value is found before CP2K runs."""
 
 import io
 from functools import lru_cache
@@ -16,16 +16,18 @@ PROJECT = "run"
 
 
 def cp2k_input(atoms: Atoms, material: Material, basis: Basis) -> str:
-    """Input of one energy run that writes H and S as binary CSR, resolved by periodic image, and all orbital energies.
+    """Return the input of one energy run that writes H and S as binary CSR and all orbital energies.
 
-    A periodic structure gets a Monkhorst-Pack grid even for the Gamma point alone (1 1 1), because without one CP2K folds all
-    images into one matrix; a molecule has one image and gets none. Raises ValueError where the structure is periodic along some
-    directions only, is not wrapped as CP2K would wrap it, has an odd number of electrons, or an input that CP2K's own grammar
-    refuses.
+    H and S are resolved by periodic image. A periodic structure gets a Monkhorst-Pack grid even for the Gamma point alone (1 1
+    1), because without one CP2K folds all images into one matrix. A molecule has one image and gets no grid.
+
+    Raises ValueError if the structure is periodic along some directions only, if it is not wrapped as CP2K would wrap it, if it
+    has an odd number of electrons, or if CP2K's own grammar refuses the input.
     """
     if atoms.pbc.any() and not atoms.pbc.all():
         raise ValueError(
-            f"periodic along {atoms.pbc.tolist()}, expected all three directions or none. Give a slab vacuum and pbc along all three."
+            f"periodic along {atoms.pbc.tolist()}, expected all three directions or none. Give a slab vacuum and pbc along all "
+            "three."
         )
     if not np.allclose(wrap_as_cp2k(atoms).positions, atoms.positions, atol=1e-9):
         raise ValueError(
@@ -42,7 +44,7 @@ def cp2k_input(atoms: Atoms, material: Material, basis: Basis) -> str:
     text = "\n".join(generator.line_iter(tree)) + "\n"
     try:
         back = parser.parse(io.StringIO(text))
-    except Exception as error:  # the parser has an exception for every kind of mistake, and at times one while it reports it
+    except Exception as error:  # the parser raises many kinds of exceptions, at times another one while it reports a mistake
         raise ValueError(f"CP2K's grammar refuses the generated input: {error.__context__ or error}") from None
     if (difference := _difference(tree, back)) is not None:
         raise ValueError(f"the generated CP2K input reads back differently at {difference}.")
@@ -51,14 +53,17 @@ def cp2k_input(atoms: Atoms, material: Material, basis: Basis) -> str:
 
 @lru_cache
 def _grammar():
-    """Generator and parser; each reads 28 MB of CP2K's grammar, seconds, so once per process."""
+    """Return the generator and the parser.
+
+    Each reads 28 MB of CP2K's grammar, which takes seconds, so both are made once per process.
+    """
     return CP2KInputGenerator(), CP2KInputParser()
 
 
-def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
-    dft, periodic = material.dft, bool(atoms.pbc.all())
+def _scf(atoms: Atoms, material: Material, basis: Basis) -> dict:
+    """Build the section SCF: all orbitals are kept, so that the unoccupied levels are printed too."""
+    dft = material.dft
     occupied = basis.n_electrons(atoms.numbers) // 2
-    csr = {"_": "ON", "threshold": dft.csr_threshold, "upper_triangular": False, "binary": True, "real_space": True}
     scf = {
         "scf_guess": "ATOMIC",
         "eps_scf": dft.eps_scf,
@@ -74,16 +79,42 @@ def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
             "method": dft.smearing.method.upper(),
             "electronic_temperature": dft.smearing.temperature_kelvin,
         }
+    return scf
+
+
+def _subsys(atoms: Atoms, basis: Basis) -> dict:
+    """Build the section SUBSYS: cell, coordinates (A) and kinds."""
+    cell = {name: tuple(float(x) for x in vector) for name, vector in zip("abc", np.asarray(atoms.cell))}
+    return {
+        "+cell": cell | {"periodic": "XYZ" if atoms.pbc.all() else "NONE"},
+        "+coord": {
+            "*": [
+                f"{symbol} " + " ".join(f"{x:.14f}" for x in position)
+                for symbol, position in zip(atoms.get_chemical_symbols(), atoms.positions)
+            ]
+        },
+        "+kind": [
+            {"_": element.element, "basis_set": [element.name], "potential": element.potential}
+            for element in basis.values()
+            if element.number in atoms.numbers
+        ],
+    }
+
+
+def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
+    dft, periodic = material.dft, bool(atoms.pbc.all())
+    csr = {"_": "ON", "threshold": dft.csr_threshold, "upper_triangular": False, "binary": True, "real_space": True}
     section = {
         "basis_set_file_name": [_file(dft.basis_file)],
         "potential_file_name": _file(dft.potential_file),
-        # CP2K's default for EPS_PPNL, its root, makes same-atom blocks of H(k) asymmetric by as much (2e-7 Ha at 1e-10), and the
-        # H(R) it writes is not quite the H(k) it diagonalises; this costs nothing
+        # CP2K's default for EPS_PPNL is the square root of EPS_DEFAULT. It makes same-atom blocks of H(k) asymmetric (by
+        # 2e-7 Ha where EPS_DEFAULT is 1e-10), and the H(R) that CP2K writes is then not quite the H(k) that it diagonalises.
+        # The value of EPS_DEFAULT avoids this and costs nothing.
         "+qs": {"method": "GPW", "eps_default": dft.eps_default, "eps_ppnl": dft.eps_default},
         "+mgrid": {"cutoff": dft.cutoff_ry, "rel_cutoff": dft.rel_cutoff_ry},
         "+poisson": {"periodic": "XYZ"} if periodic else {"periodic": "NONE", "poisson_solver": "WAVELET"},
         "+xc": {"+xc_functional": {"_": dft.functional}},
-        "+scf": scf,
+        "+scf": _scf(atoms, material, basis),
         "+print": {
             "+ks_csr_write": dict(csr),
             "+s_csr_write": dict(csr),
@@ -101,47 +132,40 @@ def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
             "scheme": (
                 "MONKHORST-PACK",
                 *map(str, kpoint_counts(atoms, dft.kpoints, dft.kpoint_length_angstrom)),
-            ),  # a string with blanks would be quoted
+            ),  # a tuple, because a string with blanks would be quoted
             "symmetry": False,
             "full_grid": False,
-            # all ranks work on each k-point: groups that share k-points print the energies of their own alone (cp2k issue 4396)
+            # All ranks work on each k-point: groups of ranks that share the k-points would print only the energies of their own
+            # k-points (cp2k issue 4396).
             "parallel_group_size": 0,
         }
-    cell = {name: tuple(float(x) for x in vector) for name, vector in zip("abc", np.asarray(atoms.cell))}
     return {
         "+global": {"project_name": PROJECT, "run_type": "ENERGY", "print_level": "MEDIUM"},
         "+force_eval": [
             {
                 "method": "QUICKSTEP",
                 "+dft": section,
-                "+subsys": {
-                    "+cell": cell | {"periodic": "XYZ" if periodic else "NONE"},
-                    "+coord": {
-                        "*": [
-                            f"{symbol} " + " ".join(f"{x:.14f}" for x in position)
-                            for symbol, position in zip(atoms.get_chemical_symbols(), atoms.positions)
-                        ]
-                    },
-                    "+kind": [
-                        {"_": element.element, "basis_set": [element.name], "potential": element.potential}
-                        for element in basis.values()
-                        if element.number in atoms.numbers
-                    ],
-                },
+                "+subsys": _subsys(atoms, basis),
             }
         ],
     }
 
 
 def _file(name: str) -> str:
-    """A name of CP2K's data folder stays a name; a path of one's own becomes absolute, for the run has a folder of its own."""
+    """Return the name of a file of CP2K's data folder as it is, and a path to a user's file as an absolute path.
+
+    A run has a folder of its own, from which a relative path would lead elsewhere.
+    """
     path = find_data_file(name)
     return str(path.resolve()) if "/" in name else name
 
 
 def _difference(a, b, where: str = "") -> str | None:
-    """Where two input trees differ, None if nowhere: numbers by value, words without case, repeated sections in any order."""
-    # one value may come back as a list of one
+    """Return a description of where two input trees differ, or None if they do not.
+
+    Numbers are compared by value, words without regard to case, and repeated sections in any order.
+    """
+    # a single value may be parsed as a list of one
     a, b = (x[0] if isinstance(x, (list, tuple)) and len(x) == 1 else x for x in (a, b))
     if isinstance(a, dict) and isinstance(b, dict):
         if a.keys() != b.keys():
@@ -150,7 +174,7 @@ def _difference(a, b, where: str = "") -> str | None:
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         if len(a) != len(b):
             return f"{where}: {len(a)} entries against {len(b)}"
-        if a and isinstance(a[0], dict):  # repeated sections come back in reverse
+        if a and isinstance(a[0], dict):  # the parser returns repeated sections in reverse
             a, b = (sorted(x, key=lambda s: str(s.get("_"))) for x in (a, b))
         return next((d for k, (x, y) in enumerate(zip(a, b)) if (d := _difference(x, y, f"{where}[{k}]")) is not None), None)
     same = str(a).upper() == str(b).upper() or (

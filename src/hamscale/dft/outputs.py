@@ -1,7 +1,8 @@
-"""From the files of a CP2K run to block-sparse H and S.
+"""Read the files of a CP2K run as block-sparse H and S.
 
-Facts about the formats, each seen in the versions of KNOWN_VERSIONS: docs/conventions.md. The table that says which file is which
-periodic image stands in the log alone; images count from the wrapped atoms; matrices are in Hartree with both triangles written.
+docs/conventions.md has the facts about the formats, each seen in the versions of KNOWN_VERSIONS. The table that says which file
+belongs to which periodic image stands in the log alone; images count from the wrapped atoms; matrices are in Hartree, and both
+triangles are written.
 """
 
 import os
@@ -23,25 +24,26 @@ from ..workers import eigh
 from .inputs import PROJECT
 
 OUTPUT = "run.out"
-# runs of all but 2026.1 were compared; by upstream source its writer is that of 2026.2
+# Runs of all these versions but 2026.1 were compared; according to CP2K's source, 2026.1 writes as 2026.2 does.
 KNOWN_VERSIONS = ("2023.1", "2025.1", "2025.2", "2026.1", "2026.2")
 RECORD = np.dtype([("head", "<i4"), ("row", "<i4"), ("column", "<i4"), ("value", "<f8"), ("tail", "<i4")])
 TEXT_LINE = 40  # bytes of a line of a text CSR file: row, column, value
-CHUNK = 1 << 16  # records in work at a time: they stay in the cache
+CHUNK = 1 << 16  # records that are processed at a time, so that they stay in the cache
 CELL_TOLERANCE_ANGSTROM = 1e-3  # the log prints 3 decimals
-KPOINT_ROUNDING = 6e-6  # and 5 of k-points
-HERMITICITY_TOLERANCE = 1e-7  # Hartree and 1
+KPOINT_ROUNDING = 6e-6  # the log prints 5 decimals of k-points
+HERMITICITY_TOLERANCE = 1e-7  # Hartree for H, 1 for S
 
 
 @dataclass
 class RunOutput:
-    """What the log of a run says. Energies in Hartree, kpoints in fractions of the reciprocal lattice.
+    """Content of the log of a run. Energies are in Hartree, kpoints in fractions of the reciprocal lattice.
 
     periodicity: the directions in which the run is periodic, e.g. "XYZ", or "NONE".
     images (N, 3): cell R of CSR file number n = 1..N; None for a run without k-points, which writes one file.
     kpoints (K, 3): as the log prints them, to five decimals. scheme: "Monkhorst-Pack", "MacDonald", "General" or "Gamma".
     kpoint_grid: divisions of a grid, None for a list of k-points.
-    cell (3, 3): rows, Angstrom, to the log's 3 decimals. positions (A, 3): Angstrom, to its 6.
+    cell (3, 3): rows are cell vectors in Angstrom, to the 3 decimals of the log.
+    positions (A, 3): in Angstrom, to the 6 decimals of the log.
     mo_energies (K, n): energies of all orbitals at every k-point, as CP2K computed them.
     """
 
@@ -65,18 +67,21 @@ class RunOutput:
 def check_version(version: str):
     """Raise ValueError if the formats of a version of CP2K are not known.
 
-    Versions beside KNOWN_VERSIONS are accepted where $HAMSCALE_CP2K_VERSIONS lists them, separated by blanks.
+    Versions other than KNOWN_VERSIONS are accepted if $HAMSCALE_CP2K_VERSIONS lists them, separated by blanks.
     """
     if version not in (*KNOWN_VERSIONS, *os.environ.get("HAMSCALE_CP2K_VERSIONS", "").split()):
         raise ValueError(
-            f"this is CP2K {version}; the formats are known of {', '.join(KNOWN_VERSIONS)} only. Install one of these, or check "
-            f"tests/dft against this version and try it with HAMSCALE_CP2K_VERSIONS={version}."
+            f"this is CP2K {version}; the formats are known of {', '.join(KNOWN_VERSIONS)} only. Install one of these, or "
+            f"check tests/dft against this version and try it with HAMSCALE_CP2K_VERSIONS={version}."
         )
 
 
 def parse_output(path) -> RunOutput:
-    """Read run.out. Raises ValueError, naming the file, if a part is missing, the version of CP2K is not known, or the matrices of
-    a periodic structure were written with all images folded into one."""
+    """Read the log run.out of a run.
+
+    Raises ValueError, naming the file, if a part is missing, if the version of CP2K is not known, or if the matrices of a
+    periodic structure were written with all images folded into one.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file. Expected the log of a CP2K run.")
@@ -94,29 +99,10 @@ def parse_output(path) -> RunOutput:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     periodicity = find(r"^ CELL\| Periodicity +(\S+)$", "the periodicity of the cell")
-    tables = [_image_table(text, name) for name in ("KS", "S")]
-    if (tables[0] is None) != (tables[1] is None) or (tables[0] is not None and not np.array_equal(*tables)):
-        raise ValueError(f"{path}: the image tables of H and S differ. They must belong to one run.")
-    if tables[0] is None and periodicity != "NONE":
-        raise ValueError(
-            f"{path}: the run is periodic along {periodicity} and has no k-points, so CP2K folded the matrices of all periodic images "
-            "into one, from which H(R) cannot be had back. Add &KPOINTS with SCHEME MONKHORST-PACK 1 1 1 (the Gamma point alone), and "
-            "REAL_SPACE .TRUE. in &KS_CSR_WRITE and &S_CSR_WRITE, as `hamscale input` does; a molecule needs PERIODIC NONE in &CELL "
-            "and &POISSON."
-        )
-    kpoints = [
-        [float(x) for x in line.split()[-3:]] for line in re.findall(r"BRILLOUIN\| +\d+((?: +-?\d\.\d+){4})$", text, re.M)
-    ]
-    if re.search(r"BRILLOUIN\| +Gamma-point calculation", text):
-        kpoints = [[0.0, 0.0, 0.0]]
+    images = _images(path, text, periodicity)
+    kpoints = _kpoints(path, text, images is not None)
     scheme = re.search(r"BRILLOUIN\| K-point scheme +(\S+)$", text, re.M)
     grid = re.search(r"BRILLOUIN\| K-Point grid +(\d+) +(\d+) +(\d+)$", text, re.M)
-    if bool(kpoints) != (tables[0] is not None):
-        raise ValueError(
-            f"{path}: {len(kpoints)} k-points listed and {'an' if tables[0] is not None else 'no'} image table, expected both or "
-            "neither. Run it again with the input of `hamscale input`."
-        )
-    kpoints = np.array(kpoints) if kpoints else np.zeros((1, 3))
     atoms = re.findall(r"^ +\d+ +\d+ ([A-Z][a-z]?) +\d+((?: +-?\d+\.\d+){3}) +-?\d+\.\d+ +\d+\.\d+$", text, re.M)
     kinds = re.findall(
         r"Atomic kind: (\S+) .*?Orbital Basis Set +(\S+).*?Number of spherical basis functions: +(\d+)", text, re.S
@@ -124,7 +110,7 @@ def parse_output(path) -> RunOutput:
     return RunOutput(
         version,
         periodicity,
-        tables[0],
+        images,
         kpoints,
         scheme[1] if scheme else "Gamma",
         tuple(int(n) for n in grid.groups()) if grid else None,
@@ -140,17 +126,53 @@ def parse_output(path) -> RunOutput:
     )
 
 
+def _images(path: Path, text: str, periodicity: str) -> np.ndarray | None:
+    """Return the table of periodic images of H and S; None for a molecule. Raises ValueError as `parse_output` does."""
+    tables = [_image_table(text, name) for name in ("KS", "S")]
+    if (tables[0] is None) != (tables[1] is None) or (tables[0] is not None and not np.array_equal(*tables)):
+        raise ValueError(f"{path}: the image tables of H and S differ. They must belong to one run.")
+    if tables[0] is None and periodicity != "NONE":
+        raise ValueError(
+            f"{path}: the run is periodic along {periodicity} and has no k-points, so CP2K folded the matrices of all periodic "
+            "images into one, from which H(R) cannot be had back. Add &KPOINTS with SCHEME MONKHORST-PACK 1 1 1 (the Gamma "
+            "point alone), and REAL_SPACE .TRUE. in &KS_CSR_WRITE and &S_CSR_WRITE, as `hamscale input` does; a molecule needs "
+            "PERIODIC NONE in &CELL and &POISSON."
+        )
+    return tables[0]
+
+
+def _kpoints(path: Path, text: str, has_images: bool) -> np.ndarray:
+    """Return the k-points (K, 3) that the log lists, the Gamma point if it lists none.
+
+    Raises ValueError as `parse_output` does.
+    """
+    kpoints = [
+        [float(x) for x in line.split()[-3:]] for line in re.findall(r"BRILLOUIN\| +\d+((?: +-?\d\.\d+){4})$", text, re.M)
+    ]
+    if re.search(r"BRILLOUIN\| +Gamma-point calculation", text):
+        kpoints = [[0.0, 0.0, 0.0]]
+    if bool(kpoints) != has_images:
+        raise ValueError(
+            f"{path}: {len(kpoints)} k-points listed and {'an' if has_images else 'no'} image table, expected both "
+            "or neither. Run it again with the input of `hamscale input`."
+        )
+    return np.array(kpoints) if kpoints else np.zeros((1, 3))
+
+
 def _orbital_energies(path: Path, text: str, n_kpoints: int) -> np.ndarray:
-    """Energies (K, n) of the orbitals at every k-point; a number that is none, or another count, is refused."""
+    """Return the energies (K, n) of the orbitals at every k-point.
+
+    Raises ValueError if the number of k-points is another one, or if an energy is not a number.
+    """
     blocks = re.findall(r"MO\|  Index +Eigenvalue.*\n((?: MO\| +\d+ +\S+ +\S+ +\S+\n)+)", text)
     if len(blocks) != n_kpoints:
         raise ValueError(
-            f"{path}: orbital energies at {len(blocks)} k-points, expected {n_kpoints}. They come from &PRINT &MO, and of several MPI "
-            "ranks only with PARALLEL_GROUP_SIZE 0 in &KPOINTS: use `hamscale input`."
+            f"{path}: orbital energies at {len(blocks)} k-points, expected {n_kpoints}. They come from &PRINT &MO, and of "
+            "several MPI ranks only with PARALLEL_GROUP_SIZE 0 in &KPOINTS: use `hamscale input`."
         )
     try:
         energies = np.array([[float(line.split()[2]) for line in block.splitlines()] for block in blocks])
-    except ValueError:  # stars for a number too wide, or k-points with different numbers of orbitals
+    except ValueError:  # CP2K prints stars for a number too wide, or k-points have different numbers of orbitals
         energies = np.array(np.nan)
     if not np.isfinite(energies).all():
         raise ValueError(
@@ -160,7 +182,10 @@ def _orbital_energies(path: Path, text: str, n_kpoints: int) -> np.ndarray:
 
 
 def _image_table(text: str, name: str) -> np.ndarray | None:
-    """Cells of the CSR files, by position: CP2K's own numbers turn to stars above 9999."""
+    """Return the cells of the CSR files in the order of the table.
+
+    The position in the table counts, because CP2K's own numbers turn to stars above 9999.
+    """
     table = re.search(
         rf"^ *{name} CSR write\| *\S+ periodic images *\n *Number +X +Y +Z *\n((?: *\S+ +-?\d+ +-?\d+ +-?\d+ *\n)+)", text, re.M
     )
@@ -168,9 +193,9 @@ def _image_table(text: str, name: str) -> np.ndarray | None:
 
 
 def image_files(directory, output: RunOutput) -> dict[str, list[Path]]:
-    """CSR files of H ("KS") and S ("S"), in the order of the image table.
+    """Return the CSR files of H ("KS") and S ("S"), in the order of the image table.
 
-    Raises ValueError if the files there and the table disagree, or a file is not whole records.
+    Raises ValueError if the files there and the table disagree, or if a file does not consist of whole records.
     """
     directory, files = Path(directory), {}
     for name in ("KS", "S"):
@@ -187,7 +212,8 @@ def image_files(directory, output: RunOutput) -> dict[str, list[Path]]:
         if missing or extra:
             raise ValueError(
                 f"{directory}: the image table lists {expected} files of {name}, found {len(found)}"
-                f"{f'; missing number {missing[0]}' if missing else ''}{f'; number {extra[0]} is not in the table' if extra else ''}."
+                f"{f'; missing number {missing[0]}' if missing else ''}"
+                f"{f'; number {extra[0]} is not in the table' if extra else ''}."
                 " Run CP2K again."
             )
         files[name] = [found[n] for n in range(1, expected + 1)]
@@ -195,7 +221,8 @@ def image_files(directory, output: RunOutput) -> dict[str, list[Path]]:
             record = RECORD.itemsize if _is_binary(path) else TEXT_LINE
             if path.stat().st_size % record:
                 raise ValueError(
-                    f"{path}: {path.stat().st_size} bytes, expected whole records of {record}. The file was cut short: run CP2K again."
+                    f"{path}: {path.stat().st_size} bytes, expected whole records of {record}. The file was cut short: "
+                    "run CP2K again."
                 )
     return files
 
@@ -207,7 +234,7 @@ def _is_binary(path: Path) -> bool:
 
 
 def read_csr(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row and column (counted from 0) and value of every entry of a CSR file, binary or text.
+    """Read row and column (counted from 0) and value of every entry of a CSR file, binary or text.
 
     Raises ValueError if the file is cut short or holds complex numbers (a matrix at a k-point: REAL_SPACE was not set).
     """
@@ -240,12 +267,14 @@ def read_csr(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def read_run(directory, atoms: Atoms, basis: Basis, attributes: dict | None = None) -> Operators:
-    """H and S of an accepted run as block-sparse operators: every block in which H or S has an element.
+    """Read H and S of an accepted run as block-sparse operators.
 
-    Onsite blocks are symmetrised: CP2K's differ from their transpose by up to 1e-7 Ha, and it diagonalises one triangle.
+    They have every block in which H or S has an element. Onsite blocks are symmetrised: CP2K's differ from their transpose by
+    up to 1e-7 Ha, and CP2K diagonalises one triangle.
+
     Raises ValueError, naming the file, for all that makes the matrices doubtful: another basis or structure than given, files
-    that do not fit the image table, NaN, an element outside the matrix, a block without its transpose or different from it, a
-    diagonal element that is missing (what a file cut short loses first, where its transpose cannot tell).
+    that do not fit the image table, NaN, an element outside the matrix, a block without its transpose or different from it, or
+    a missing diagonal element (a file cut short loses it first, where the transpose cannot tell).
     """
     directory = Path(directory)
     output = parse_output(directory / OUTPUT)
@@ -278,12 +307,13 @@ def read_run(directory, atoms: Atoms, basis: Basis, attributes: dict | None = No
 
 
 def exact_kpoints(directory, output: RunOutput, cell: np.ndarray) -> np.ndarray:
-    """Give the k-points of a run without the rounding of the log to five decimals, (K, 3), fractions of the reciprocal lattice.
+    """Return the k-points of a run without the log's rounding to five decimals, (K, 3), in fractions of the reciprocal lattice.
 
-    A grid of n divisions has k = (2 r - n - 1) / (2 n) + shift along each vector, r = 1..n (H. J. Monkhorst, J. D. Pack, Phys. Rev.
-    B 13, 5188 (1976); with a shift A. H. MacDonald, Phys. Rev. B 18, 5897 (1978)): n stands in the log, the shift in the run's
-    input. A list of k-points is that of the input, in its units; cell (3, 3): rows, Angstrom. Without an input the k-points of
-    a shifted grid or of a list are those of the log. Raises ValueError if the exact k-points are not those of the log.
+    A grid of n divisions has k = (2 r - n - 1) / (2 n) + shift along each vector, r = 1..n (H. J. Monkhorst, J. D. Pack, Phys.
+    Rev. B 13, 5188 (1976); with a shift A. H. MacDonald, Phys. Rev. B 18, 5897 (1978)): n stands in the log, the shift in the
+    run's input. A list of k-points is that of the input, in its units. cell (3, 3): rows are cell vectors in Angstrom. Without
+    an input the k-points of a shifted grid or of a list are those of the log. Raises ValueError if the exact k-points are not
+    those of the log.
     """
     path = Path(directory) / f"{PROJECT}.inp"
     text = path.read_text() if path.is_file() else ""
@@ -304,14 +334,14 @@ def exact_kpoints(directory, output: RunOutput, cell: np.ndarray) -> np.ndarray:
         return output.kpoints
     if (difference := np.abs(exact - output.kpoints).max()) > KPOINT_ROUNDING:
         raise ValueError(
-            f"{path}: its k-points differ from those of {OUTPUT} by {difference:.1e}, expected at most the rounding of the log, "
-            f"{KPOINT_ROUNDING:.0e}. Was the input changed after the run? Run it again."
+            f"{path}: its k-points differ from those of {OUTPUT} by {difference:.1e}, expected at most the rounding of the "
+            f"log, {KPOINT_ROUNDING:.0e}. Was the input changed after the run? Run it again."
         )
     return exact
 
 
 def _threshold(directory: Path) -> dict[str, float]:
-    """eps_threshold: the |element| below which CP2K wrote none, as the run's own input says; empty without an input."""
+    """Return eps_threshold, the |element| below which CP2K wrote none, as the run's own input says; empty without an input."""
     path = directory / f"{PROJECT}.inp"
     found = re.findall(r"^ *THRESHOLD +(\S+)", path.read_text(), re.M) if path.is_file() else []
     return {"eps_threshold": max(map(float, found))} if found else {}
@@ -320,10 +350,10 @@ def _threshold(directory: Path) -> dict[str, float]:
 def _check_structure(directory: Path, output: RunOutput, atoms: Atoms, basis: Basis):
     if output.elements != atoms.get_chemical_symbols() or np.abs(output.positions - atoms.positions).max() > 1e-5:
         raise ValueError(
-            f"{directory / OUTPUT}: atoms of the run ({len(output.elements)}) are not those of the structure ({len(atoms)} atoms). "
-            "Was the structure changed after the run? Run it again."
+            f"{directory / OUTPUT}: atoms of the run ({len(output.elements)}) are not those of the structure ({len(atoms)} "
+            "atoms). Was the structure changed after the run? Run it again."
         )
-    # the cell of a molecule is a box, of which its matrices know nothing
+    # the cell of a molecule is a box that does not affect its matrices
     if output.images is not None and np.abs(output.cell - np.asarray(atoms.cell)).max() > CELL_TOLERANCE_ANGSTROM:
         raise ValueError(
             f"{directory / OUTPUT}: the cell of the run is {output.cell.tolist()} A, that of the structure "
@@ -331,8 +361,8 @@ def _check_structure(directory: Path, output: RunOutput, atoms: Atoms, basis: Ba
         )
     if unread := sorted(set(output.elements) - output.basis_sets.keys()):
         raise ValueError(
-            f"{directory / OUTPUT}: the basis set of {', '.join(unread)} is missing. Expected it under 'Atomic kind' in the log of "
-            "a run at print level MEDIUM: use `hamscale input`."
+            f"{directory / OUTPUT}: the basis set of {', '.join(unread)} is missing. Expected it under 'Atomic kind' in the "
+            "log of a run at print level MEDIUM: use `hamscale input`."
         )
     for element, (name, n) in output.basis_sets.items():
         expected = next((e for e in basis.values() if e.element == element), None)
@@ -345,7 +375,7 @@ def _check_structure(directory: Path, output: RunOutput, atoms: Atoms, basis: Ba
 
 
 def read_blocks(files: dict[str, list[Path]], cells: np.ndarray, orbitals: np.ndarray) -> tuple[np.ndarray, dict]:
-    """Every block in which a matrix has an element that is not zero, from one file per matrix and cell.
+    """Read every block in which a matrix has an element that is not zero, from one file per matrix and cell.
 
     Returns pairs (i, j, R), sorted, (E, 5), and by matrix the values of all blocks, row-major, one after the other.
     """
@@ -358,7 +388,7 @@ def read_blocks(files: dict[str, list[Path]], cells: np.ndarray, orbitals: np.nd
     )
     order = np.argsort(sort_keys(pairs))
     pairs = pairs[order]
-    place = np.empty(len(pairs), np.int64)  # of the pairs, cell by cell, among the sorted ones
+    place = np.empty(len(pairs), np.int64)  # position of each pair, cell by cell, among the sorted ones
     place[order] = np.arange(len(pairs))
     places = np.split(place, np.cumsum([len(k) for k in in_cell])[:-1])
     offsets = np.concatenate([[0], np.cumsum(orbitals[pairs[:, 0]] * orbitals[pairs[:, 1]])])
@@ -366,7 +396,7 @@ def read_blocks(files: dict[str, list[Path]], cells: np.ndarray, orbitals: np.nd
     for name, of_cell in matrices.items():
         result = values[name] = np.zeros(offsets[-1])
         for c, key in enumerate(keys[name]):
-            blocks, of_cell[c] = of_cell[c].data, None  # what is placed is let go
+            blocks, of_cell[c] = of_cell[c].data, None  # free the memory of a file once it is placed
             first = offsets[places[c][np.searchsorted(in_cell[c], key)]]
             n_i, n_j = orbitals[key // n_atoms], orbitals[key % n_atoms]
             for a, b in product(kinds, kinds):
@@ -377,7 +407,10 @@ def read_blocks(files: dict[str, list[Path]], cells: np.ndarray, orbitals: np.nd
 
 
 def _block_rows(path: Path, orbitals: np.ndarray) -> bsr_array:
-    """A CSR file as blocks, (A n, A n) for n orbitals of the largest atom: every atom is filled up to n with zeros."""
+    """Read a CSR file as blocks, (A n, A n), where n is the number of orbitals of the largest atom.
+
+    Every atom is filled up to n orbitals with zeros.
+    """
     n, n_orbitals = int(orbitals.max()), int(orbitals.sum())
     atom = np.repeat(np.arange(len(orbitals), dtype=np.int32), orbitals)
     place = atom * n + np.arange(n_orbitals, dtype=np.int32) - (np.cumsum(orbitals) - orbitals)[atom].astype(np.int32)
@@ -391,7 +424,7 @@ def _block_rows(path: Path, orbitals: np.ndarray) -> bsr_array:
         )
     if not np.isfinite(values).all():
         raise ValueError(f"{path}: holds NaN or infinity. Run CP2K again.")
-    if not values.all():  # a zero makes no block
+    if not values.all():  # an element that is zero does not make a block
         rows, columns, values = (x[values != 0] for x in (rows, columns, values))
     if (rows[1:] < rows[:-1]).any():
         order = np.argsort(rows, kind="stable")
@@ -407,8 +440,12 @@ def _row_of_block(matrix: bsr_array) -> np.ndarray:
 
 
 def _check_diagonal(directory: Path, operators: Operators):
-    """Every diagonal element of H(R=0) and S(R=0) is there: the last one is what a file cut by whole records loses first."""
-    blocks, orbitals = np.flatnonzero(operators.pairs.onsite), operators.orbitals  # in order of atoms, for pairs are sorted
+    """Check that every diagonal element of H(R=0) and S(R=0) is there.
+
+    A file that was cut by whole records loses the last one first.
+    """
+    # pairs are sorted, so the blocks are in the order of atoms
+    blocks, orbitals = np.flatnonzero(operators.pairs.onsite), operators.orbitals
     if len(blocks) < len(orbitals):
         atom = int(np.setdiff1d(np.arange(len(orbitals)), operators.pairs[blocks, 0])[0])
         raise ValueError(f"{directory}: atom {atom} has no onsite block in H and S. Was a CSR file cut short? Run CP2K again.")
@@ -419,13 +456,13 @@ def _check_diagonal(directory: Path, operators: Operators):
         missing = np.flatnonzero(getattr(operators, name)[diagonal] == 0)
         if len(missing):
             raise ValueError(
-                f"{directory}: {name} lacks {len(missing)} of {len(atom)} diagonal elements, the first of orbital {missing[0] + 1}, "
-                "expected all. Was a CSR file cut short, or dft.csr_threshold large? Run CP2K again."
+                f"{directory}: {name} lacks {len(missing)} of {len(atom)} diagonal elements, the first of orbital "
+                f"{missing[0] + 1}, expected all. Was a CSR file cut short, or dft.csr_threshold large? Run CP2K again."
             )
 
 
 def _make_hermitian(directory: Path, operators: Operators):
-    """Check H = H^+ and S = S^+ block by block, then make it exact; onsite blocks are the ones that need it."""
+    """Check H = H^+ and S = S^+ block by block, then make both exact; it is the onsite blocks that need it."""
     for name in ("hamiltonian", "overlap"):
         try:
             error = operators.make_hermitian(getattr(operators, name))
@@ -439,7 +476,7 @@ def _make_hermitian(directory: Path, operators: Operators):
 
 
 def eigenvalue_check(operators: Operators) -> float:
-    """max |eigenvalues of H(k), S(k) - those CP2K printed|, Hartree, over all k-points and orbitals of the run."""
+    """Return max |eigenvalues of H(k), S(k) - those CP2K printed|, in Hartree, over all k-points and orbitals of the run."""
     kpoints, energies = operators.orbital_energies
     deviations = []
     for k, printed in zip(kpoints, energies, strict=True):
@@ -447,8 +484,8 @@ def eigenvalue_check(operators: Operators) -> float:
             found = eigh(*operators.at_k(k), eigvals_only=True)
         except LinAlgError as error:
             raise ValueError(
-                f"k-point {k.tolist()}: H(k), S(k) have no eigenvalues ({error}). Expected S(k) positive definite: was a CSR file cut "
-                "short, or dft.csr_threshold large?"
+                f"k-point {k.tolist()}: H(k), S(k) have no eigenvalues ({error}). Expected S(k) positive definite: was a CSR "
+                "file cut short, or dft.csr_threshold large?"
             ) from None
         deviations.append(np.abs(found[: len(printed)] - printed).max())
     return float(np.max(deviations))

@@ -1,6 +1,6 @@
-"""Run CP2K in a scratch folder; a run that is accepted is moved in place at once, a failed one is kept aside with its log.
+"""Run CP2K in a scratch folder, move an accepted run into place at once, and keep a failed one aside with its log.
 
-Many runs of one job (`run_batch`) go to a store that no rule owns: what was accepted stays, whatever becomes of the job.
+Many runs of one job (`run_batch`) go to a store that no rule of the workflow owns: accepted runs stay, even if the job fails.
 """
 
 import json
@@ -20,11 +20,11 @@ from .outputs import OUTPUT, check_version, image_files, parse_output
 
 
 class Aborted(ValueError):
-    """A run that was ended from outside, and may well succeed another time."""
+    """Error of a run that was ended from outside and may well succeed another time."""
 
 
 def cp2k_command(command: str | None = None) -> list[str]:
-    """How to call CP2K: the argument, else $HAMSCALE_CP2K, else the first of CP2K_BINARIES on PATH.
+    """Return the command that runs CP2K: the argument, else $HAMSCALE_CP2K, else the first of CP2K_BINARIES on PATH.
 
     Raises ValueError saying what to install if there is none.
     """
@@ -33,20 +33,20 @@ def cp2k_command(command: str | None = None) -> list[str]:
         words = [name for name in CP2K_BINARIES if shutil.which(name)][:1]
     if not words or not shutil.which(words[0]):
         raise ValueError(
-            f"CP2K: {words[0] if words else ', '.join(CP2K_BINARIES)} not found on PATH. Install Debian's package cp2k, the conda "
-            "environment envs/cp2k.yaml, or load the uenv cp2k; or set HAMSCALE_CP2K to the command that runs it."
+            f"CP2K: {words[0] if words else ', '.join(CP2K_BINARIES)} not found on PATH. Install Debian's package cp2k, the "
+            "conda environment envs/cp2k.yaml, or load the uenv cp2k; or set HAMSCALE_CP2K to the command that runs it."
         )
-    # a run has a folder of its own, from which a relative path leads elsewhere
+    # a run has a folder of its own, from which a relative path would lead elsewhere
     return [os.path.abspath(word) if "/" in word and Path(word).is_file() else word for word in words]
 
 
 @lru_cache
 def check_command(words: tuple[str, ...]):
-    """Refuse a CP2K whose formats are not known before it computes anything: asks `WORDS --version` once.
+    """Refuse a CP2K whose formats are not known before it computes anything, by calling `WORDS --version` once.
 
-    Raises ValueError as `outputs.check_version` does. A command that says no version is left to the check of its log.
+    Raises ValueError as `outputs.check_version` does. If the command does not print a version, the check of its log decides.
     """
-    with tempfile.TemporaryDirectory() as folder:  # whatever the command leaves behind
+    with tempfile.TemporaryDirectory() as folder:  # for any files that the command writes
         result = subprocess.run(
             [*words, "--version"], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
         )
@@ -60,9 +60,9 @@ def check_command(words: tuple[str, ...]):
 def run_cp2k(input_path, directory, command: str | None = None):
     """Run one input; afterwards `directory` holds run.inp, run.out and the CSR files of an accepted run.
 
-    The run takes place in a scratch folder beside `directory` and is renamed as a whole. Raises ValueError if it is refused
-    (see `check_run`): it then leaves nothing at `directory` (a former accepted run stays there, whole), and what CP2K wrote lies
-    in `directory`.failed.
+    The run takes place in a scratch folder beside `directory`, which is then renamed as a whole. Raises ValueError if the run
+    is refused (see `check_run`). A refused run leaves nothing at `directory` (an earlier accepted run stays there, whole), and
+    CP2K's files lie in `directory`.failed.
     """
     input_path, directory = Path(input_path), Path(directory)
     words = cp2k_command(command)
@@ -103,10 +103,10 @@ def run_cp2k(input_path, directory, command: str | None = None):
 
 
 def run_batch(inputs: list[Path], store: Path, at_once: int = 1, command: str | None = None, progress=print) -> dict[str, str]:
-    """Run inputs, NAME.inp to store/NAME, so many side by side. Gives the error of each run that was refused, by name.
+    """Run inputs, NAME.inp to store/NAME, `at_once` of them side by side, and return the error of each refused run by name.
 
-    A run in the store that was accepted with the same input is not made again. One that was refused for what may not
-    happen twice, a signal or an early end, is repeated once, alone.
+    A run in the store that was accepted with the same input is not repeated. A run that failed for a cause that may not occur
+    again, a signal or an early end, is repeated once, alone.
     """
     errors: dict[str, str] = {}
     aborted: set[str] = set()
@@ -137,9 +137,10 @@ def run_batch(inputs: list[Path], store: Path, at_once: int = 1, command: str | 
 
 
 def collect(input_path: Path, store: Path, record: Path, directory: Path):
-    """An accepted run of the store as `directory`, without a copy of its files. Raises ValueError with a refused run's error.
+    """Link the files of an accepted run of the store into `directory`, without a copy.
 
-    The batch's record is then removed, so that the next start repeats that run, alone.
+    Raises ValueError with the error of a refused run. The record of the batch is then removed, so that the next start repeats
+    that run, alone.
     """
     name, kept = directory.name, store / directory.name
     accepted = (kept / f"{PROJECT}.inp").is_file() and (kept / f"{PROJECT}.inp").read_bytes() == input_path.read_bytes()
@@ -162,25 +163,27 @@ def collect(input_path: Path, store: Path, record: Path, directory: Path):
 def check_run(directory: Path, returncode: int):
     """Accept a run, or raise ValueError with the cause.
 
-    Accepted: exit code 0, "SCF run converged", no "NOT converged", "PROGRAM ENDED AT", and every file of the image table is
-    there with a size that is whole records. CP2K exits with 0, and writes matrices, without convergence or at its time limit.
+    A run is accepted if its exit code is 0, its log has "SCF run converged", no "NOT converged", and "PROGRAM ENDED AT", and
+    every file of the image table is there with a size that is whole records. CP2K exits with 0, and writes matrices, even
+    without convergence or at its time limit.
     """
     log = directory / OUTPUT
     text = log.read_text(errors="replace") if log.is_file() else ""
     steps = re.findall(r"^ +(\d+) +\S+/\S+ +\S+ +\S+ +(\S+) +\S+ +(\S+)$", text, re.M)
     last = f"last step {steps[-1][0]}, convergence {steps[-1][1]}, energy change {steps[-1][2]} Ha" if steps else "no SCF step"
-    # a shell, mpirun or srun in between says 128 + the signal
+    # a shell, mpirun or srun that starts CP2K returns 128 + the signal
     if returncode < 0 or returncode > 128:
         number = -returncode if returncode < 0 else returncode - 128
         raise Aborted(f"CP2K was killed by signal {number} ({last}). Out of memory or time? Run it again.")
-    unconverged = "SCF run NOT converged" in text  # from 2024.1 on with exit code 1
+    unconverged = "SCF run NOT converged" in text  # since version 2024.1 CP2K then exits with code 1
     if returncode and not unconverged:
         raise ValueError(
             f"CP2K stopped with exit code {returncode}: {_abort_message(text) or _last_line(directory / 'stderr')}."
         )
     if unconverged or "SCF run converged" not in text:
         raise ValueError(
-            f"the SCF did not converge ({last}). Raise dft.max_scf, lower dft.mixing_alpha, or set dft.smearing for a small gap."
+            f"the SCF did not converge ({last}). Raise dft.max_scf, lower dft.mixing_alpha, or set dft.smearing for a small "
+            "gap."
         )
     if "PROGRAM ENDED AT" not in text:
         raise Aborted(f"CP2K did not come to its end ({last}): 'PROGRAM ENDED AT' is missing. Run it again.")
@@ -188,7 +191,7 @@ def check_run(directory: Path, returncode: int):
 
 
 def _abort_message(text: str) -> str:
-    """What stands in CP2K's [ABORT] box, on one line."""
+    """Return the text in CP2K's [ABORT] box, on one line."""
     box = re.search(r"\[ABORT\].*?\n(.*?)\n \*{10}", text, re.S)
     if not box:
         return ""

@@ -1,4 +1,7 @@
-"""Matrices for other codes, and other codes' matrices for us: `hamscale export`, `hamscale import`. Formats: docs/files.md."""
+"""Write matrices for other codes and read those of other codes: `hamscale export` and `hamscale import`.
+
+docs/files.md describes the formats.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +23,10 @@ TARGETS: dict[str, Callable] = {
 
 
 def export(path, target: str, out, **options) -> list[str]:
-    """Write an `operators/1` file in another code's format; returns lines that say what was written.
+    """Write an `operators/1` file in another code's format, and return lines that say what was written.
 
-    options: `transport`, `repeat`, `blocks` of quatrex. Raises ValueError for an unknown target, options of another target, and
-    what the target's `write` raises.
+    options: `transport`, `repeat`, `blocks`, `origin` and `allow_mismatch` of quatrex. Raises ValueError for an unknown target,
+    for options that belong to another target, and where the target's `write` does.
     """
     if target not in TARGETS:
         raise ValueError(f"--to is {target!r}, expected one of {', '.join(TARGETS)}.")
@@ -35,10 +38,11 @@ def export(path, target: str, out, **options) -> list[str]:
 
 
 def import_deeph(source, out) -> list[Path]:
-    """DeepH data set -> `operators/1`; returns the files written.
+    """Convert a DeepH data set to `operators/1` files, and return the paths of the files written.
 
-    A folder with one structure becomes the file `out`, one with many the folder `out` with a file per structure, of its name.
-    Raises ValueError as `deeph.data_folders` and `deeph.read` do; files that were written before stay.
+    A folder with one structure becomes the file `out`. A folder with many becomes the folder `out`, with one file per
+    structure, named after it. Raises ValueError as `deeph.data_folders` and `deeph.read` do; files that were written before
+    stay.
     """
     source, out, written = Path(source), Path(out), []
     for folder in deeph.data_folders(source):

@@ -1,7 +1,7 @@
-"""The CSR files that CP2K itself writes with KS_CSR_WRITE and S_CSR_WRITE: Hartree, one file per image, both triangles.
+"""Write the CSR files that CP2K itself writes with KS_CSR_WRITE and S_CSR_WRITE: Hartree, one file per image, both triangles.
 
-Formats: docs/conventions.md, `dft/outputs.py`. A periodic structure's files are NAME-KS_SPIN_1_R_n-1_0.csr, and the table of
-which n is which R, which CP2K puts into its log, is NAME-images.out; a molecule has NAME-KS_SPIN_1-1_0.csr alone.
+Formats: docs/conventions.md, `dft/outputs.py`. A periodic structure's files are NAME-KS_SPIN_1_R_n-1_0.csr, and NAME-images.out
+has the table that says which n is which R, as CP2K puts it into its log. A molecule has NAME-KS_SPIN_1-1_0.csr alone.
 """
 
 from pathlib import Path
@@ -17,9 +17,12 @@ LABELS = {"hamiltonian": "KS", "overlap": "S"}
 
 
 def write(stored: Stored, out, binary: bool = True) -> list[str]:
-    """Write the folder `out`; returns lines that say what was written. Elements that are zero are not, as in CP2K's own files."""
+    """Write the folder `out`, and return lines that say what was written.
+
+    Elements that are zero are left out, as in CP2K's own files.
+    """
     out = Path(out)
-    cells = sorted(stored.cells, key=lambda R: (np.dot(R, R), R))  # image 1 is the home cell, as CP2K's is
+    cells = sorted(stored.cells, key=lambda R: (np.dot(R, R), R))  # image 1 is the home cell, as in CP2K
     image = {R: f"_R_{n}" if stored.periodic else "" for n, R in enumerate(cells, start=1)}
     append = _append_binary if binary else _append_text
     with atomic_folder(out) as folder:
@@ -57,7 +60,7 @@ def _append_text(path: Path, row, column, value):
 
 
 def _image_table(cells) -> str:
-    """The table of images as CP2K's log has it, once for H and once for S."""
+    """Return the table of images as it stands in CP2K's log, once for H and once for S."""
     table = "".join(f"{n:10d}{x:7d}{y:7d}{z:7d}\n" for n, (x, y, z) in enumerate(cells, start=1))
     return "\n".join(
         f"{label + ' CSR write|':>14} {len(cells)} periodic images\n      Number      X      Y      Z\n{table}"

@@ -1,16 +1,18 @@
-"""DeepH data sets, written and read: one folder per structure, eV and Angstrom.
+"""Write and read DeepH data sets: one folder per structure, eV and Angstrom.
 
-The layout of DeepH-dock (github.com/kYangLi/DeepH-dock, docs/key_concepts.md): POSCAR; info.json (atoms_quantity,
-orbits_quantity, orthogonal_basis, spinful, fermi_energy_eV, elements_orbital_map: element -> l of every shell); overlap.h5 and
-hamiltonian.h5 with atom_pairs (E, 5) R1 R2 R3 i j, chunk_boundaries (E+1,), chunk_shapes (E, 2), entries: blocks row-major, of
-the same pairs in both. H(k) = sum_R exp(+2 pi i k.R) H(R) (deepx_dock/compute/eigen/matrix_obj.py, r2k). Orbitals: m = -l..l,
-real harmonics without the Condon-Shortley sign, p = (y, z, x), d = (xy, yz, z2, xz, x2-y2) (BASIS_TRANS_OPENMX2WIKI in
-deepx_dock/convert/deeph/translate_old_dataset_to_new.py): the order and signs of ours.
+The layout of DeepH-dock (github.com/kYangLi/DeepH-dock, docs/key_concepts.md) has these files. POSCAR. info.json:
+atoms_quantity, orbits_quantity, orthogonal_basis, spinful, fermi_energy_eV, elements_orbital_map (element -> l of every shell).
+overlap.h5 and hamiltonian.h5: atom_pairs (E, 5) R1 R2 R3 i j, chunk_boundaries (E+1,), chunk_shapes (E, 2), and entries, which
+are the blocks, row-major; both files have the same pairs. H(k) = sum_R exp(+2 pi i k.R) H(R)
+(deepx_dock/compute/eigen/matrix_obj.py, r2k). Orbitals: m = -l..l, real harmonics without the Condon-Shortley sign, p = (y, z,
+x), d = (xy, yz, z2, xz, x2-y2) (BASIS_TRANS_OPENMX2WIKI in deepx_dock/convert/deeph/translate_old_dataset_to_new.py), in the
+order and with the signs of hamscale.
 
-The layout of DeepH-pack (github.com/mzjb/DeepH-pack, deeph/preprocess/), read only: lat.dat and site_positions.dat (vectors in
-columns), element.dat, orbital_types.dat (a line of l per atom), info.json (isspinful, fermi_level), hamiltonians.h5 and
-overlaps.h5 with a dataset "[R1, R2, R3, i, j]" per block, i and j counted from one, orbitals in the order of OpenMX:
-p = (x, y, z), d = (z2, x2-y2, xy, xz, yz), f = (z3, xz2, yz2, zx2-zy2, xyz, x3, y3) (OpenMX 3.9 manual, table 9).
+The layout of DeepH-pack (github.com/mzjb/DeepH-pack, deeph/preprocess/) is read only. lat.dat and site_positions.dat have
+vectors in columns; element.dat; orbital_types.dat has a line of l per atom; info.json has isspinful and fermi_level;
+hamiltonians.h5 and overlaps.h5 have a dataset "[R1, R2, R3, i, j]" per block, with i and j counted from one and orbitals in the
+order of OpenMX: p = (x, y, z), d = (z2, x2-y2, xy, xz, yz), f = (z3, xz2, yz2, zx2-zy2, xyz, x3, y3) (OpenMX 3.9 manual, table
+9).
 """
 
 import json
@@ -30,18 +32,18 @@ from ..structures import wrap_as_cp2k
 from ..units import ev_to_hartree, hartree_to_ev
 from .stream import Stored, write_energies
 
-HERMITICITY_TOLERANCE = 1e-4  # Hartree and 1: more is no rounding
-OPENMX = {0: [0], 1: [1, 2, 0], 2: [2, 4, 0, 3, 1], 3: [6, 4, 2, 0, 1, 3, 5]}  # where in OpenMX's order m = -l..l stand
+HERMITICITY_TOLERANCE = 1e-4  # Hartree for H, 1 for S: a larger difference does not come from rounding
+OPENMX = {0: [0], 1: [1, 2, 0], 2: [2, 4, 0, 3, 1], 3: [6, 4, 2, 0, 1, 3, 5]}  # l -> places of m = -l..l in OpenMX's order
 
 
 def write(stored: Stored, out) -> list[str]:
-    """Write the folder `out` in DeepH-dock's layout; returns lines that say what was written.
+    """Write the folder `out` in DeepH-dock's layout, and return lines that say what was written.
 
-    Atoms are grouped by element, as a POSCAR has them. A molecule gets the cell of its file.
+    Atoms are grouped by element, as in a POSCAR. A molecule gets the cell of its file.
     """
     order = np.argsort(stored.atoms.numbers, kind="stable")
     new = np.empty_like(order)
-    new[order] = np.arange(len(order))  # of an atom of the file: where it is in POSCAR
+    new[order] = np.arange(len(order))  # index in POSCAR of every atom of the file
     i, j, R = stored.pairs[:, 0], stored.pairs[:, 1], stored.pairs[:, 2:]
     fermi, valences = stored.energies_ev().get("fermi_level"), [stored.basis[z].valence for z in stored.atoms.numbers.tolist()]
     info = {
@@ -81,7 +83,10 @@ def write(stored: Stored, out) -> list[str]:
 
 
 def data_folders(root) -> list[Path]:
-    """The folders of a data set that hold a structure: `root` itself, or those below it. Raises ValueError if there is none."""
+    """Return the folders of a data set that hold a structure: `root` itself, or those below it.
+
+    Raises ValueError if there is none.
+    """
     root = Path(root)
     folders = [root] if (root / "info.json").is_file() else sorted(path.parent for path in root.glob("**/info.json"))
     if not folders:
@@ -90,13 +95,15 @@ def data_folders(root) -> list[Path]:
 
 
 def read(folder) -> Operators:
-    """H and S of one structure of a DeepH data set, of either layout.
+    """Read H and S of one structure of a DeepH data set, of either layout.
 
-    The basis has shells alone (`basis.shells_only`). Atoms are wrapped as CP2K wraps them, cells R with them. A structure whose
-    blocks are all of the home cell is taken for a molecule. eV become Hartree by CODATA 2006, as everywhere here.
+    The basis has shells alone (`basis.shells_only`). Atoms are wrapped as CP2K wraps them, and the cells R with them. A
+    structure whose blocks all belong to the home cell is taken for a molecule. eV become Hartree by CODATA 2006, as everywhere
+    in hamscale.
 
-    Raises ValueError, naming the file, where a file is missing or cut short, spins are two, H and S have other pairs, a block has
-    another shape than its shells say, a value is not a number, or a block is not the transposed of its reverse.
+    Raises ValueError, naming the file, if a file is missing or cut short, if there are two spins, if H and S have different
+    pairs, if a block has another shape than its shells say, if a value is not a number, or if a block is not the transpose of
+    its reverse.
     """
     folder = Path(folder)
     info = _json(folder / "info.json")
@@ -125,7 +132,8 @@ def read(folder) -> Operators:
             error = operators.make_hermitian(getattr(operators, name))
             if error > HERMITICITY_TOLERANCE:
                 raise ValueError(
-                    f"{name} differs from its adjoint by {error:.1e} (Hartree, 1), expected at most {HERMITICITY_TOLERANCE:.0e}."
+                    f"{name} differs from its adjoint by {error:.1e} (Hartree, 1), expected at most "
+                    f"{HERMITICITY_TOLERANCE:.0e}."
                 )
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
@@ -144,7 +152,7 @@ def _json(path: Path) -> dict:
 def _read_dock(folder: Path, info: dict):
     try:
         atoms = ase.io.read(folder / "POSCAR", format="vasp")
-    except Exception as error:  # ASE raises whatever it meets
+    except Exception as error:  # ASE raises exceptions of any type
         raise ValueError(f"{folder / 'POSCAR'}: not a POSCAR that ASE reads ({type(error).__name__}: {error}).") from None
     atoms = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell)
     shells = {e: [int(l) for l in info["elements_orbital_map"][e]] for e in dict.fromkeys(atoms.get_chemical_symbols())}
@@ -188,7 +196,7 @@ def _read_pack(folder: Path, info: dict):
         symbols = atoms.get_chemical_symbols()
         blocks = [block[np.ix_(order[symbols[i]], order[symbols[j]])] for block, (i, j) in zip(blocks, pairs[:, :2])]
         found[name] = pairs, blocks
-    # H may have blocks that S has not, and the other way round
+    # H may have blocks that S lacks, and the other way round
     pairs = np.unique(np.concatenate([found[name][0] for name in found]), axis=0)
     offsets = np.concatenate([[0], np.cumsum(orbitals[pairs[:, 0]] * orbitals[pairs[:, 1]])])
     values = {}
@@ -204,9 +212,9 @@ def _orbitals(atoms: Atoms, shells) -> np.ndarray:
 
 
 def _from_openmx(shells) -> np.ndarray:
-    """Index that puts an atom's orbitals from OpenMX's order into m = -l..l."""
+    """Return the index that puts an atom's orbitals from OpenMX's order into m = -l..l."""
     starts = np.cumsum([0, *(2 * l + 1 for l in shells)])
-    # above f: OpenMX's order goes on as m = 0, 1, -1, 2, -2, ...
+    # above f OpenMX's order is m = 0, 1, -1, 2, -2, ...
     index = [OPENMX.get(l, [*range(2 * l, -1, -2), *range(1, 2 * l, 2)]) for l in shells]
     return np.concatenate([start + np.array(i) for start, i in zip(starts, index)])
 
@@ -218,18 +226,18 @@ def _check_blocks(path: Path, pairs: np.ndarray, orbitals: np.ndarray, shapes: n
     if len(wrong := np.flatnonzero((shapes != expected).any(1))):
         i, j, *R = pairs[wrong[0]].tolist()
         raise ValueError(
-            f"{path}: block ({i}, {j}, {R}) is {shapes[wrong[0]].tolist()}, the shells of its atoms say {expected[wrong[0]].tolist()}. "
-            "Do info.json and the matrices belong together?"
+            f"{path}: block ({i}, {j}, {R}) is {shapes[wrong[0]].tolist()}, the shells of its atoms say "
+            f"{expected[wrong[0]].tolist()}. Do info.json and the matrices belong together?"
         )
 
 
 def _wrap(atoms: Atoms, pairs: np.ndarray) -> np.ndarray:
-    """Wrap the atoms in place; returns the pairs with the cells R that belong to the wrapped atoms: R + n_j - n_i."""
+    """Wrap the atoms in place, and return the pairs with the cells that belong to the wrapped atoms: R + n_j - n_i."""
     atoms.pbc = bool(pairs[:, 2:].any())
     if not atoms.pbc.all():
         return pairs
     wrapped = wrap_as_cp2k(atoms)
-    # both may be shifted together, by less than half a cell
+    # wrapping may also shift all atoms together, by less than half a cell, which rounding removes
     moved = np.round(atoms.cell.scaled_positions(atoms.positions - wrapped.positions)).astype(np.int64)
     atoms.positions = wrapped.positions
     return np.column_stack([pairs[:, :2], pairs[:, 2:] + moved[pairs[:, 1]] - moved[pairs[:, 0]]])

@@ -1,4 +1,4 @@
-"""An open device out of a periodic structure: where it is cut, into which blocks, and whether its ends repeat."""
+"""Cut an open device out of a periodic structure: choose its ends and its blocks, and check that its ends repeat."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,19 +9,19 @@ from ase import Atoms
 from ..units import hartree_to_mev
 from .stream import Rows, Stored
 
-PLANE_ANGSTROM = 0.5  # how far an atom may be displaced from its plane at an end of the device
+PLANE_ANGSTROM = 0.5  # largest displacement of an atom from its plane at an end of the device
 INNER = "the block next to it"
-END_ANGSTROM = 0.05  # an end repeats if its atoms do to this
-END_MEV = 25.0  # and its onsite energies, in the median, to the thermal energy at room temperature
+END_ANGSTROM = 0.05  # an end repeats if its atoms do within this distance
+END_MEV = 25.0  # and its onsite energies do, in the median, within the thermal energy at room temperature
 NAMES = ("hamiltonian", "overlap")
 
 
 @dataclass
 class Device:
-    """`repeat` copies of a structure along an axis, in blocks: slabs of equal length.
+    """Copies of a structure along an axis, `repeat` of them, cut into blocks, which are slabs of equal length.
 
     block, first  # (repeat, A) | of every copy of every atom: its block, the first of its orbitals in the device
-    atoms: the device, ordered by block, copy and atom. block_sizes (blocks,): orbitals.
+    atoms: the atoms of the device, ordered by block, copy and atom. block_sizes (blocks,): numbers of orbitals.
     dropped: name -> [elements, largest, sum, sum over all of the device] of |H| (Hartree) and |S| beyond neighbouring blocks.
     """
 
@@ -38,7 +38,7 @@ class Device:
         return int(self.block_sizes.sum())
 
     def elements(self, stored: Stored, rows: Rows) -> Iterator[tuple]:
-        """Elements of the device by transverse cell; those beyond neighbouring blocks are counted and left out."""
+        """Yield the elements of the device by transverse cell; those beyond neighbouring blocks are counted and left out."""
         i, j, along = rows.pairs[:, 0], rows.pairs[:, 1], rows.pairs[:, 2 + self.axis]
         transverse = rows.pairs[:, 2:].copy()
         transverse[:, self.axis] = 0
@@ -71,9 +71,9 @@ def _axis(stored: Stored, transport: str) -> int:
 def as_drawn(stored: Stored, transport: str, origin: float | None = None) -> Stored:
     """Put atoms where the user's file has them, and along the transport axis into the cell that begins at origin.
 
-    origin: fraction of the cell along the axis; by default 0, the corner of the user's cell. CP2K wraps atoms to [-1/2, 1/2], which
-    would cut a device drawn from 0 to L in its middle. An atom that was drawn up to PLANE_ANGSTROM beyond an end stays at that end,
-    with the plane it was displaced from. Raises ValueError where the axis is no periodic one.
+    origin: fraction of the cell along the axis; by default 0, the corner of the user's cell. CP2K wraps atoms to [-1/2, 1/2],
+    which would cut a device drawn from 0 to L in its middle. An atom that was drawn up to PLANE_ANGSTROM beyond an end stays at
+    that end, with the plane from which it was displaced. Raises ValueError if the axis is not a periodic one.
     """
     axis = _axis(stored, transport)
     cells = np.zeros((len(stored.atoms), 3), np.int64) if stored.given is None else stored.given.copy()
@@ -85,12 +85,15 @@ def as_drawn(stored: Stored, transport: str, origin: float | None = None) -> Sto
 
 
 def tile(stored: Stored, transport: str, repeat: int = 1, blocks: int | None = None, origin: float = 0.0) -> Device:
-    """A device of `repeat` copies of the structure along an axis, in `blocks` blocks, from `origin` on (fraction of the cell).
+    """Make a device of `repeat` copies of the structure along an axis, in `blocks` blocks.
 
-    The atoms are to lie in the cell that begins there (`as_drawn`). By default the most blocks of which only neighbours couple; of several copies each block then holds whole ones. Where blocks
-    are asked for that do not, what lies beyond neighbours is dropped when the device is written.
+    The device begins at `origin`, a fraction of the cell; the atoms must lie in the cell that begins there (`as_drawn`). By
+    default it has the most blocks of which only neighbours couple, and if there are several copies each block then holds whole
+    ones. If a number of blocks is asked for whose couplings reach further, the elements beyond neighbouring blocks are dropped
+    when the device is written.
 
-    Raises ValueError where the axis is no periodic one, where a block would be empty, or where no two blocks are enough.
+    Raises ValueError if the axis is not a periodic one, if a block would be empty, or if not even two blocks are possible
+    without a loss.
     """
     axis = _axis(stored, transport)
     if repeat < 1:
@@ -103,17 +106,17 @@ def tile(stored: Stored, transport: str, repeat: int = 1, blocks: int | None = N
         return np.clip((place * n / repeat).astype(np.int64), 0, n - 1)
 
     def only_neighbours(block, n):
-        # across the ends too, as if the device went on: else a contact would reach past its neighbour
+        # across the ends too, as if the device continued: otherwise a contact would couple to more than its neighbour
         for copy in range(repeat):
             further, other = np.divmod(copy + along, repeat)
             if (np.abs(block[other, j] + further * n - block[copy, i]) > 1).any():
                 return False
         return True
 
-    reach = float(np.abs(place[0, j] + along - place[0, i]).max(initial=0.0))  # in copies
+    reach = float(np.abs(place[0, j] + along - place[0, i]).max(initial=0.0))  # in units of the length of a copy
     if blocks is None:
         most = min(int(repeat / max(reach, 1e-9)) + 1, repeat * len(stored.atoms))
-        # whole copies in a block make the contacts' blocks equal
+        # blocks of whole copies make the blocks of the contacts equal
         lossless = [
             n
             for n in range(most, 1, -1)
@@ -122,23 +125,25 @@ def tile(stored: Stored, transport: str, repeat: int = 1, blocks: int | None = N
         if not lossless:
             step, length = max(1, int(np.abs(along).max())), stored.atoms.cell.lengths()[axis]
             raise ValueError(
-                f"no tiling along {transport}: the file's blocks reach {reach:.2f} cells of {length:.2f} A, expected a device twice as "
-                f"long, found {repeat}. Give --repeat {2 * step} (or another multiple of {step}), or --blocks and lose what is beyond "
-                "neighbours."
+                f"no tiling along {transport}: the file's blocks reach {reach:.2f} cells of {length:.2f} A, expected a device "
+                f"twice as long, found {repeat}. Give --repeat {2 * step} (or another multiple of {step}), or --blocks and "
+                "lose what is beyond neighbours."
             )
         devices = [_device(stored, axis, repeat, block_of(n)) for n in lossless]
-        return min(devices, key=lambda device: _end_distance(stored, device))  # the most blocks of those whose ends repeat
+        # devices are in descending order of blocks, so this takes the most blocks of those whose ends repeat
+        return min(devices, key=lambda device: _end_distance(stored, device))
     block = block_of(blocks) if blocks >= 1 else np.zeros_like(place, dtype=np.int64)
     if not 2 <= blocks <= repeat * len(stored.atoms) or np.unique(block).size != blocks:
         raise ValueError(
-            f"--blocks is {blocks}, expected 2 or more, each with an atom in it: the device has {repeat * len(stored.atoms)} atoms "
-            f"along {repeat * stored.atoms.cell.lengths()[axis]:.2f} A. Give fewer blocks, or none for the most without a loss."
+            f"--blocks is {blocks}, expected 2 or more, each with an atom in it: the device has {repeat * len(stored.atoms)} "
+            f"atoms along {repeat * stored.atoms.cell.lengths()[axis]:.2f} A. Give fewer blocks, or none for the most without "
+            "a loss."
         )
     return _device(stored, axis, repeat, block)
 
 
 def _device(stored: Stored, axis: int, repeat: int, block: np.ndarray) -> Device:
-    """The device in which every copy of every atom is in its block, (repeat, A)."""
+    """Return the device in which every copy of every atom is in its block, (repeat, A)."""
     copy, atom = np.divmod(np.arange(block.size), len(stored.atoms))
     order = np.lexsort((atom, copy, block.ravel()))
     sizes = stored.orbitals[atom[order]]
@@ -154,12 +159,12 @@ def _device(stored: Stored, axis: int, repeat: int, block: np.ndarray) -> Device
 
 @dataclass
 class EndMismatch:
-    """How far the block at an end of a device is from repeating in another one.
+    """Deviations of the block at an end of a device from another block in which it should repeat.
 
-    side, other: which blocks, in words. position_angstrom: largest distance of an atom from its image there, infinite where the blocks
-    differ in their atoms. onsite_mev: median difference of the diagonal of H, which a few
-    atoms beside the scattering region do not decide; largest_mev: largest difference of any
-    element; both NaN where the atoms differ.
+    side, other: the two blocks, in words. position_angstrom: largest distance of an atom from its image in the other block,
+    infinite if the blocks have different atoms. onsite_mev: median difference of the diagonals of H, which a few atoms beside
+    the scattering region do not decide. largest_mev: largest difference of any element of H. Both differences are NaN if the
+    atoms differ.
     """
 
     side: str
@@ -176,23 +181,23 @@ class EndMismatch:
         if np.isinf(self.position_angstrom):
             return f"{self.other}: other atoms"
         return (
-            f"{self.other}: positions differ by up to {self.position_angstrom:.3f} A, onsite energies by {self.onsite_mev:.1f} meV in "
-            f"the median, elements of H by {self.largest_mev:.0f} at most"
+            f"{self.other}: positions differ by up to {self.position_angstrom:.3f} A, onsite energies by {self.onsite_mev:.1f} "
+            f"meV in the median, elements of H by {self.largest_mev:.0f} at most"
         )
 
 
 def _compared(device: Device) -> list[tuple[str, int, int, str]]:
-    """Which blocks are compared: side, block at that end, the other block, and how that one is called."""
+    """Return which blocks are compared: the side, the block at that end, the other block, and the name of the other block."""
     n = len(device.block_sizes)
     across = [("first", 0, n - 1, "the last block"), ("last", n - 1, 0, "the first block")]
     return across + ([("first", 0, 1, INNER), ("last", n - 1, n - 2, INNER)] if n > 2 else [])
 
 
 def end_mismatches(stored: Stored, device: Device) -> list[EndMismatch]:
-    """Compare the first and the last block of a device with the blocks in which a lead would go on.
+    """Compare the first and the last block of a device with the blocks in which a lead would continue.
 
-    A transport code repeats the block at an end for ever. It repeats in the device if it equals the block next to it, or the block at
-    the other end, which in the periodic structure of the file lies on its other side.
+    A transport code repeats the block at an end for ever. The block repeats in the device if it equals the block next to it, or
+    the block at the other end, which lies on its other side in the periodic structure of the file.
     """
     compared = _compared(device)
     values = _blocks_within(stored, device, {b for _, end, other, _ in compared for b in (end, other)})
@@ -205,7 +210,7 @@ def end_mismatches(stored: Stored, device: Device) -> list[EndMismatch]:
 
 
 def _end_distance(stored: Stored, device: Device) -> float:
-    """How far the atoms of the worse end are from repeating, Angstrom; zero if both repeat."""
+    """Return by how much (Angstrom) the atoms of the worse end fail to repeat; zero if both ends repeat."""
     best = dict.fromkeys(("first", "last"), np.inf)
     for side, end, other, _ in _compared(device):
         best[side] = min(best[side], _images(stored, device, end, other)[0])
@@ -214,7 +219,7 @@ def _end_distance(stored: Stored, device: Device) -> float:
 
 
 def _blocks_within(stored: Stored, device: Device, chosen: set[int]) -> dict[int, dict]:
-    """By block: (copy i, atom i, copy j, atom j, transverse cell) -> elements of H, Hartree."""
+    """Return by block: (copy i, atom i, copy j, atom j, transverse cell) -> elements of H in Hartree."""
     found = {b: {} for b in chosen}
     mask = np.isin(device.block, list(chosen))
     for rows in stored.rows():
@@ -234,10 +239,10 @@ def _blocks_within(stored: Stored, device: Device, chosen: set[int]) -> dict[int
 
 
 def _images(stored: Stored, device: Device, end: int, other: int) -> tuple[float, dict]:
-    """Move the atoms of a block onto another one: largest distance to the nearest atom of the element, Angstrom, and which atom that is.
+    """Move the atoms of a block onto another one and find the image of each.
 
-    The images are (copy, atom) -> (copy, atom, transverse cell); where the blocks differ in their atoms the distance is infinite and
-    there are none.
+    Returns the largest distance (Angstrom) to the nearest atom of the same element, and the images, (copy, atom) -> (copy,
+    atom, transverse cell). If the blocks have different atoms, the distance is infinite and there are no images.
     """
     numbers, cell, axis = stored.atoms.numbers, np.asarray(stored.atoms.cell), np.eye(3)[device.axis]
     ours, theirs = np.argwhere(device.block == end), np.argwhere(device.block == other)
@@ -260,7 +265,10 @@ def _images(stored: Stored, device: Device, end: int, other: int) -> tuple[float
 
 
 def _difference(ours: dict, theirs: dict, images: dict) -> tuple[float, float]:
-    """(median |difference| of onsite energies, largest of all elements of H) within two blocks, meV; a pair that one lacks is zero there."""
+    """Return the median |difference| of onsite energies and the largest one of all elements of H within two blocks, in meV.
+
+    A pair that one of the blocks lacks is zero there.
+    """
     moved, onsite = {}, set()
     for (copy_i, i, copy_j, j, *R), block in ours.items():
         (*to_i, of_i), (*to_j, of_j) = images[copy_i, i], images[copy_j, j]
@@ -269,27 +277,32 @@ def _difference(ours: dict, theirs: dict, images: dict) -> tuple[float, float]:
         if to_i == to_j and not any(cell):
             onsite.add((*to_i, *to_j, *cell))
     largest = max(np.abs(moved.get(key, 0.0) - theirs.get(key, 0.0)).max() for key in moved.keys() | theirs.keys())
-    # of a square block, row by row, the diagonal is every (n + 1)-th element
+    # in a square block of n x n elements, stored row by row, every (n + 1)-th one is on the diagonal
     diagonals = [np.abs(moved[key] - theirs[key])[:: round(len(moved[key]) ** 0.5) + 1] for key in onsite]
     return hartree_to_mev(float(np.median(np.concatenate(diagonals)))), hartree_to_mev(float(largest))
 
 
 def check_ends(stored: Stored, device: Device, allow_mismatch: bool) -> list[str]:
-    """Say how the ends of a device repeat, line by line. Raises ValueError where one does not and that is not allowed."""
+    """Say how the ends of a device repeat, line by line.
+
+    Raises ValueError if an end does not repeat and that is not allowed.
+    """
     mismatches, lines = end_mismatches(stored, device), []
     for side in ("first", "last"):
         of_side = [m for m in mismatches if m.side == side]
         best = min(of_side, key=lambda m: (not m.repeats, m.position_angstrom, m.onsite_mev))
         if not (best.repeats or allow_mismatch):
             raise ValueError(
-                f"the {side} of {len(device.block_sizes)} blocks does not repeat, as the contact of a device must ({'; '.join(map(str, of_side))}; "
-                f"expected {END_ANGSTROM:g} A and {END_MEV:g} meV in the median at most). Draw the structure with its leads at the ends, "
-                "cut it elsewhere with --origin, choose --blocks of whole cells of the lead, or say --allow-mismatch."
+                f"the {side} of {len(device.block_sizes)} blocks does not repeat, as the contact of a device must "
+                f"({'; '.join(map(str, of_side))}; expected {END_ANGSTROM:g} A and {END_MEV:g} meV in the median at most). "
+                "Draw the structure with its leads at the ends, cut it elsewhere with --origin, choose --blocks of whole cells "
+                "of the lead, or say --allow-mismatch."
             )
         lines.append(f"the {side} block {'repeats' if best.repeats else 'DOES NOT REPEAT'} in {best}")
         inner = next((m for m in of_side if m.other == INNER), best)
         if best.repeats and not inner.repeats:
             lines.append(
-                f"the {side} block does not repeat in {inner}: a code that takes the coupling of these two for the lead's needs longer leads"
+                f"the {side} block does not repeat in {inner}: a code that takes the coupling of these two for the lead's "
+                "needs longer leads"
             )
     return lines

@@ -1,4 +1,4 @@
-"""MatrixMarket: a coordinate file per cell and matrix, which `scipy.io.mmread` reads; Hartree.
+"""Write MatrixMarket files: a coordinate file per cell and matrix, in Hartree, which `scipy.io.mmread` reads.
 
 Format: R. F. Boisvert, R. Pozo, K. A. Remington, The Matrix Market Exchange Formats, NISTIR 5935 (1996).
 """
@@ -16,7 +16,10 @@ UNITS = {"hamiltonian": "Hartree", "overlap": "1"}
 
 
 def write(stored: Stored, out) -> list[str]:
-    """Write the folder `out`: NAME_X_Y_Z.mtx for cell R = (X, Y, Z), orbitals.csv, structure.extxyz; returns what was written."""
+    """Write the folder `out`, and return lines that say what was written.
+
+    The folder has NAME_X_Y_Z.mtx for each cell R = (X, Y, Z), orbitals.csv, structure.extxyz and energies.json.
+    """
     with atomic_folder(out) as folder:
         counts = Counter()
 
@@ -24,7 +27,7 @@ def write(stored: Stored, out) -> list[str]:
             return folder / f"{name}_{'_'.join(map(str, R))}.mtx"
 
         def header(name, R) -> bytes:
-            # the count is known at the end: it has a fixed width
+            # the count is known only at the end, so it has a fixed width and is overwritten then
             return (
                 "%%MatrixMarket matrix coordinate real general\n"
                 f"% <i, home cell | {name} | j, cell {list(R)}>, {UNITS[name]}; orbitals as in orbitals.csv\n"
@@ -53,7 +56,7 @@ def write(stored: Stored, out) -> list[str]:
 
 
 def _orbitals(stored: Stored) -> str:
-    """Which orbital is which: atom, element, shell, l, m of every row and column, counted from zero."""
+    """Return orbitals.csv: atom, element, shell, l, m of every row and column, counted from zero."""
     lines = {
         z: [f"{shell},{l},{m}" for shell, l in enumerate(e.l) for m in np.arange(-l, l + 1)] for z, e in stored.basis.items()
     }

@@ -1,6 +1,7 @@
-"""Input of the quantum-transport code quatrex: hamiltonian.h5 and overlap.h5 (eV), structure.xyz (Angstrom), device.toml.
+"""Write input of the quantum-transport code quatrex: hamiltonian.h5, overlap.h5 (eV), structure.xyz (Angstrom), device.toml.
 
-Rules, each from quatrex's own readers and manual (github.com/quatrex/quatrex):
+The rules come from quatrex's own readers and manual (github.com/quatrex/quatrex):
+
 docs/user_guide/input_data.md     a term per cell, (N, N), <home cell | H | image cell>, eV and Angstrom
 src/qttools/utils/hdf5_utils.py   load_hdf5_dict: a group per cell, its name "[x,y,z]" without blanks, attributes format and
                                   shape, datasets data, row, col; of the formats only "coo" is read by several ranks
@@ -22,7 +23,7 @@ from ..units import hartree_to_ev
 from .device import NAMES, Device, as_drawn, check_ends, tile
 from .stream import Rows, Stored, split_by_cell, write_energies
 
-CHUNK = 1 << 16  # elements of an HDF5 chunk
+CHUNK = 1 << 16  # elements per HDF5 chunk
 
 
 def write(
@@ -34,14 +35,15 @@ def write(
     origin: float | None = None,
     allow_mismatch: bool = False,
 ) -> list[str]:
-    """Write the folder `out`; returns lines that say what was written and what was dropped.
+    """Write the folder `out`, and return lines that say what was written and what was dropped.
 
-    Without `transport` the cell as it stands, from which quatrex builds a device itself (construct_from_unit_cell). With it a
-    device (`tile`): its orbitals are ordered by block; elements across its ends are the contacts' and are left out. The device
-    begins where the cell of the user's file does, or at `origin`, in fractions of that cell along the axis (`as_drawn`), and its
-    ends must repeat (`end_mismatches`) unless allow_mismatch is true. Warns where the cell is tilted.
+    Without `transport` the cell is written as it is, and quatrex builds a device from it (construct_from_unit_cell). With
+    `transport` a device is written (`tile`): its orbitals are ordered by block, and elements across its ends are left out,
+    because they belong to the contacts. The device begins where the cell of the user's file does, or at `origin`, in fractions
+    of that cell along the axis (`as_drawn`), and its ends must repeat (`end_mismatches`) unless allow_mismatch is true. Warns
+    if the cell is tilted.
 
-    Raises ValueError as `tile` does, where an end does not repeat, and where other options come without transport.
+    Raises ValueError as `tile` does, if an end does not repeat, and if other options come without transport.
     """
     if transport is None and (repeat != 1 or blocks is not None or origin is not None or allow_mismatch):
         raise ValueError(
@@ -82,7 +84,7 @@ def _key(R) -> str:
 
 def _create_cells(file: h5py.File, grid, stored: Stored, device: Device | None):
     n = device.n_orbitals if device else stored.n_orbitals
-    bounds = dict.fromkeys(grid, 0)  # most elements a cell can have
+    bounds = dict.fromkeys(grid, 0)  # largest number of elements that a cell can have
     cells, of_pair = np.unique(stored.pairs[:, 2:], axis=0, return_inverse=True)
     for R, bound in zip(cells.tolist(), np.bincount(of_pair.ravel(), stored.sizes)):
         if device:
@@ -105,7 +107,7 @@ def _append(group: h5py.Group, row, column, value):
 
 
 def _elements(stored: Stored, rows: Rows, device: Device | None) -> Iterator[tuple]:
-    """(cells (m, 3), row, column, H, S) of the elements as quatrex is to see them, one copy of the structure at a time."""
+    """Yield (cells (m, 3), row, column, H, S) of the elements that quatrex gets, one copy of the structure at a time."""
     if device is None:
         yield rows.pairs[rows.pair, 2:], rows.row, rows.column, rows.hamiltonian, rows.overlap
     else:
@@ -117,8 +119,9 @@ def _warn_of_tilt(stored: Stored):
     off = np.abs(cell - np.diag(np.diag(cell))).max()
     if stored.periodic and off > 1e-3:
         warnings.warn(
-            f"the cell is tilted: its vectors leave the axes x, y, z by up to {off:.2f} A. quatrex finds the atoms of a contact by products "
-            "that hold for upright cells alone (device/contact.py, _reorder_atoms): give it contacts by hand, or take an upright cell.",
+            f"the cell is tilted: its vectors leave the axes x, y, z by up to {off:.2f} A. quatrex finds the atoms of a "
+            "contact by products that hold for upright cells alone (device/contact.py, _reorder_atoms): give it contacts by "
+            "hand, or take an upright cell.",
             stacklevel=3,
         )
 
@@ -145,7 +148,10 @@ def _report(stored: Stored, device: Device | None, grid) -> list[str]:
 
 
 def _device_toml(stored: Stored, device: Device | None, grid, lines: list[str]) -> str:
-    """What [device] of quatrex_config.toml has to say of these files; geometry, contacts and k-points are the user's."""
+    """Return what [device] of quatrex_config.toml must say about these files.
+
+    Geometry, contacts and k-points are left to the user.
+    """
     orbitals = ", ".join(f"{e.element} = {e.n_orbitals}" for e in stored.basis.values() if e.number in stored.atoms.numbers)
     entries = [f"num_orbitals_per_atom = {{ {orbitals} }}"]
     if device is None:

@@ -1,8 +1,9 @@
-"""sisl's Hamiltonian, and through sisl the files that TBtrans and Siesta read: netCDF (nc) and TSHS; eV, Angstrom.
+"""Convert to sisl's Hamiltonian, and write through sisl the files that TBtrans and Siesta read: netCDF (nc) and TSHS.
 
-sisl holds one sparse matrix of all cells, so this target alone needs memory for all elements. github.com/zerothi/sisl:
-src/sisl/physics/hamiltonian.py (fromsp), src/sisl/io/siesta/. Siesta's real harmonics carry the Condon-Shortley sign
-(-1)^m, ours none (sisl/_core/orbital.py, "the choice of these real spherical harmonics is that of Siesta").
+Units are eV and Angstrom. sisl holds one sparse matrix of all cells, so this target alone needs memory for all elements.
+Sources in github.com/zerothi/sisl: src/sisl/physics/hamiltonian.py (fromsp), src/sisl/io/siesta/. Siesta's real harmonics carry
+the Condon-Shortley sign (-1)^m, those of hamscale do not (sisl/_core/orbital.py, "the choice of these real spherical harmonics
+is that of Siesta").
 """
 
 from pathlib import Path
@@ -19,19 +20,20 @@ SUFFIXES = {"tbtrans": ".nc", "tshs": ".TSHS"}
 
 def _sisl():
     try:
-        import netCDF4  # noqa: F401  (what sisl writes .nc with)
+        import netCDF4  # noqa: F401  (sisl needs it to write .nc)
         import sisl
     except ImportError as error:
         raise ValueError(
-            f"{error.name} is not installed, expected it for the targets sisl, tbtrans and tshs. pip install 'hamscale[export]'."
+            f"{error.name} is not installed, expected it for the targets sisl, tbtrans and tshs. pip install "
+            "'hamscale[export]'."
         ) from None
     return sisl
 
 
 def hamiltonian(stored: Stored):
-    """sisl.Hamiltonian of the file, non-orthogonal: H in eV, orbitals in our order with Siesta's signs.
+    """Return the sisl.Hamiltonian of the file, non-orthogonal: H in eV, orbitals in hamscale's order with Siesta's signs.
 
-    Energies are the file's own: no Fermi level is taken out. Raises ValueError if sisl is not installed.
+    Energies keep the zero of the file: the Fermi level is not subtracted. Raises ValueError if sisl is not installed.
     """
     sisl = _sisl()
     elements = {z: sisl.Atom(z, _orbitals(sisl, stored.basis[z].l)) for z in np.unique(stored.atoms.numbers).tolist()}
@@ -54,7 +56,10 @@ def hamiltonian(stored: Stored):
 
 
 def _orbitals(sisl, shells):
-    """Orbitals with l, m, and zeta, which counts an atom's shells of one l; n is the lowest that l allows, for want of better."""
+    """Return orbitals with l, m and zeta, which counts an atom's shells of one l.
+
+    n is the lowest that l allows, because the true one is not known.
+    """
     result = []
     for shell, l in enumerate(shells):
         zeta = shells[: shell + 1].count(l)
@@ -63,23 +68,24 @@ def _orbitals(sisl, shells):
 
 
 def _signs(stored: Stored) -> np.ndarray:
-    """(-1)^m of every orbital."""
+    """Return (-1)^m of every orbital."""
     of_element = {z: np.concatenate([(-1.0) ** np.arange(-l, l + 1) for l in element.l]) for z, element in stored.basis.items()}
     return np.concatenate([of_element[z] for z in stored.atoms.numbers.tolist()])
 
 
 def write(stored: Stored, out, suffix: str | None = None) -> list[str]:
-    """Write the file `out` through sisl; suffix: ".nc" or ".TSHS", by default that of `out`.
+    """Write the file `out` through sisl, and return lines that say what was written.
 
-    The Fermi level goes into netCDF; sisl writes none into TSHS: it stands in NAME.energies.json beside the file, with the band edges.
-    Raises ValueError where the suffix is another, or sisl is not installed.
+    suffix: ".nc" or ".TSHS", by default that of `out`. The Fermi level goes into netCDF; sisl writes none into TSHS, so it
+    stands in NAME.energies.json beside the file, with the band edges. Raises ValueError if the suffix is another one or sisl is
+    not installed.
     """
     suffix = suffix or Path(out).suffix
     if suffix not in SUFFIXES.values():
         raise ValueError(f"{out}: suffix is {suffix!r}, expected .nc (netCDF, which TBtrans reads) or .TSHS.")
     sisl, H = _sisl(), hamiltonian(stored)
     with atomic(Path(out)) as temporary:
-        # sisl tells the format by the suffix, whatever that of out
+        # sisl chooses the format by the suffix, and `out` may have any suffix
         written = temporary.with_name(temporary.name + suffix)
         try:
             sisl.get_sile(written, "w").write_hamiltonian(H, Ef=stored.energies_ev().get("fermi_level", 0.0))

@@ -1,4 +1,7 @@
-"""H and S of an `operators/1` file, some atoms' rows at a time: files larger than memory are exported, nothing is dense."""
+"""Read H and S of an `operators/1` file, the rows of some atoms at a time.
+
+In this way files larger than memory are exported, and no matrix is dense.
+"""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +20,7 @@ from ..pairs import PairList, sort_keys
 from ..structures import GIVEN, given_cells
 from ..units import hartree_to_ev
 
-BOX_ANGSTROM = 10.0  # around a molecule that has no cell
+BOX_ANGSTROM = 10.0  # vacuum around a molecule that has no cell
 PIECE = 1 << 20  # values of H and of S in memory at a time, unless one atom has more
 
 
@@ -25,7 +28,7 @@ PIECE = 1 << 20  # values of H and of S in memory at a time, unless one atom has
 class Rows:
     """All blocks of some successive atoms i, and their elements one by one.
 
-    orbitals: the first of these atoms' orbitals, and the first that is none of them any more
+    orbitals: the first orbital of these atoms, and the first one behind theirs
     pairs  # (P, 5) | i, j, R, sorted
     pair, row, column  # (m,) | of each element: its row of pairs, its orbitals of the whole structure
     hamiltonian, overlap  # (m,) | Hartree, 1
@@ -42,9 +45,10 @@ class Rows:
 
 @dataclass
 class Stored:
-    """An open `operators/1` file. pairs are sorted; offsets[b] is where the values of pair b start in the file.
+    """An open `operators/1` file.
 
-    given (A, 3): how many cells each atom stands from where the user's file has it, None where that is not known.
+    pairs are sorted; offsets[b] is where the values of pair b start in the file. given (A, 3): how many cells lie between each
+    atom and its place in the user's file, None if that is not known.
     """
 
     file: h5py.File
@@ -69,12 +73,15 @@ class Stored:
         return bool(self.atoms.pbc.all())
 
     def energies_ev(self) -> dict[str, float]:
-        """Fermi level and band edges of the file, in eV and in its own zero; empty where they are not known."""
+        """Return the Fermi level and the band edges of the file, in eV and in its own zero; empty if they are not known."""
         found = {name: hartree_to_ev(float(self.file.attrs.get(f"{name}_hartree", np.nan))) for name in ENERGIES}
         return {name: energy for name, energy in found.items() if np.isfinite(energy)}
 
     def moved(self, cells: np.ndarray) -> "Stored":
-        """The same matrices with every atom moved by whole cells (A, 3), and the cells R of the pairs with them."""
+        """Return the same matrices with every atom moved by whole cells (A, 3).
+
+        The cells R of the pairs change accordingly.
+        """
         atoms, table = self.atoms.copy(), self.pairs.table.copy()
         atoms.positions += cells @ np.asarray(atoms.cell)
         table[:, 2:] += cells[table[:, 0]] - cells[table[:, 1]]
@@ -83,9 +90,9 @@ class Stored:
         return Stored(self.file, atoms, self.basis, PairList(atoms, table[order]), self.offsets[order], given)
 
     def rows(self) -> Iterator[Rows]:
-        """All blocks in the order of their pairs, at most PIECE elements or one atom's at a time.
+        """Yield all blocks in the order of their pairs, at most PIECE elements or one atom's at a time.
 
-        Raises ValueError, with the path, where a value is not a number.
+        Raises ValueError, with the path, if a value is not a number.
         """
         of_atom = np.searchsorted(self.pairs[:, 0], np.arange(len(self.atoms) + 1))  # first pair of every atom
         before = np.concatenate([[0], np.cumsum(self.sizes)])[of_atom]  # elements before every atom
@@ -101,7 +108,7 @@ class Stored:
         pair = np.repeat(np.arange(len(pairs)), sizes)
         within = np.arange(len(pair)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         a, b = np.divmod(within, self.orbitals[pairs[:, 1]][pair])
-        # blocks that follow one another in the file are read at once
+        # blocks that follow one another in the file are read in one piece
         breaks = np.flatnonzero(np.diff(offsets) != sizes[:-1]) + 1
         firsts = offsets[np.concatenate([[0], breaks])] if len(pairs) else []
         lengths = np.add.reduceat(sizes, np.concatenate([[0], breaks])) if len(pairs) else []
@@ -114,18 +121,21 @@ class Stored:
         return Rows(orbitals, pairs, pair, row, column, **values)
 
     def by_cell(self, rows: Rows, values: np.ndarray) -> Iterator[tuple]:
-        """(R, row, column, value) of the elements that are not zero, cell by cell, sorted by row and column."""
+        """Yield (R, row, column, value) of the elements that are not zero, cell by cell, sorted by row and column."""
         yield from split_by_cell(rows.pairs[rows.pair, 2:], rows.row, rows.column, values, self.n_orbitals)
 
     def symmetric_grid(self) -> list[tuple[int, int, int]]:
-        """All cells R with |R| up to that of the farthest block along each axis, ascending."""
+        """Return all cells R with |R| up to that of the farthest block along each axis, in ascending order."""
         reach = np.abs(self.pairs[:, 2:]).max(0)
         grid = np.stack(np.meshgrid(*[np.arange(-n, n + 1) for n in reach], indexing="ij"), -1)
         return [tuple(R) for R in grid.reshape(-1, 3).tolist()]
 
 
 def split_by_cell(cells: np.ndarray, row: np.ndarray, column: np.ndarray, value: np.ndarray, n: int) -> Iterator[tuple]:
-    """(R, row, column, value) cell by cell, sorted by row and column, from elements with their cells (m, 3); zeros are left out."""
+    """Yield (R, row, column, value) cell by cell, sorted by row and column, from elements with their cells (m, 3).
+
+    Elements that are zero are left out.
+    """
     keep = np.flatnonzero(value)
     if not len(keep):
         return
@@ -139,18 +149,18 @@ def split_by_cell(cells: np.ndarray, row: np.ndarray, column: np.ndarray, value:
 
 @contextmanager
 def stored(path):
-    """Open `operators/1` for export. Raises ValueError, with the path, as `operators.open_operators` does."""
+    """Open an `operators/1` file for export. Raises ValueError, with the path, as `operators.open_operators` does."""
     with open_operators(path) as (file, atoms, basis, pairs):
-        if atoms.cell.rank < 3:  # formats know no structure without a cell
+        if atoms.cell.rank < 3:  # the formats need a cell
             atoms.center(vacuum=BOX_ANGSTROM)
-        order = np.argsort(pairs.keys, kind="stable")  # the shards of several ranks follow one another
+        order = np.argsort(pairs.keys, kind="stable")  # the file holds the shards of several ranks one after another
         given = given_cells(atoms)
         atoms.arrays.pop(GIVEN, None)
         yield Stored(file, atoms, basis, pairs.take(order), file["offsets"][:-1][order], given)
 
 
 def write_energies(path: Path, stored: Stored):
-    """Write Fermi level and band edges, in eV, as JSON; nothing where they are not known."""
+    """Write the Fermi level and the band edges, in eV, as JSON; write no file if they are not known."""
     if energies := stored.energies_ev():
         rounded = {f"{name}_ev": round(energy, 6) for name, energy in energies.items()}
         write_text(path, json.dumps(rounded, indent=2) + "\n")

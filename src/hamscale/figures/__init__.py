@@ -1,4 +1,7 @@
-"""One function per figure or panel: a table in, axes out. No physics, no checkpoint, no global state of matplotlib."""
+"""Draw figures: one function per figure or panel takes a table and returns axes.
+
+The functions compute no physics, open no checkpoint and do not change the global state of matplotlib.
+"""
 
 from .paper import PAPER, draw_paper
 from .structure import bands, decay, dos, draw_all, error_by_distance, error_by_pair, heatmap, slabs, training

@@ -1,4 +1,4 @@
-"""What accuracy and size cost, from the tables of benchmarks/ablation.py and benchmarks/size.py."""
+"""Draw the cost of accuracy and of size, from the tables of benchmarks/ablation.py and benchmarks/size.py."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ BY_STEPS = ("half of the steps", "default", "twice the steps", "four times the s
 
 
 def learning_curve(table: pd.DataFrame, ax: Axes, variants, column: str, label: str) -> Axes:
-    """Errors of one test set against the number of structures or of steps, both logarithmic."""
+    """Draw the errors of one test set against the number of structures or of steps, on logarithmic axes."""
     rows = table[table["variant"].isin(variants)].sort_values(column)
     for colour, (error, (name, marker)) in zip(COLOURS, ERRORS.items()):
         ax.plot(rows[column], rows[error], "-", marker=marker, color=colour, label=name, markersize=4)
@@ -32,12 +32,12 @@ def learning_curve(table: pd.DataFrame, ax: Axes, variants, column: str, label: 
     ticks = [t for t in (0.5, 1, 2, 5, 10, 20, 50, 100) if 0.5 * least < t < 2 * most]
     ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
     ax.minorticks_off()
-    ax.set_ylim(0.8 * least, 1.6 * most)  # room for the word above
+    ax.set_ylim(0.8 * least, 1.6 * most)  # room above for the word "measured"
     return ax
 
 
 def ablations(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Errors of one test set, each variant's over the default's: below one is better."""
+    """Draw the errors of one test set, those of each variant divided by the default's: below one is better."""
     default = table[table["variant"] == "default"].iloc[0]
     rows = table[~table["variant"].isin({*BY_STRUCTURES, *BY_STEPS})].iloc[::-1]
     for colour, (error, (name, marker)) in zip(COLOURS, ERRORS.items()):
@@ -53,7 +53,7 @@ def ablations(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def figure_learning(raw: Path) -> Figure:
-    """A row of panels for every material that has a table."""
+    """Draw a row of panels for every material that has a table."""
     tables = {name: raw / f"ablation_{name}.csv" for name in MATERIALS}
     tables = {name: read_table(path) for name, path in tables.items() if path.is_file()}
     figure = new_figure(PAGE_INCHES, 4.4 * len(tables))
@@ -71,7 +71,10 @@ def figure_learning(raw: Path) -> Figure:
 
 
 def clusters_dos(table: pd.DataFrame, about: dict, ax: Axes) -> Axes:
-    """Density of states per orbital, two standard errors either side, and that of all eigenvalues where the table has it."""
+    """Draw the density of states per orbital with two standard errors on either side.
+
+    The density of states from all eigenvalues is added where the table has it.
+    """
     near = table[table["energy_ev"].abs() < DOS_EV]
     energies, orbitals = near["energy_ev"], about["orbitals"]
     density, error = near["states_per_ev"] / orbitals, 2 * near["standard_error_states_per_ev"] / orbitals
@@ -89,7 +92,7 @@ def clusters_dos(table: pd.DataFrame, about: dict, ax: Axes) -> Axes:
 
 
 def figure_size(raw: Path) -> Figure:
-    """Time and memory against edges, with lines of what is proportional to edges; what a large H is good for."""
+    """Draw time and memory against edges, with lines proportional to edges, and the density of states of large structures."""
     table = read_table(raw / "size.csv")
     figure = new_figure(PAGE_INCHES, 5.4)
     kinds = {
@@ -106,7 +109,7 @@ def figure_size(raw: Path) -> Figure:
         x = np.array([table["edges"].min(), table["edges"].max()])
         ax.plot(x, largest[column] * x / largest["edges"], ":", color="0.5", label="proportional to edges", zorder=0)
         ax.set(xscale="log", yscale="log", xlabel="edges", ylabel=label)
-    above[0].set_ylim(top=5 * table["cpu_s"].max())  # room for the word
+    above[0].set_ylim(top=5 * table["cpu_s"].max())  # room for the word "measured"
     above[1].set_ylim(bottom=table["peak_gib"].min() / 2)
     above[0].legend(loc="lower right")
     for ax in above:

@@ -1,4 +1,4 @@
-"""Figure 8 of the method: a material's H, its errors, and what follows from it, of two structures side by side."""
+"""Draw figure 8 of the method: a material's H, its errors and what follows from H, for two structures side by side."""
 
 from pathlib import Path
 
@@ -13,11 +13,14 @@ from .style import COLOURS, DFT, ELEMENTS, PAGE_INCHES, PREDICTED, new_figure, p
 
 
 def atoms_3d(table: pd.DataFrame, ax: Axes, colours, cell_angstrom, size: float = 4, zoom: float = 1.1) -> Axes:
-    """Atoms in the box of a cell, given by its three lengths or its three vectors, drawn about the middle of the atoms."""
+    """Draw atoms in the box of a cell, which is given by its three lengths or its three vectors.
+
+    The box is centred on the middle of the atoms.
+    """
     cell = np.array(cell_angstrom)
     cell = np.diag(cell) if cell.ndim == 1 else cell
     xyz = table[["x_angstrom", "y_angstrom", "z_angstrom"]].to_numpy()
-    ax.computed_zorder = False  # the box behind the atoms
+    ax.computed_zorder = False  # draws the box behind the atoms
     ax.scatter(*xyz.T, c=colours, s=size, linewidths=0, depthshade=False, zorder=2)
     corners = np.array(np.meshgrid([0, 1], [0, 1], [0, 1], indexing="ij")).reshape(3, -1).T
     origin = (xyz.max(0) + xyz.min(0)) / 2 - cell.sum(0) / 2
@@ -35,7 +38,10 @@ def atoms_3d(table: pd.DataFrame, ax: Axes, colours, cell_angstrom, size: float 
 
 
 def error_violins(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Mean absolute errors of node (onsite) and edge (offsite) blocks between their 2.5 and 97.5 percentiles, log scale."""
+    """Draw mean absolute errors of node (onsite) and edge (offsite) blocks on a log scale.
+
+    The table has the errors between their 2.5 and 97.5 percentiles.
+    """
     labels = list(dict.fromkeys(table["structure_label"]))
     for k, label in enumerate(labels):
         for shift, onsite, colour in ((-0.2, True, COLOURS[2]), (0.2, False, COLOURS[0])):
@@ -58,7 +64,7 @@ def error_violins(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def h_image(table: pd.DataFrame, ax: Axes, orbitals: int) -> Axes:
-    """log10 |H| of a whole structure, a pixel the largest element under it."""
+    """Draw log10 |H| of a whole structure; a pixel shows the largest element under it."""
     n = int(table["row"].max()) + 1
     image = np.empty((n, n))
     image[table["row"], table["column"]] = image[table["column"], table["row"]] = table["log10_h_mev"]
@@ -81,7 +87,7 @@ def figure_8(raw: Path) -> Figure:
         panel(decay(of("decay", label), ax, cutoff), letter, label)
         ax.set_ylim(1e-3, 1e5)
         handles, names = ax.get_legend_handles_labels()
-        of_axes = slice(0, -1) if letter == "a" else slice(-1, None)  # the pairs in one, the cutoff in the other
+        of_axes = slice(0, -1) if letter == "a" else slice(-1, None)  # one legend has the pairs, the other the cutoff
         ax.legend(
             handles[of_axes],
             names[of_axes],
@@ -108,7 +114,7 @@ def figure_8(raw: Path) -> Figure:
         panel(bands(of("bands", label), band, legend=False), "fh"[k], f"bands, {label.split(' (')[0]}")
         density_of_states(of("dos", label), density)
         panel(density, "gi"[k], "DOS")
-    # about forty bands of the largest structure, else lines become a surface
+    # shows about forty bands of the largest structure, because more lines would merge into a surface
     near = t["bands"][t["bands"]["dft_ev"].abs() < 2].groupby("structure_label")["dft_ev"]
     bands_per_ev = max(len(e) / 4 / t["bands"][t["bands"]["structure_label"] == n]["x_per_angstrom"].nunique() for n, e in near)
     height = float(np.clip(20 / bands_per_ev, 1, 6.5))
@@ -121,7 +127,7 @@ def figure_8(raw: Path) -> Figure:
 
 
 def density_of_states(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Energy upwards, to stand beside bands."""
+    """Draw densities of states with the energy axis upwards, to stand beside bands."""
     ax.plot(table["dft_states_per_ev"], table["energy_ev"], "-", color=DFT)
     ax.plot(table["predicted_states_per_ev"], table["energy_ev"], "--", color=PREDICTED)
     ax.set(xlabel="states per eV", xlim=(0, None))

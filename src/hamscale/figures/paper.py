@@ -1,6 +1,7 @@
-"""Figures 3 and 5 to 7 of the method, redrawn from the tables of resources/raw (docs/files.md); figure 8 is in material.py.
+"""Draw figures 3 and 5 to 7 of the method from the tables of resources/raw (docs/files.md); figure 8 is in material.py.
 
-Measured and modelled numbers never share a panel: modelled ones have a grey ground, hatched boxes, dashed lines, open markers.
+Measured and modelled numbers never share a panel. Panels with modelled numbers have a grey background, hatched boxes, dashed
+lines and open markers.
 """
 
 from pathlib import Path
@@ -20,14 +21,14 @@ from .material import atoms_3d, figure_8
 from .style import COLOURS, COLUMN_INCHES, ELEMENTS, METHODS, PAGE_INCHES, measured, modelled, new_figure, panel, save, styled
 
 PARTS_OF_EXCHANGE = {"pack": COLOURS[4], "exchange": COLOURS[5], "unpack": COLOURS[3]}
-PUBLISHED_WEAK_EFFICIENCY = (512, 0.87)  # GPUs, of the paper's figure 7
+PUBLISHED_WEAK_EFFICIENCY = (512, 0.87)  # number of GPUs and efficiency in figure 7 of the paper
 
 
 # ---------------------------------------------------------------------------------------------------------------- panels
 
 
 def throughput(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Messages per second against messages, a line per number of channels and device; a ring where a line saturates."""
+    """Draw messages per second against messages: a line per number of channels and device, a ring where a line saturates."""
     markers = dict(zip(table["device"].unique(), "os^D"))
     for colour, (channels, of_channels) in zip(COLOURS, table.groupby("channels")):
         for device, line in of_channels.groupby("device", sort=False):
@@ -46,7 +47,7 @@ def throughput(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def domain_colours(table: pd.DataFrame, owner: str) -> list[str]:
-    """A colour per atom, such that domains that touch at the surface differ."""
+    """Return a colour per atom, such that domains that touch at the surface have different colours."""
     tree = cKDTree(table[["x_angstrom", "y_angstrom", "z_angstrom"]])
     owners = table[owner].to_numpy()
     touching = nx.Graph()
@@ -58,7 +59,10 @@ def domain_colours(table: pd.DataFrame, owner: str) -> list[str]:
 
 
 def partition_quality(table: pd.DataFrame, ax: Axes, column: str, label: str, most: str | None = None) -> Axes:
-    """Against the number of parts: 12 A solid, 14 A dashed; from the mean a bar reaches to the maximum over ranks."""
+    """Draw a column against the number of parts: solid lines for 12 A, dashed ones for 14 A.
+
+    If `most` is given, a bar reaches from the mean to the maximum over ranks.
+    """
     for (method, cutoff), line in table.groupby(["method", "cutoff_angstrom"]):
         far = cutoff > 12
         colour = METHODS[method][1]
@@ -79,7 +83,10 @@ def partition_quality(table: pd.DataFrame, ax: Axes, column: str, label: str, mo
 
 
 def boxes(table: pd.DataFrame, ax: Axes, hatched: bool) -> Axes:
-    """Seconds of a node update and its exchange over ranks (and repeats, where there are any), by ranks and method."""
+    """Draw boxes of the seconds of a node update with its exchange, by ranks and method.
+
+    The boxes are over ranks, and over repeats if there are any.
+    """
     table = table.assign(seconds=table[["compute_s", "pack_s", "exchange_s", "unpack_s"]].sum(axis=1))
     numbers = sorted(table["ranks"].unique())
     for k, ranks in enumerate(numbers):
@@ -91,7 +98,9 @@ def boxes(table: pd.DataFrame, ax: Axes, hatched: bool) -> Axes:
             position = k + 0.25 * (n - (len(groups) - 1) / 2)
             ax.boxplot(
                 values, positions=[position], widths=0.18, patch_artist=True, whis=(0, 100), manage_ticks=False,
-                boxprops={"facecolor": "white" if hatched else colour, "edgecolor": colour, "hatch": "/////" if hatched else ""},
+                boxprops={
+                    "facecolor": "white" if hatched else colour, "edgecolor": colour, "hatch": "/////" if hatched else "",
+                },
                 medianprops={"color": "black"}, whiskerprops={"color": colour}, capprops={"color": colour},
             )  # fmt: skip
     ax.set_xticks(range(len(numbers)), numbers)
@@ -100,7 +109,7 @@ def boxes(table: pd.DataFrame, ax: Axes, hatched: bool) -> Axes:
 
 
 def split(table: pd.DataFrame, ax: Axes, hatched: bool) -> Axes:
-    """Milliseconds of packing, exchange and unpacking, mean over ranks, stacked, by ranks and method."""
+    """Draw the milliseconds of packing, exchange and unpacking, mean over ranks, as stacked bars by ranks and method."""
     means = table.groupby(["ranks", "method"])[[f"{part}_s" for part in PARTS_OF_EXCHANGE]].mean() * 1e3
     ticks, names = [], []
     for k, ranks in enumerate(sorted(table["ranks"].unique())):
@@ -126,7 +135,10 @@ def split(table: pd.DataFrame, ax: Axes, hatched: bool) -> Axes:
 
 
 def weak_efficiency(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Modelled time of one cell's eight ranks over that of so many ranks, and the paper's one published number as a star."""
+    """Draw the modelled time of eight ranks on one cell over the time of each number of ranks.
+
+    The caller adds the one number that the paper publishes as a star.
+    """
     for method, line in table.groupby("method"):
         line = line.sort_values("ranks")
         name, colour = METHODS[method]
@@ -140,7 +152,7 @@ def weak_efficiency(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def topology(table: pd.DataFrame, ax: Axes, colour: str) -> Axes:
-    """Ranks and who exchanges with whom, by networkx's spring layout; wider lines for more embeddings."""
+    """Draw ranks and their exchanges by networkx's spring layout; wider lines stand for more embeddings."""
     graph = nx.Graph()
     graph.add_weighted_edges_from(table[["rank_a", "rank_b", "embeddings"]].itertuples(index=False))
     places = nx.spring_layout(graph, seed=1, iterations=200)
@@ -252,7 +264,7 @@ def figure_7(raw: Path) -> Figure:
     return figure
 
 
-# name: how it is drawn, from which tables
+# name: (function that draws the figure, tables that it reads)
 PAPER = {
     "fig3": (figure_3, ("fig3.csv",)),
     "fig5": (figure_5, ("fig5_domains.csv", "partition.csv")),
@@ -265,6 +277,6 @@ PAPER = {
 
 
 def draw_paper(name: str, raw, out):
-    """OUT/NAME.pdf and .png from the tables of a folder."""
+    """Draw OUT/NAME.pdf and .png from the tables of a folder."""
     with styled():
         save(PAPER[name][0](Path(raw)), Path(out) / name)

@@ -1,4 +1,4 @@
-"""Figures of one structure: bands, densities of states, errors, H."""
+"""Draw the figures of one structure: bands, densities of states, errors, H."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from .style import BASELINE, COLOURS, COLUMN_INCHES, DFT, PREDICTED, new_figure,
 
 
 def bands(table: pd.DataFrame, ax: Axes, legend: bool = True) -> Axes:
-    """Bands of DFT (solid) and predicted (dashed), eV above DFT's highest occupied eigenvalue."""
+    """Draw the bands of DFT (solid) and of the prediction (dashed), in eV above DFT's highest occupied eigenvalue."""
     table = table.assign(label=table["label"].astype(object).fillna(""))  # a csv without any label reads as a column of NaN
     for name, style, colour, label in (("dft", "-", DFT, "DFT"), ("predicted", "--", PREDICTED, "predicted")):
         for _, segment in table.groupby("segment"):
@@ -22,7 +22,7 @@ def bands(table: pd.DataFrame, ax: Axes, legend: bool = True) -> Axes:
     ticks = table[table["label"] != ""].drop_duplicates("x_per_angstrom")
     shown = -np.inf
     names = []
-    for x, label in zip(ticks["x_per_angstrom"], ticks["label"]):  # special points too near one another share a name's place
+    for x, label in zip(ticks["x_per_angstrom"], ticks["label"]):  # only the first of special points near one another is named
         apart = x - shown > 0.06 * wide.index.max()
         shown = x if apart else shown
         names.append(label.replace("G", "Γ") if apart else "")
@@ -52,7 +52,7 @@ def dos(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def error_by_pair(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Box from the 25th to the 75th percentile of the blocks, whiskers to 2.5 and 97.5, and the reference's mean."""
+    """Draw boxes from the 25th to the 75th percentile of the blocks, whiskers to 2.5 and 97.5, and the reference's mean."""
     names = [f"{p}\n{'onsite' if onsite else 'offsite'}" for p, onsite in zip(table["pair"], table["onsite"])]
     quantiles = zip(*(table[f"block_mae_mev_p{q}"] for q in ("2_5", "25", "50", "75", "97_5")), strict=True)
     stats = [
@@ -89,7 +89,7 @@ def decay(table: pd.DataFrame, ax: Axes, cutoff_angstrom: float | None = None) -
 
 
 def slabs(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Mean potential of the atoms of each slab along the longest cell vector, eV: DFT, predicted, reference."""
+    """Draw the mean potential (eV) of the atoms of each slab along the longest cell vector: DFT, predicted, reference."""
     for name, label, colour, style in (
         ("baseline", "reference", BASELINE, "s-"),
         ("dft", "DFT", DFT, "o-"),
@@ -105,7 +105,7 @@ def slabs(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def heatmap(table: pd.DataFrame, axes: list[Axes]) -> list[Axes]:
-    """log10 |H| at the Gamma point: DFT, predicted, and their difference of magnitudes."""
+    """Draw log10 |H| at the Gamma point: DFT, predicted, and the difference of their magnitudes."""
     n = int(table["row"].max()) + 1
     dft, predicted = (table[f"{name}_mev"].to_numpy().reshape(n, n) for name in ("dft", "predicted"))
     for ax, matrix, title in zip(
@@ -118,7 +118,7 @@ def heatmap(table: pd.DataFrame, axes: list[Axes]) -> list[Axes]:
 
 
 def training(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Errors against steps, a line for each network."""
+    """Draw errors against steps, with a line for each network."""
     for name, label, colour in (
         ("validation_mae_mev_onsite", "onsite", COLOURS[2]),
         ("validation_mae_mev_offsite", "offsite", COLOURS[0]),
@@ -134,7 +134,7 @@ def training(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def draw_quality(distribution: pd.DataFrame, numbers: pd.DataFrame, stem):
-    """STEM.pdf and .png: radial distributions of all pairs of elements, and shares of coordination numbers."""
+    """Draw radial distributions of all pairs of elements and shares of coordination numbers as STEM.pdf and .png."""
     with styled():
         figure = new_figure(2 * COLUMN_INCHES, 2.4)
         left, right = figure.subplots(1, 2)
@@ -154,7 +154,7 @@ def draw_quality(distribution: pd.DataFrame, numbers: pd.DataFrame, stem):
 
 
 def draw_all(analysis_directory, train_csv, out):
-    """Every figure of one structure, as pdf and png, from its folder of tables and the training's table."""
+    """Draw every figure of one structure, as pdf and png, from its folder of tables and the table of the training."""
     directory, out = Path(analysis_directory), Path(out)
     read = lambda name: pd.read_csv(directory / f"{name}.csv")  # noqa: E731
     cutoff = float(read("summary")["cutoff_angstrom"].iloc[0])

@@ -1,4 +1,4 @@
-"""How every figure looks: colours, sizes, and what measured and modelled numbers look like."""
+"""Define how figures look: colours, sizes, and the marks of measured and modelled numbers."""
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from ..files import atomic
 
-# Okabe and Ito's colours, told apart by all: jfly.uni-koeln.de/color
+# colours of Okabe and Ito, which colour-blind people can tell apart: jfly.uni-koeln.de/color
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DFT, PREDICTED, BASELINE = "#000000", "#D55E00", "#56B4E9"
 ELEMENTS = {"O": "#D55E00", "Hf": "#56B4E9", "Ge": "#009E73", "Sb": "#CC79A7", "Te": "#E69F00", "Si": "#E69F00", "H": "#999999"}
@@ -37,10 +37,10 @@ def new_figure(width: float = COLUMN_INCHES, height: float = 2.6) -> Figure:
 
 
 def save(figure: Figure, stem):
-    """STEM.pdf and STEM.png, each whole or not at all."""
+    """Save STEM.pdf and STEM.png, each completely or not at all."""
     for suffix in (".pdf", ".png"):
         with atomic(f"{stem}{suffix}") as temporary:
-            # no date in it: the same table gives the same file
+            # without a date the same table gives the same file
             figure.savefig(temporary, metadata={"CreationDate": None} if suffix == ".pdf" else None)
 
 
@@ -53,13 +53,16 @@ def panel(ax: Axes, letter: str, title: str = ""):
 
 
 def measured(ax: Axes) -> Axes:
-    """White, the word, and nothing hatched."""
+    """Mark axes as measured, by the word on a white background; nothing on such axes is hatched."""
     ax.text(0.97, 0.96, "measured", transform=ax.transAxes, ha="right", va="top", fontsize=7, weight="bold", zorder=5)
     return ax
 
 
 def modelled(ax: Axes) -> Axes:
-    """A grey ground and the word; boxes and bars on it are hatched, lines dashed with open markers."""
+    """Mark axes as modelled, by a grey background and the word.
+
+    Boxes and bars on such axes are hatched, and lines are dashed with open markers.
+    """
     ax.set_facecolor("0.9")
     ax.text(
         0.97,

@@ -1,12 +1,14 @@
-"""Blocks of H to what the network learns of them, and back.
+"""Transform blocks of H into the quantities that the network learns, and back.
 
-`encode` takes mu S (the gauge) and the reference from the blocks of a DFT calculation, couples angular momenta and turns
-the blocks of bonds into their edge frames. `decode` undoes these steps in the opposite order, for any residual:
+`encode` subtracts mu S (the energy gauge) and the reference from the blocks of a DFT calculation, couples their angular
+momenta and rotates the blocks of bonds into the edge frames. `decode` undoes these steps in the opposite order, for any
+residual:
 
     encode   r = D(edge) C^T (H - mu S - reference)        decode   H = reference + C D(edge)^T r
 
-C: coupling coefficients (coupling.py), D: Wigner matrices of the edge frame; onsite blocks have none. So decode(encode(H)) = H - mu S on all
-pairs within the cutoff; beyond it a decoded block is that of the reference.
+C are the coupling coefficients (coupling.py) and D the Wigner matrices of the edge frame; onsite blocks have no edge frame,
+so they are not rotated. Hence decode(encode(H)) = H - mu S on all pairs within the cutoff. Beyond the cutoff a decoded
+block is the block of the reference.
 """
 
 from collections.abc import Iterator
@@ -24,12 +26,12 @@ from .graph import Graph, structure_graph
 from .overlap import overlap_table, two_centre_blocks
 from .reference import Reference, outside_sums
 
-VALUES_AT_ONCE = 1 << 22  # of H and S that are decoded at a time
+VALUES_AT_ONCE = 1 << 22  # number of values of H, and of S, that are decoded at a time
 
 
 @dataclass(frozen=True)
 class BlockCodec:
-    """Encode operators into a graph with targets, decode residuals into operators; of one reference.
+    """Encoder of operators into a graph with targets, and decoder of residuals into operators, for one reference.
 
     codec = BlockCodec(read_reference("reference.h5"))
     graph = codec.encode(read_operators("train-000.h5"))
@@ -39,11 +41,13 @@ class BlockCodec:
     reference: Reference
 
     def encode(self, operators: Operators) -> Graph:
-        """Build the graph of a structure with the targets of its DFT blocks. An edge without a block has H = 0.
+        """Build the graph of a structure with the targets of its DFT blocks.
 
-        attributes: gauge_hartree; outside_fraction, the share of sum |H| on pairs beyond the cutoff; baseline_mae_hartree, the mean
-        error of the reference alone over all elements within the cutoff, blocks of edges in their frames.
-        Raises ValueError if the basis differs from the reference's.
+        An edge without a block in the operators is treated as H = 0.
+        The graph's attributes are: gauge_hartree; outside_fraction, the share of sum |H| on pairs beyond the cutoff; and
+        baseline_mae_hartree, the mean absolute error of the reference alone over all matrix elements within the cutoff,
+        with the blocks of edges in their frames.
+        Raises ValueError if the basis differs from that of the reference.
         """
         reference = self.reference
         if difference := reference.basis.difference(operators.basis):
@@ -80,7 +84,7 @@ class BlockCodec:
         return replace(graph, offsite=offsite, onsite=onsite, crystal_field=onsite_reference, attributes=attributes)
 
     def _mean_of_blocks(self, offsite: dict, onsite: dict) -> float:
-        """Mean |x| over elements of blocks, of which coupled components have another."""
+        """Compute the mean |x| over the matrix elements of blocks, which differs from the mean over coupled components."""
         coupling = self.reference.coupling
         targets = offsite | {(z, z, "onsite"): target for z, target in onsite.items()}
         sums = [
@@ -91,17 +95,19 @@ class BlockCodec:
         return float(sum(sums) / sum(target.size for target in targets.values()))
 
     def decode(self, graph: Graph, offsite: dict, onsite: dict, crystal_field: dict | None = None) -> "DecodedBlocks":
-        """Put the reference and a residual together, block by block when they are asked for.
+        """Combine the reference and a residual into blocks, which are computed only when they are requested.
 
-        offsite: (z_i, z_j) -> (G, n) in edge frames, onsite: z -> (A_z, n), Hartree; a pair of elements or an element that they lack has
-        no residual. crystal_field: z -> (A_z, n), reference blocks of all atoms of the structure where graph is a rank's part of it.
+        offsite: (z_i, z_j) -> (G, n) in edge frames, and onsite: z -> (A_z, n), in Hartree. A pair of elements, or an
+        element, that is missing there has no residual.
+        crystal_field: z -> (A_z, n), the reference blocks of all atoms of the structure. It is needed when graph is only a
+        rank's part of the structure.
         """
         reference = self.reference
         own = reference.crystal_field.known_of(graph)
         pairs = overlap_table(reference.basis).pairs(graph.atoms, at_least_angstrom=graph.cutoff_angstrom)
         mine = np.zeros(len(graph.atoms), bool)
         mine[graph.owned] = True
-        # bonds reach atoms of other ranks, also beyond the cutoff
+        # the shifts of all atoms are needed: bonds reach atoms of other ranks, also beyond the cutoff
         whole = own if crystal_field is None else crystal_field
         shifts = {z: reference.crystal_field.shifts(z, blocks) for z, blocks in whole.items()}
         blocks = {z: of_z + onsite[z] if z in onsite else of_z for z, of_z in own.items()}
@@ -110,10 +116,12 @@ class BlockCodec:
 
 @dataclass
 class DecodedBlocks:
-    """H and S of a structure, or of a rank's rows of it: `pieces` makes them, some at a time.
+    """H and S of a structure, or of a rank's rows of it, computed a portion at a time by `pieces`.
 
-    pairs: all that overlap or lie within the cutoff. offsite: coupled residuals in edge frames; onsite: coupled blocks; shifts: z -> (A_z, n, n) of all
-    atoms of the structure (CrystalField.shifts).
+    pairs: all pairs that overlap or lie within the cutoff.
+    offsite: coupled residuals in edge frames.
+    onsite: coupled blocks.
+    shifts: z -> (A_z, n, n) of all atoms of the structure (CrystalField.shifts).
     """
 
     graph: Graph
@@ -127,7 +135,7 @@ class DecodedBlocks:
         self.ranks = rank_in_element(self.graph.atoms.numbers)
 
     def operators(self) -> Operators:
-        """Make all of H and S in memory."""
+        """Compute all of H and S in memory."""
         atoms, basis = self.graph.atoms, self.reference.basis
         n = int(np.prod(basis.n_orbitals(atoms.numbers)[self.pairs[:, :2]], axis=1).sum())
         H, S = np.empty(n), np.empty(n)
@@ -136,16 +144,16 @@ class DecodedBlocks:
         return Operators(atoms, basis, self.pairs, H, S)
 
     def pieces(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-        """Yield (slice of the values, H in Hartree, S) in the order of the pairs, blocks whole.
+        """Yield (slice of the values, H in Hartree, S) in the order of the pairs; no block is divided between pieces.
 
-        A block and its transposed one are made from the lesser of the two pairs, so that both matrices are Hermitian to the last
-        bit. A pair that is not in offsite, and every pair beyond the cutoff, is the reference.
+        A block and its transpose are both made from the lesser of the two pairs, so that both matrices are Hermitian to the
+        last bit. A pair that is missing in offsite, and every pair beyond the cutoff, has the block of the reference.
         """
         graph, basis = self.graph, self.reference.basis
         orbitals = basis.n_orbitals(graph.atoms.numbers)
         offsets = np.concatenate([[0], np.cumsum(np.prod(orbitals[self.pairs[:, :2]], axis=1))])
         lesser, turned = self.pairs.canonical()
-        # the edge of the pair itself, of the flipped pair where it was turned
+        # rows holds the edge of each pair as given, which is the flipped edge where canonical() turned the pair
         rows, atom_rows = graph.edges.find_in_elements(self.pairs), graph.atom_rows()
         bounds = np.unique(
             np.searchsorted(offsets, np.arange(0, offsets[-1] + VALUES_AT_ONCE, VALUES_AT_ONCE)).clip(max=len(lesser))
@@ -163,9 +171,10 @@ class DecodedBlocks:
             yield slice(int(offsets[first]), int(offsets[last])), H, S
 
     def _blocks(self, z_i: int, z_j: int, pairs: PairList, turned: np.ndarray, rows: np.ndarray, atom_rows: np.ndarray):
-        """H and S of pairs of two elements, (G, n_i * n_j) each.
+        """Compute H and S of pairs of two elements, (G, n_i * n_j) each.
 
-        rows (G,): place of the edge of the pair, of the flipped pair if turned, in offsite; -1 beyond the cutoff.
+        rows (G,): position in offsite of the edge of each pair, or of the flipped pair if `turned` is true; -1 beyond the
+        cutoff.
         """
         reference = self.reference
         coupling = reference.coupling[z_i, z_j]

@@ -1,8 +1,10 @@
-"""Blocks of H in the product basis l_a x l_b <-> coupled angular momenta |L, M>, all blocks of a species pair at once.
+"""Transform blocks of H between the product basis l_a x l_b and coupled angular momenta |L, M>.
 
-c^{ab}_{LM} = sum_{m m'} C^{l_a l_b L}[m, m', M] h^{ab}_{m m'}, orthonormal, so h = C c exactly (method paper, eq. 1).
-A coupled vector of a pair of species holds, for L = 0, 1, ..., the components (M, slot), slots fastest: a slot of degree L
-is a pair of shells (a, b) that couples to L. Network, reference and scales all use this one layout.
+c^{ab}_{LM} = sum_{m m'} C^{l_a l_b L}[m, m', M] h^{ab}_{m m'}. The coefficients are orthonormal, so h = C c exactly (method
+paper, eq. 1). All blocks of a pair of elements are transformed at once.
+A coupled vector of a pair of elements holds, for L = 0, 1, ..., the components (M, slot), with the slots varying fastest. A
+slot of degree L is a pair of shells (a, b) that couples to L. The network, the reference and the scales all use this one
+layout.
 """
 
 from dataclasses import dataclass
@@ -17,10 +19,13 @@ from ..operators import Operators
 
 @dataclass
 class PairCoupling:
-    """Layout and transform for blocks between two elements.
+    """Layout and transform of blocks between two elements.
 
-    slots: L -> shell pairs (a, b). degree, order, slot: L, M and running slot number of each component, (n,).
+    slots: L -> shell pairs (a, b).
+    degree, order, slot: L, M and running slot number of each component, (n,).
     transform: (n, n) orthogonal; coupled = block.reshape(-1) @ transform.
+    adjoint: index and sign, (n,) each, that turn the coupled vector of a block (j, i) into that of its transpose, a block
+    (i, j): c^{ab}_{LM}[h^T] = (-1)^(l_a+l_b+L) c^{ba}_{LM}[h], computed as `vector_ji[:, index] * sign`.
     """
 
     z_i: int
@@ -30,6 +35,7 @@ class PairCoupling:
     degree: np.ndarray
     order: np.ndarray
     slot: np.ndarray
+    adjoint: tuple[np.ndarray, np.ndarray]
 
     @property
     def size(self) -> int:
@@ -41,51 +47,50 @@ class PairCoupling:
 
     @cached_property
     def slot_degree(self) -> np.ndarray:
-        """L of each running slot, (n_slots,)."""
+        """Return the degree L of each running slot, (n_slots,)."""
         return np.concatenate([np.full(len(s), L) for L, s in self.slots.items()])
 
     @cached_property
     def zero_order(self) -> np.ndarray:
-        """Indices of the M = 0 components, by running slot, (n_slots,)."""
+        """Return the indices of the M = 0 components, by running slot, (n_slots,)."""
         return np.flatnonzero(self.order == 0)
 
     @cached_property
     def slices(self) -> dict[int, slice]:
-        """Where the (2L+1, slots) components of each L stand."""
+        """Return the slice of a coupled vector that holds the (2L+1, slots) components of each L."""
         ends = np.cumsum([(2 * L + 1) * len(s) for L, s in self.slots.items()])
         return {L: slice(int(e) - (2 * L + 1) * len(s), int(e)) for (L, s), e in zip(self.slots.items(), ends)}
 
     @cached_property
-    def adjoint(self) -> tuple[np.ndarray, np.ndarray]:
-        """Index and sign (n,) that turn the coupled vector of block (j, i) into that of its transpose, a block (i, j).
-
-        c^{ab}_{LM}[h^T] = (-1)^(l_a+l_b+L) c^{ba}_{LM}[h]: `vector_ji[:, index] * sign`.
-        """
-        return self._adjoint
-
-    @cached_property
     def edge_adjoint(self) -> tuple[np.ndarray, np.ndarray]:
-        """`adjoint` for vectors that stand in edge frames: the reversed edge's frame is turned by pi about x."""
-        index, sign = self._adjoint
+        """Return the index and sign of `adjoint` for vectors that are given in edge frames.
+
+        The sign includes the turn by pi about x that relates the frame of the reversed edge to that of the edge.
+        """
+        index, sign = self.adjoint
         turn = np.concatenate([np.repeat(flip(L), len(s)) for L, s in self.slots.items()])
         return index, sign * turn
 
     def blocks(self, coupled: np.ndarray) -> np.ndarray:
-        """Blocks (G, n_i * n_j) of coupled vectors (G, n), each the same to the last bit whatever stands beside it."""
+        """Compute the blocks (G, n_i * n_j) of coupled vectors (G, n).
+
+        Each block is the same to the last bit, whichever other vectors are transformed together with it.
+        """
         return row_product(coupled, self.transform.T)
 
     def rotate(self, coupled: np.ndarray, rotations: list[np.ndarray], inverse: bool = False) -> np.ndarray:
-        """D^L applied to every L of coupled vectors (G, n); rotations[L] is (G, 2L+1, 2L+1)."""
+        """Apply D^L to every L of coupled vectors (G, n); rotations[L] has shape (G, 2L+1, 2L+1)."""
         result = np.empty_like(coupled)
         for L, part in self.slices.items():
             D = rotations[L].transpose(0, 2, 1) if inverse else rotations[L]
-            shape = len(coupled), 2 * L + 1, (part.stop - part.start) // (2 * L + 1)  # also of no vectors at all
+            # the number of slots is written out, since -1 is ambiguous where there are no vectors
+            shape = len(coupled), 2 * L + 1, (part.stop - part.start) // (2 * L + 1)
             result[:, part] = (D @ coupled[:, part].reshape(shape)).reshape(len(coupled), part.stop - part.start)
         return result
 
 
 def pair_coupling(basis: Basis, z_i: int, z_j: int) -> PairCoupling:
-    """Layout and transform for blocks between elements z_i (rows) and z_j (columns)."""
+    """Build the layout and transform of blocks between elements z_i (rows) and z_j (columns)."""
     first, second = basis[z_i], basis[z_j]
     slots = _slots(first, second)
     n_j = second.n_orbitals
@@ -101,7 +106,6 @@ def pair_coupling(basis: Basis, z_i: int, z_j: int) -> PairCoupling:
                 order.append(M)
                 slot.append(running + s)
         running += len(shell_pairs)
-    coupling = PairCoupling(z_i, z_j, slots, np.array(columns).T, np.array(degree), np.array(order), np.array(slot))
     reversed_slots = _slots(second, first)
     index, sign, start = [], [], 0
     for L, shell_pairs in slots.items():
@@ -111,8 +115,8 @@ def pair_coupling(basis: Basis, z_i: int, z_j: int) -> PairCoupling:
                 index.append(start + M * n + reversed_slots[L].index((b, a)))
                 sign.append((-1.0) ** (first.l[a] + second.l[b] + L))
         start += (2 * L + 1) * n
-    coupling._adjoint = (np.array(index), np.array(sign))
-    return coupling
+    transform, adjoint = np.array(columns).T, (np.array(index), np.array(sign))
+    return PairCoupling(z_i, z_j, slots, transform, np.array(degree), np.array(order), np.array(slot), adjoint)
 
 
 def _slots(first, second) -> dict[int, list[tuple[int, int]]]:
@@ -125,7 +129,7 @@ def _slots(first, second) -> dict[int, list[tuple[int, int]]]:
 
 
 class Coupling(dict):
-    """(z_i, z_j) -> PairCoupling for a basis, made when first asked for."""
+    """Mapping (z_i, z_j) -> PairCoupling for a basis; each entry is made when it is first requested."""
 
     def __init__(self, basis: Basis):
         self.basis = basis
@@ -136,14 +140,14 @@ class Coupling(dict):
 
     @property
     def lmax(self) -> int:
-        """Highest L that blocks of this basis couple to."""
+        """Return the highest L to which blocks of this basis couple."""
         return 2 * self.basis.lmax
 
 
 def coupled_groups(operators: Operators, coupling: Coupling, gauge: float = 0.0):
-    """Coupled blocks of H - gauge S by pair of elements, some at a time.
+    """Yield the coupled blocks of H - gauge S by pair of elements, a portion at a time.
 
-    Yields (z_i, z_j, block indices, onsite, coupled (G, n), vectors).
+    Each item is (z_i, z_j, block indices, onsite, coupled (G, n), vectors).
     """
     vectors, onsite = operators.pairs.vectors, operators.pairs.onsite
     for z_i, z_j, blocks, index in operators.groups():

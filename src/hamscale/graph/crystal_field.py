@@ -1,24 +1,28 @@
-"""Onsite blocks from the neighbours: the linear reference, and with it the energy gauge of a structure.
+"""Compute onsite blocks from neighbours: the linear reference, and from it the energy gauge of a structure.
 
-The block of an atom alone is spherical. In a crystal, potentials of neighbours superpose; what a sum of spherical potentials adds to
-an onsite block is, in coupled form and exactly linear in the neighbours,
+The block of an isolated atom is spherical. In a crystal the potentials of the neighbours superpose. The contribution of a
+sum of spherical potentials to an onsite block is, in coupled form and exactly linear in the neighbours,
 
     c_{L M, slot}(i) = mean_slot delta_{L 0} + sum_{j, R} F^{z_i z_j}_slot(r) Y_LM(r / |r|),    r = r_j + R - r_i
 
-F are tables over distance (linear elements that fade to zero at the cutoff), fitted by least squares with a penalty on their second
-differences. In a periodic structure the charges of ions reach further than any cutoff, and each ion polarizes the others. So for L = 0
-and L = 1 the sum is over near neighbours alone, and beside it stands the potential V of polarization.py, which adds V_i S_ii,
+F are tables over distance (piecewise linear functions that fade to zero at the cutoff), fitted by least squares with a
+penalty on their second differences. In a periodic structure the charges of ions act beyond any cutoff, and each ion
+polarizes the others. Therefore, for L = 0 and L = 1, the sum includes only near neighbours, and the potential V of
+polarization.py adds the term V_i S_ii,
 
-    V_i = sum_f a_f phi_f(i),    -1 <= a_f <= 0 with formal charges:
+    V_i = sum_f a_f phi_f(i),    -1 <= a_f <= 0 with formal charges.
 
-the energy of an electron in it, so the same coefficients a for all atoms and slots, and charges no larger than formal ones. Its fields and
-their squares, which are bounded at any wavelength, have a coefficient for every slot as the neighbours have.
-What a structure's potential does to an atom it does to its bonds, half from either end (R. S. Mulliken, J. Chem. Phys. 17, 1155 (1949)):
+V_i is the energy of an electron in that potential. Hence all atoms and slots share the same coefficients a, and the charges
+are no larger than formal ones. The fields of these potentials, and the squares of the fields, are bounded at any
+wavelength; they have a coefficient for every slot, as the neighbours have.
+A shift of an atom's potential also shifts its bond blocks; each end contributes half (R. S. Mulliken, J. Chem. Phys. 17,
+1155 (1949)):
 
     H_ij <- 1/2 (D_i S_ii^-1 S_ij + S_ij S_jj^-1 D_j),    D_i = onsite block less the mean of its element
 
-What charge transfer and screening do beyond that is left to the network.
-Reference: the crystal-field integrals of tight binding, e.g. J. C. Slater, G. F. Koster, Phys. Rev. 94, 1498 (1954), sec. II.
+Further effects of charge transfer and screening are left to the network.
+Reference: the crystal-field integrals of tight binding, e.g. J. C. Slater, G. F. Koster, Phys. Rev. 94, 1498 (1954), sec.
+II.
 """
 
 from dataclasses import dataclass, field, replace
@@ -35,14 +39,16 @@ from .polarization import neutral_charges, potentials
 
 SPACING_ANGSTROM = 0.25
 ATOMS_AT_ONCE = 2000
-SMALLEST_SPREAD_HARTREE = 1e-3  # what varies less in the training structures is not magnified
+SMALLEST_SPREAD_HARTREE = 1e-3  # quantities that vary less in the training structures are not magnified
 
 
 def densities(graph, elements: list[int], lmax: int, atoms: slice = slice(None), reach_angstrom: float = np.inf) -> np.ndarray:
-    """sum_j f_k(r_ij) Y_LM(r_ij), element by element, (owned atoms, (lmax+1)^2, elements * knots): what F is linear in.
+    """Compute the sums over neighbours sum_j f_k(r_ij) Y_LM(r_ij), in which the tables F are linear.
 
-    graph: a Graph, or what has its atoms, edges, owned, cutoff_angstrom. atoms: some of its owned atoms. reach_angstrom: a
-    cutoff below that of the graph.
+    Returns (owned atoms, (lmax+1)^2, elements * knots), with the sums of one element after another.
+    graph: a Graph, or an object with its attributes atoms, edges, owned and cutoff_angstrom.
+    atoms: selects some of its owned atoms.
+    reach_angstrom: a cutoff below that of the graph.
     """
     owned, cutoff = graph.owned[atoms], min(graph.cutoff_angstrom, reach_angstrom)
     first, last = np.searchsorted(graph.edges[:, 0], [owned[0], owned[-1] + 1]) if len(owned) else (0, 0)
@@ -71,10 +77,11 @@ def densities(graph, elements: list[int], lmax: int, atoms: slice = slice(None),
 
 @dataclass(frozen=True)
 class Ions:
-    """What is assumed of the potentials in periodic structures.
+    """Assumptions on the potentials in periodic structures.
 
-    near_angstrom: neighbours further away act by their charges; charges: z -> formal charge, or empty: any charges that make the training
-    structures neutral; far: whether charges act at all.
+    near_angstrom: neighbours farther away act through their charges alone.
+    charges: z -> formal charge; if empty, any charges that make the training structures neutral are allowed.
+    far: whether charges act at all.
     """
 
     near_angstrom: float = 4.5
@@ -82,7 +89,11 @@ class Ions:
     far: bool = True
 
     def distributions(self, elements: list[int], structures: list[Atoms]) -> np.ndarray:
-        """Charges (n, m) of the elements whose potentials are taken: formal ones, or all that make the structures neutral."""
+        """Return the charge distributions (n, m) over the elements whose potentials are used.
+
+        The columns are the formal charges, or all distributions that make the structures neutral; m = 0 if charges do not
+        act or a structure is not periodic. Raises ValueError if formal charges leave a structure charged.
+        """
         if not (self.far and all(atoms.pbc.all() for atoms in structures)):
             return np.empty((len(elements), 0))
         counts = np.array([[(atoms.numbers == z).sum() for z in elements] for atoms in structures])
@@ -91,15 +102,19 @@ class Ions:
         formal = np.array([self.charges[z] for z in elements])
         if (left := np.abs(counts @ formal).max()) > 1e-6:
             raise ValueError(
-                f"graph.charges leave a structure of the training set with a charge of {left:g}, expected neutral ones: the potential of a "
-                "charged cell has no meaning. Correct them, or leave them out."
+                f"graph.charges leave a structure of the training set with a charge of {left:g}, expected neutral ones: "
+                "the potential of a charged cell has no meaning. Correct them, or leave them out."
             )
         return formal[:, None]
 
 
 @dataclass
 class Features:
-    """What the onsite blocks of some atoms are linear in: by degree L, (A, 2L+1, features), and potentials, (A, p), atomic units."""
+    """Quantities in which the onsite blocks of some atoms are linear, in atomic units.
+
+    by_degree: for each degree L, (A, 2L+1, features).
+    potentials: (A, p).
+    """
 
     by_degree: list[np.ndarray]
     potentials: np.ndarray
@@ -113,8 +128,10 @@ def features(
 ) -> Features:
     """Compute the features of owned atoms of a graph.
 
-    charges (n, m): `Ions.distributions`. Of a periodic structure L = 0 and 1 have near neighbours, and squares of fields and fields for
-    what is not near. far: `potentials` of all atoms, if they are known already.
+    charges (n, m): as from `Ions.distributions`.
+    In a periodic structure the features of L = 0 and 1 are sums over near neighbours, together with the squares of fields
+    (L = 0) and the fields (L = 1) that represent all other atoms.
+    far: the result of `potentials` for all atoms, if it has been computed already.
     """
     whole = _by_degree(densities(graph, elements, lmax, atoms))
     owned = graph.owned[atoms]
@@ -132,9 +149,14 @@ def _by_degree(values: np.ndarray) -> list[np.ndarray]:
 
 @dataclass
 class OnsiteBlocks:
-    """Onsite blocks of one structure, coupled: blocks z -> (A_z, n) of H, overlap z -> (n,) of S (the same for all atoms of an element),
-    features z -> Features, first_shell z -> (A_z, features) of L = 0 with the nearest neighbours alone. Atoms of an element ascend;
-    rows (A,): where each atom stands. Hartree."""
+    """Onsite blocks of one structure in coupled form, Hartree.
+
+    blocks: z -> (A_z, n) of H.
+    overlap: z -> (n,) of S, which is the same for all atoms of an element.
+    features: z -> Features.
+    first_shell: z -> (A_z, features) of L = 0 that include the nearest neighbours only.
+    rows (A,): row of each atom among the atoms of its element, which are in ascending order.
+    """
 
     blocks: dict
     overlap: dict
@@ -151,8 +173,11 @@ def onsite_blocks(
     charges: np.ndarray,
     shell_angstrom: float | None = None,
 ) -> OnsiteBlocks:
-    """Collect what the fit takes of a structure; graph: its edges within the cutoff. shell_angstrom: reach of the nearest neighbours,
-    needed where charges have potentials."""
+    """Collect the onsite data of a structure that the fit needs.
+
+    graph: the graph of the structure, with its edges within the cutoff.
+    shell_angstrom: reach of the nearest neighbours; it is needed if charges have potentials.
+    """
     numbers, elements = operators.atoms.numbers, sorted(coupling.basis)
     of_atoms = features(graph, elements, coupling.lmax, near_angstrom, charges)
     shell = densities(graph, elements, 0, reach_angstrom=shell_angstrom or near_angstrom)[:, 0]
@@ -174,9 +199,12 @@ def onsite_blocks(
 class CrystalField:
     """The fitted reference of onsite blocks.
 
-    near_angstrom, charges (n, m): see `features`. centre, mean: z -> (slots,), zero but for L = 0: the mean block, and what the tables
-    start from. tables: z -> by L, (features, slots), Hartree. coefficients (p,): of the potentials, the same for all elements. overlap:
-    z -> (n,), coupled onsite block of S. spread: z -> (slots,), root mean square of what is added to the centre, Hartree.
+    near_angstrom, charges (n, m): see `features`.
+    centre, mean: z -> (slots,), zero except for L = 0: the mean block, and the block to which the tables are added.
+    tables: z -> by L, (features, slots), Hartree.
+    coefficients (p,): of the potentials, the same for all elements.
+    overlap: z -> (n,), coupled onsite block of S.
+    spread: z -> (slots,), root mean square deviation from the centre, Hartree.
     """
 
     coupling: Coupling
@@ -190,7 +218,7 @@ class CrystalField:
     spread: dict
 
     def onsite(self, z: int, of_z: Features) -> np.ndarray:
-        """Coupled onsite blocks of atoms of an element, (A_z, n), Hartree."""
+        """Compute the coupled onsite blocks of atoms of an element, (A_z, n), Hartree."""
         coupling = self.coupling[z, z]
         result = np.empty((len(of_z.potentials), coupling.size))
         for L, part in coupling.slices.items():
@@ -203,7 +231,10 @@ class CrystalField:
         return result
 
     def of_graph(self, graph) -> dict[int, np.ndarray]:
-        """z -> (A_z, n): coupled onsite blocks of the owned atoms of each element, in their order, Hartree. Some atoms at a time."""
+        """Compute z -> (A_z, n), the coupled onsite blocks of the owned atoms of each element in their order, Hartree.
+
+        Only some atoms are processed at a time, to bound the memory.
+        """
         numbers, elements = graph.atoms.numbers[graph.owned], sorted(self.coupling.basis)
         far = potentials(graph.atoms, elements, self.charges) if graph.atoms.pbc.all() else None
         parts = {int(z): [] for z in np.unique(numbers)}
@@ -215,11 +246,11 @@ class CrystalField:
         return {z: np.concatenate(part) for z, part in parts.items()}
 
     def known_of(self, graph) -> dict[int, np.ndarray]:
-        """Return the crystal field that the graph holds, or compute it where the graph has none."""
+        """Return the crystal field that the graph holds, or compute it if the graph holds none."""
         return self.of_graph(graph) if graph.crystal_field is None else graph.crystal_field
 
     def gauge(self, structure: OnsiteBlocks) -> float:
-        """mu (Hartree) that minimises |H - mu S - this reference|^2 over the onsite blocks."""
+        """Compute the mu (Hartree) that minimises |H - mu S - this reference|^2 over the onsite blocks."""
         up = down = 0.0
         for z, blocks in structure.blocks.items():
             up += ((blocks - self.onsite(z, structure.features[z])) @ structure.overlap[z]).sum()
@@ -227,7 +258,7 @@ class CrystalField:
         return float(up / down)
 
     def deviation(self, z: int, onsite: np.ndarray) -> np.ndarray:
-        """Coupled onsite blocks less the centre, in units of the spread by slot, (A_z, n): what the network is told."""
+        """Return coupled onsite blocks less the centre, in units of the spread by slot, (A_z, n): an input of the network."""
         return self._less_centre(z, onsite) / np.maximum(self.spread[z], SMALLEST_SPREAD_HARTREE)[self.coupling[z, z].slot]
 
     def _less_centre(self, z: int, onsite: np.ndarray) -> np.ndarray:
@@ -236,7 +267,7 @@ class CrystalField:
         return result
 
     def shifts(self, z: int, onsite: np.ndarray) -> np.ndarray:
-        """D_i S_ii^-1 of atoms of an element, (A_z, n, n), from their coupled onsite blocks."""
+        """Compute D_i S_ii^-1 of atoms of an element, (A_z, n, n), from their coupled onsite blocks."""
         coupling, n = self.coupling[z, z], self.coupling.basis[z].n_orbitals
         S = coupling.blocks(self.overlap[z][None]).reshape(n, n)
         D = coupling.blocks(self._less_centre(z, onsite)).reshape(-1, n, n)
@@ -244,13 +275,17 @@ class CrystalField:
 
 
 def shifted(overlap: np.ndarray, of_i: np.ndarray, of_j: np.ndarray) -> np.ndarray:
-    """1/2 (D_i S_ii^-1 S_ij + S_ij S_jj^-1 D_j), (G, n_i * n_j), of blocks S_ij (G, n_i * n_j) and `shifts` of their atoms."""
+    """Compute 1/2 (D_i S_ii^-1 S_ij + S_ij S_jj^-1 D_j), (G, n_i * n_j).
+
+    overlap: blocks S_ij (G, n_i * n_j).
+    of_i, of_j: `CrystalField.shifts` of the atoms i and j of each block.
+    """
     S = overlap.reshape(-1, of_i.shape[1], of_j.shape[1])
     return (0.5 * (of_i @ S + S @ of_j.transpose(0, 2, 1))).reshape(overlap.shape)
 
 
 def less_shifts(operators: Operators, structure: OnsiteBlocks, crystal_field: CrystalField) -> Operators:
-    """The same with blocks of bonds less what the crystal field at their two atoms makes of S."""
+    """Return the operators with the shifts due to the crystal field at both ends subtracted from the blocks of bonds."""
     hamiltonian, onsite = operators.hamiltonian.copy(), operators.pairs.onsite
     shifts = {z: crystal_field.shifts(z, crystal_field.onsite(z, f)) for z, f in structure.features.items()}
     for z_i, z_j, blocks, index in operators.groups():

@@ -1,6 +1,8 @@
-"""Fit of the crystal field: first how far-reaching charges are, then tables of near neighbours, with the energy gauge of every structure.
+"""Fit the crystal field, together with the energy gauge of every structure.
 
-Penalised least squares throughout; every penalty is the one that serves a structure best that was left out of the fit.
+The coefficients of the far-reaching charges are fitted first, then the tables of near neighbours. All fits are penalised
+least squares; every penalty is chosen by cross-validation, as the one that gives the smallest error on structures left out
+of the fit.
 """
 
 from dataclasses import replace
@@ -13,10 +15,10 @@ from .coupling import Coupling
 from .crystal_field import CrystalField, OnsiteBlocks
 from .polarization import potential_count
 
-SIZE_PENALTY = 1e-3  # of tables, beside that of their second differences
-FIELD_PENALTY = 1e-2  # of the coefficients of fields and their squares, each times its mean square
+SIZE_PENALTY = 1e-3  # penalty on the size of tables, relative to that on their second differences
+FIELD_PENALTY = 1e-2  # penalty on the coefficients of fields and their squares, each times its mean square
 FOLDS = 5
-JOINT_ROUNDS = 3  # of choosing penalties and solving for gauges and potentials
+JOINT_ROUNDS = 3  # rounds of choosing the penalties and solving for gauges and potentials
 
 
 def fit_crystal_field(
@@ -27,10 +29,11 @@ def fit_crystal_field(
     charges: np.ndarray,
     formal: bool = False,
 ) -> CrystalField:
-    """Fit by penalised least squares over all structures, jointly with the gauge of each; gauges average to zero, of molecules all are.
+    """Fit the crystal field by penalised least squares over all structures, jointly with the gauge of each structure.
 
-    formal: whether the charges (n, m) are formal ones; their potentials then have coefficients between -1 and 0, and those of the
-    dipoles they induce are not positive.
+    The gauges average to zero; for molecules all of them are zero.
+    formal: whether the charges (n, m) are formal ones. If so, the coefficients of their potentials lie between -1 and 0,
+    and the coefficients of the potentials of the dipoles that they induce are not positive.
     """
     n, m = charges.shape
     of_fields = {0: m * (m + 1) // 2, 1: m + n * m}
@@ -61,14 +64,14 @@ def fit_crystal_field(
 
 
 def mean_blocks(field: CrystalField, structures: list[OnsiteBlocks]) -> CrystalField:
-    """Reduce a crystal field to the mean block of each element: what is left of it without neighbours and potentials."""
+    """Reduce a crystal field to the mean block of each element, without neighbours and potentials."""
     flat = {z: [np.zeros_like(table) for table in tables] for z, tables in field.tables.items()}
     coefficients = np.zeros_like(field.coefficients)
     return with_spread(replace(field, mean=field.centre, tables=flat, coefficients=coefficients), structures)
 
 
 def with_spread(field: CrystalField, structures: list[OnsiteBlocks]) -> CrystalField:
-    """Return the field with its centre and spread over the atoms of structures."""
+    """Return the field with its centre and spread computed over the atoms of structures."""
     centre, spread = {}, {}
     for z in field.tables:
         coupling = field.coupling[z, z]
@@ -82,10 +85,10 @@ def with_spread(field: CrystalField, structures: list[OnsiteBlocks]) -> CrystalF
 
 
 def _coefficients(structures: list[OnsiteBlocks], coupling: Coupling, charges: np.ndarray, formal: bool) -> np.ndarray:
-    """Coefficients of the potentials, (p,), fitted beside a table of the nearest neighbours alone.
+    """Fit the coefficients of the potentials, (p,), together with a table of the nearest neighbours alone.
 
-    In a small cell every image moves with its atom: a table over further neighbours would take the place of far charges there, and
-    their coefficients could be anything.
+    In a small cell every image moves with its atom. A table over farther neighbours would then represent the effect of the
+    far charges, and the coefficients of their potentials would be undetermined.
     """
     n, m = charges.shape
     if not m:
@@ -100,17 +103,18 @@ def _coefficients(structures: list[OnsiteBlocks], coupling: Coupling, charges: n
     ]
     felt = [{z: f.potentials for z, f in s.features.items()} for s in structures]
     nothing = [{z: np.zeros(len(v)) for z, v in of.items()} for of in felt]
-    # charges between none and formal ones; dipoles along the field
+    # charges lie between zero and the formal ones; dipoles point along the field
     bounds = (np.r_[np.full(m, -1.0), np.full(n * m, -np.inf)], 0.0) if formal else (-np.inf, np.inf)
     return _joint_fit(structures, coupling, tables, squares, nothing, felt, bounds)
 
 
 def _joint_fit(structures, coupling: Coupling, tables, of_fields: int, known, felt, bounds) -> np.ndarray:
-    """Gauges of the structures, Hartree, or, where potentials are felt, their coefficients.
+    """Fit the gauges of the structures, Hartree, or, if there are potentials to fit, their coefficients.
 
-    By structure, z -> values by atom: tables (A_z, features), known (A_z,) in Hartree, felt (A_z, p). With the tables' functions T
-    eliminated, P = T (T^T T + penalty)^-1 T^T, the joint fit minimises |(1 - P)(Y - (known + mu + felt a) S)|^2 over the gauges mu and the
-    coefficients a, within the bounds of a. Only L = 0 takes part: S of an atom alone is spherical.
+    For each structure, z -> values by atom: tables (A_z, features), known (A_z,) in Hartree, felt (A_z, p). With T the
+    functions of the tables, which are eliminated, and P = T (T^T T + penalty)^-1 T^T, the joint fit minimises |(1 - P)(Y -
+    (known + mu + felt a) S)|^2 over the gauges mu and the coefficients a, within the bounds of a. Only L = 0 takes part,
+    because the S block of an isolated atom is spherical.
     """
     n, p = len(structures), next(iter(felt[0].values())).shape[1]
     fits = []
@@ -131,14 +135,14 @@ def _joint_fit(structures, coupling: Coupling, tables, of_fields: int, known, fe
     for _ in range(JOINT_ROUNDS):
         normal, right = np.zeros((n + p, n + p)), np.zeros(n + p)
         for fit, SS, y, D in fits:
-            # the penalty is chosen on what potentials leave, less what is alike in all atoms of a structure: that is the gauge's
+            # the penalty is chosen on the residual of the potentials, less its mean over each structure, which the gauge takes
             left_by_felt = y - SS * (D[:, n:] @ found[n:])[:, None]
             means = D[:, :n].T @ left_by_felt / np.maximum(D[:, :n].sum(0), 1)[:, None]
             penalty = fit.penalty(left_by_felt - D[:, :n] @ means)
             rest = lambda v, fit=fit, penalty=penalty: (v - v.mean(0)) - fit.X @ fit.table(v - v.mean(0), penalty)  # noqa: E731
             normal += SS * D.T @ rest(D)
             right += (D.T @ rest(y))[:, 0]
-        # of all solutions, which differ by a common shift of the gauges, the one of mean zero
+        # the solutions differ by a common shift of the gauges; this term selects the one whose gauges have mean zero
         normal[:n, :n] += np.trace(normal[:n, :n]) / n**2
         d, U = np.linalg.eigh((normal + normal.T) / 2)
         kept = d > 1e-10 * d[-1]
@@ -150,12 +154,15 @@ def _joint_fit(structures, coupling: Coupling, tables, of_fields: int, known, fe
 
 
 class _Fit:
-    """Penalised least squares of one L: min |Y - X T|^2 + a tr(T^T P T), P of second differences and of size, X centred for L = 0.
+    """Penalised least squares of one L: min |Y - X T|^2 + a tr(T^T P T), X centred for L = 0.
 
-    of_atoms (A, 2L+1, features), of which the last `fields` are penalised by size alone; structures (A,): which structure each atom is of. a is
-    the one whose tables, fitted to all structures but one, leave least on that one, summed over all of them: atoms of one structure
-    are no independent samples, and a table is wanted for structures that were not seen. With N V = P V d and V^T P V = 1 every a
-    costs a few sums.
+    P penalises second differences and size.
+    of_atoms (A, 2L+1, features): the last `fields` features are penalised by size alone.
+    structures (A,): the structure to which each atom belongs.
+    The penalty a is chosen by cross-validation: tables fitted to all structures but one have the least squared error on the
+    one left out, summed over all structures. Whole structures are left out because atoms of one structure are not
+    independent samples, and the table is meant for structures that were not seen. With N V = P V d and V^T P V = 1, every a
+    costs only a few sums.
     """
 
     def __init__(self, of_atoms: np.ndarray, L: int, fields: int, structures: np.ndarray):
@@ -169,7 +176,7 @@ class _Fit:
         self.d, self.V = self._modes(self.X)
         self.penalties = max(self.d.max(), 1e-12) * np.logspace(-8, 1, 19)
         structures = np.repeat(structures, 2 * L + 1)
-        if len(np.unique(structures)) == 1:  # every FOLDS-th atom of it stands for a structure
+        if len(np.unique(structures)) == 1:  # a single structure is divided: every FOLDS-th atom belongs to one fold
             structures = np.arange(len(X)) // (2 * L + 1) % FOLDS
         self.held_out = [structures == k for k in np.unique(structures)]
 
@@ -184,11 +191,11 @@ class _Fit:
             c, known = V.T @ (self.X[~out].T @ Y[~out]), self.X[out] @ V
             for k, a in enumerate(self.penalties):
                 rest = Y[out] - known @ (c / (d + a)[:, None])
-                # what is alike in all atoms of a structure is its gauge's
+                # the mean over a structure belongs to its gauge
                 left[k] += ((rest - rest.mean(0) if self.centred else rest) ** 2).sum()
         return float(self.penalties[np.argmin(left)])
 
     def table(self, Y: np.ndarray, penalty: float | None = None) -> np.ndarray:
-        """(features, columns of Y)."""
+        """Return the fitted table, (features, columns of Y)."""
         penalty = self.penalty(Y) if penalty is None else penalty
         return self.V @ ((self.V.T @ (self.X.T @ Y)) / (self.d + penalty)[:, None])

@@ -1,7 +1,8 @@
-"""The graph of a structure: edges sorted by destination, and what the network is to learn on each atom and edge.
+"""Hold the graph of a structure: its edges sorted by destination, and the learning targets of atoms and edges.
 
-Targets are coupled blocks of H - mu S less the reference, in Hartree; those of edges stand in the edge frame, so
-that training rotates nothing back (codec.py). Layout of a coupled vector: coupling.py. Schema `graph/2`: docs/files.md.
+Targets are coupled blocks of H - mu S less the reference, in Hartree. The targets of edges are given in the edge frame, so
+that nothing has to be rotated back during training (codec.py). The layout of a coupled vector is described in coupling.py,
+the schema `graph/2` in docs/files.md.
 """
 
 from dataclasses import dataclass, field, replace
@@ -20,16 +21,16 @@ SCHEMA = "graph/2"
 
 @dataclass
 class Graph:
-    """Atoms and directed edges of one structure, or a rank's part of them: all atoms, and the edges into those that it owns.
+    """Atoms and directed edges of one structure, or a rank's part: all atoms, and the edges into the atoms that it owns.
 
     edges    # PairList, sorted: i destination and row, j source and column
-    owned    # (O,)   | atoms of the part, ascending; all of a whole structure
+    owned    # (O,)   | atoms of the part, ascending; all atoms for a whole structure
     elements # pairs of elements with edges between them in the whole structure
     offsite  # (z_i, z_j) -> (G, n) | targets in the edge frame, Hartree, for the edges `edges.between(z_i, z_j)`
     onsite   # z -> (A_z, n)        | targets, Hartree, for the owned atoms of that element
     crystal_field  # z -> (A_z, n)  | reference blocks of those atoms, Hartree (CrystalField.of_graph)
 
-    A graph to predict from has no targets; crystal_field is None where it has not been computed.
+    A graph for prediction has no targets. crystal_field is None if it has not been computed.
     """
 
     atoms: Atoms
@@ -50,7 +51,7 @@ class Graph:
             self.elements = self.edges.elements
 
     def part(self, owned: np.ndarray) -> "Graph":
-        """Return the part of a rank that owns some atoms."""
+        """Return the part of the graph that belongs to a rank which owns the given atoms."""
         mine = np.zeros(len(self.atoms), bool)
         mine[owned] = True
         keep = mine[self.edges[:, 0]]
@@ -65,25 +66,25 @@ class Graph:
         )
 
     def atom_rows(self) -> np.ndarray:
-        """Row of every owned atom among those of its element, -1 for others, (A,)."""
+        """Return the row of every owned atom among the owned atoms of its element, -1 for other atoms, (A,)."""
         row = np.full(len(self.atoms), -1)
         row[self.owned] = rank_in_element(self.atoms.numbers[self.owned])
         return row
 
     def atoms_of(self, z: int) -> np.ndarray:
-        """Owned atoms of an element."""
+        """Return the owned atoms of an element."""
         return self.owned[self.atoms.numbers[self.owned] == z]
 
 
 def structure_graph(atoms: Atoms, basis: Basis, cutoff_angstrom: float) -> Graph:
     """Build the graph of a structure, without targets and crystal field."""
     for z in np.unique(atoms.numbers):
-        basis[int(z)]  # says which elements are known
+        basis[int(z)]  # raises an error that names the known elements if this one is missing
     return Graph(atoms, basis, float(cutoff_angstrom), edges_within(atoms, cutoff_angstrom))
 
 
 def write_graph(path, graph: Graph):
-    """Write `graph/2`, atomically."""
+    """Write a graph to a file of schema `graph/2`, atomically."""
     with create_h5(path, SCHEMA, cutoff_angstrom=graph.cutoff_angstrom, **graph.attributes) as file:
         write_structure(file, graph.atoms)
         write_basis(file, graph.basis)
@@ -99,7 +100,10 @@ def write_graph(path, graph: Graph):
 
 
 def read_graph(path) -> Graph:
-    """Read `graph/2`. Raises ValueError (path, found, expected) if the file is missing, cut short or of another schema."""
+    """Read a graph from a file of schema `graph/2`.
+
+    Raises ValueError (path, found, expected) if the file is missing, cut short or of another schema.
+    """
     with open_h5(path, SCHEMA) as file:
         atoms = read_structure(file)
         return Graph(

@@ -1,8 +1,9 @@
-"""S of any structure without DFT: overlap is exactly a two-centre quantity.
+"""Compute S of any structure without DFT: the overlap is exactly a two-centre quantity.
 
-In the frame of an edge only M = 0 components of a coupled overlap block are non-zero, and they depend on the distance alone.
-These functions are tabulated once per pair of elements with PySCF's integrals over CP2K's basis and interpolated by quintic
-splines; every edge is then a look-up, a spherical harmonic and the inverse coupling. Nothing is dense in the atoms.
+In the frame of an edge only the M = 0 components of a coupled overlap block are non-zero, and they depend on the distance
+alone. These functions are tabulated once per pair of elements, with PySCF's integrals over CP2K's basis, and interpolated
+by quintic splines. Every edge then costs a table look-up, a spherical harmonic and the inverse coupling. No array is
+quadratic in the number of atoms.
 """
 
 from functools import lru_cache
@@ -19,13 +20,16 @@ from ..units import angstrom_to_bohr, bohr_to_angstrom
 from .coupling import Coupling, PairCoupling
 from .neighbours import edges_within
 
-SPACING_BOHR = 0.02  # quintic: below 1e-10 for exponents up to 12 / Bohr^2
+SPACING_BOHR = 0.02  # error of the quintic spline below 1e-10 for exponents up to 12 / Bohr^2
 LONGEST_BOHR = 50.0
 NEGLIGIBLE = 1e-8
 
 
 def two_centre_blocks(coupling: PairCoupling, radial: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Blocks (G, n_i n_j) whose coupled components in the edge frame are radial (G, slots) at M = 0, and nothing else."""
+    """Build the blocks (G, n_i n_j) of two-centre functions from their M = 0 components in the edge frame.
+
+    radial (G, slots): these components; all others are zero.
+    """
     coupled = np.empty((len(radial), coupling.size))
     start = 0
     for L, part in coupling.slices.items():
@@ -37,7 +41,10 @@ def two_centre_blocks(coupling: PairCoupling, radial: np.ndarray, vectors: np.nd
 
 
 def _molecule(element: ElementBasis, heights_bohr):
-    """Atoms of one element on the z axis, and the index that puts PySCF's orbitals of an atom in CP2K's order."""
+    """Build a PySCF molecule of one element's atoms on the z axis, and the index of CP2K's orbital order.
+
+    The index takes PySCF's orbitals of an atom into CP2K's order.
+    """
     basis = [[l, *np.column_stack([e, c]).tolist()] for l, e, c in element.shells]
     molecule = gto.M(atom=[("He", (0.0, 0.0, z)) for z in heights_bohr], basis={"He": basis}, unit="Bohr", spin=None, verbose=0)
     order, starts, start = np.argsort(element.l, kind="stable"), {}, 0  # PySCF sorts an atom's shells by l
@@ -46,13 +53,13 @@ def _molecule(element: ElementBasis, heights_bohr):
         start += 2 * element.l[shell] + 1
     index = []
     for shell, l in enumerate(element.l):
-        p_order = [1, 2, 0] if l == 1 else range(2 * l + 1)  # PySCF has p = x, y, z; all else m = -l..l
+        p_order = [1, 2, 0] if l == 1 else range(2 * l + 1)  # PySCF orders p as x, y, z, every other l as m = -l..l
         index += [starts[shell] + m for m in p_order]
     return molecule, np.array(index)
 
 
 class OverlapTable:
-    """Overlap of any structure in a basis: S_ij(R) of all pairs at once. Interpolation error below 1e-10."""
+    """Overlap S_ij(R) of any structure in a basis, with an interpolation error below 1e-10."""
 
     def __init__(self, basis: Basis):
         self.basis = basis
@@ -60,7 +67,7 @@ class OverlapTable:
         self._splines: dict[tuple[int, int], BSpline] = {}
 
     def spline(self, z_i: int, z_j: int) -> BSpline:
-        """Distance (A) -> M = 0 components (slots,) of the coupled overlap block."""
+        """Return the spline from distance (A) to the M = 0 components (slots,) of the coupled overlap block."""
         if (z_i, z_j) not in self._splines:
             self._splines[z_i, z_j] = self._tabulate(z_i, z_j)
         return self._splines[z_i, z_j]
@@ -78,9 +85,10 @@ class OverlapTable:
         return make_interp_spline(bohr_to_angstrom(heights), np.concatenate(coupled), k=5)
 
     def reach(self, z_i: int, z_j: int, negligible: float = NEGLIGIBLE) -> float:
-        """Distance (A) beyond which no element of the overlap block exceeds `negligible`.
+        """Compute the distance (A) beyond which no element of the overlap block exceeds `negligible`.
 
-        From the most diffuse primitives, each a bound exp(-mu d^2) times polynomials: solved on a grid, generously.
+        The bound comes from pairs of primitives, each of which decays as exp(-mu d^2) times polynomials. It is evaluated on
+        a grid of distances and rounded up generously.
         """
         d = np.arange(0, LONGEST_BOHR, 0.1)
         bound = np.zeros_like(d)
@@ -93,7 +101,10 @@ class OverlapTable:
         return float(bohr_to_angstrom(d[np.flatnonzero(bound > negligible)[-1]] + 0.1))
 
     def pairs(self, atoms: Atoms, at_least_angstrom: float = 0.0) -> PairList:
-        """Find all pairs (i, j, R) that overlap by more than 1e-8 or are within a distance, onsite ones included, sorted."""
+        """Find all pairs (i, j, R) that overlap by more than 1e-8 or lie within a distance, sorted.
+
+        Onsite pairs are included.
+        """
         numbers = np.unique(atoms.numbers)
         reach = {(a, b): max(at_least_angstrom, self.reach(a, b)) for a in numbers for b in numbers}
         pairs = edges_within(atoms, max(reach.values()))
@@ -107,7 +118,10 @@ class OverlapTable:
         return PairList(atoms, np.concatenate([onsite, pairs])).sorted()
 
     def blocks(self, z_i: int, z_j: int, vectors: np.ndarray) -> np.ndarray:
-        """Overlap blocks (G, n_i n_j) of edges between two elements; vectors (G, 3) in Angstrom, zero for onsite blocks."""
+        """Compute the overlap blocks (G, n_i n_j) of edges between two elements.
+
+        vectors (G, 3): in Angstrom, zero for onsite blocks.
+        """
         spline = self.spline(z_i, z_j)
         distances = np.linalg.norm(vectors, axis=1)
         radial = np.where((distances < spline.t[-1])[:, None], spline(np.minimum(distances, spline.t[-1])), 0.0)
@@ -121,5 +135,5 @@ def _table(key: tuple) -> OverlapTable:
 
 
 def overlap_table(basis: Basis) -> OverlapTable:
-    """The table of a basis, made once per process."""
+    """Return the overlap table of a basis, which is made once per process."""
     return _table(tuple(basis.values()))

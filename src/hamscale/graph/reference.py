@@ -1,10 +1,12 @@
-"""What the network need not learn: energy gauge, reference, scales. Fitted to training structures, then data.
+"""Fit and store the energy gauge, the reference and the scales, so that the network need not learn them.
 
-gauge      H and H + mu S are the same physics in a periodic cell. mu of a structure brings its onsite blocks as near as can be
-           to their reference; mu S is taken from all blocks.
-reference  offsite: the least-squares mean of the M = 0 components in the edge frame by pair of elements and distance
-           (linear elements) - a Slater-Koster Hamiltonian; onsite: a linear crystal field (crystal_field.py).
-scale      root mean square of what is left, by pair of elements, slot and distance (interpolated in the logarithm).
+They are fitted to the training structures and then stored as data.
+
+gauge      H and H + mu S are the same physics in a periodic cell. The mu of a structure brings its onsite blocks as near as
+           possible to their reference; mu S is subtracted from all blocks.
+reference  offsite: the least-squares mean of the M = 0 components in the edge frame, by pair of elements and distance
+           (piecewise linear), that is, a Slater-Koster Hamiltonian; onsite: a linear crystal field (crystal_field.py).
+scale      root mean square of the remainder, by pair of elements, slot and distance (interpolated in the logarithm).
 """
 
 from collections.abc import Iterable
@@ -26,16 +28,17 @@ from .neighbours import edges_within
 SCHEMA = "reference/5"
 SPACING_ANGSTROM = 0.25
 SMALLEST_SCALE_HARTREE = 1e-7
-FIRST_SHELL = 1.4  # nearest neighbours are within this times their mean distance: in rock salt the second shell begins at 2^0.5
+# nearest neighbours lie within their mean distance times this factor; in rock salt the second shell begins at 2^0.5
+FIRST_SHELL = 1.4
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Fitted tables, one row per knot k at k * SPACING_ANGSTROM.
+    """Fitted tables, with one row per knot k at distance k * SPACING_ANGSTROM.
 
-    crystal_field: reference of the onsite blocks, and what the gauge is measured against.
+    crystal_field: reference of the onsite blocks, relative to which the gauge is measured.
     two_centre[z_i, z_j], scale[z_i, z_j]: (knots, slots), Hartree; onsite_scale[z]: (slots,), Hartree.
-    reach_angstrom: the longest distance of a block in the data; from there the reference falls to zero within one knot.
+    reach_angstrom: the longest distance of a block in the data; beyond it the reference falls to zero within one knot.
     longest_cell_angstrom: the longest cell vector of the training structures; zero for molecules.
     outside_fraction: share of sum |H| of the training structures on pairs beyond the cutoff.
     """
@@ -53,20 +56,20 @@ class Reference:
 
     @property
     def coupling(self) -> Coupling:
-        """Couplings of all pairs of elements."""
+        """Return the couplings of all pairs of elements."""
         return self.crystal_field.coupling
 
     def remainder(self, operators: Operators, of_atoms: OnsiteBlocks) -> tuple[Operators, Coupling, float]:
-        """Return what `coupled_groups` takes to give H - mu S less what the crystal field does to bonds."""
+        """Return the arguments with which `coupled_groups` gives H - mu S less the shifts of bonds by the crystal field."""
         return _remainder(self.crystal_field, self.periodic, operators, of_atoms)
 
     def offsite(self, z_i: int, z_j: int, distances: np.ndarray) -> np.ndarray:
-        """Two-centre reference, M = 0 components in the edge frame, (G, slots), Hartree."""
+        """Compute the two-centre reference, the M = 0 components in the edge frame, (G, slots), Hartree."""
         self._known(z_i, z_j)
         return _interpolate(self.two_centre[z_i, z_j], distances)
 
     def offsite_scale(self, z_i: int, z_j: int, distances: np.ndarray) -> np.ndarray:
-        """Root mean square of the remainder by slot, (G, slots), Hartree."""
+        """Compute the root mean square of the remainder by slot, (G, slots), Hartree."""
         self._known(z_i, z_j)
         return np.exp(_interpolate(np.log(self.scale[z_i, z_j]), distances))
 
@@ -82,7 +85,7 @@ def _remainder(field: CrystalField, periodic: bool, operators: Operators, of_ato
 
 
 def _hat(distances: np.ndarray, n_knots: int) -> tuple[np.ndarray, np.ndarray]:
-    """Left knot and fraction towards the next one."""
+    """Return the left knot of each distance, and the fraction of the way to the next knot."""
     x = np.minimum(distances / SPACING_ANGSTROM, n_knots - 1.000001)
     left = x.astype(np.int64)
     return left, x - left
@@ -101,11 +104,14 @@ def fit_reference(
     crystal_field: bool = True,
     two_centre: bool = True,
 ) -> Reference:
-    """Fit gauge, reference and scales to the training structures (iterated over several times, one in memory at a time).
+    """Fit the gauge, the reference and the scales to the training structures.
 
-    cutoff_angstrom: a number, or "auto": the longest distance of a block with an element of H above the threshold. crystal_field,
-    two_centre: without the one onsite blocks are the mean of their element, without the other offsite blocks are zero, or Mulliken's.
-    Raises ValueError if bases differ or the cutoff is larger than H reaches in the data.
+    structures: iterated over several times, with one in memory at a time.
+    cutoff_angstrom: a number, or "auto": the longest distance of a block with an element of H above the threshold.
+    crystal_field: if false, the reference of an onsite block is the mean block of its element.
+    two_centre: if false, the offsite reference is Mulliken's approximation alone, or zero if crystal_field is false as
+    well.
+    Raises ValueError if the bases differ or the cutoff is larger than the reach of H in the data.
     """
     survey = _survey(structures, cutoff_angstrom, auto_threshold_hartree)
     coupling, periodic = Coupling(survey.basis), survey.periodic
@@ -134,7 +140,10 @@ def fit_reference(
 
 @dataclass(frozen=True)
 class _Survey:
-    """Facts of the training structures that the fit begins with; first_shell_angstrom: the reach of nearest neighbours."""
+    """Properties of the training structures that the fit needs at its beginning.
+
+    first_shell_angstrom: the reach of the nearest neighbours.
+    """
 
     basis: Basis
     periodic: bool
@@ -173,7 +182,7 @@ def _survey(structures, cutoff, threshold) -> _Survey:
 
 
 def outside_sums(operators: Operators, cutoff_angstrom: float) -> tuple[float, float]:
-    """Sum of |H| over all elements of the pairs beyond the cutoff, and over all, Hartree."""
+    """Sum |H| over all elements of the pairs beyond the cutoff, and over all pairs, Hartree."""
     sums = np.add.reduceat(np.abs(operators.hamiltonian), operators.offsets[:-1])
     far = operators.pairs.distances >= cutoff_angstrom
     return float(sums[far].sum()), float(sums.sum())
@@ -184,7 +193,7 @@ def _block_maximum(operators: Operators) -> np.ndarray:
 
 
 def _fit_two_centre(field: CrystalField, periodic: bool, n_knots: int, structures, of_structures) -> dict:
-    """Tables of the M = 0 components by pair of elements, (knots, slots), Hartree."""
+    """Fit the tables of the M = 0 components by pair of elements, (knots, slots), Hartree."""
     normal, right = {}, {}
     for operators, of_atoms in zip(structures, of_structures):
         for z_i, z_j, _, onsite, coupled, vectors in coupled_groups(*_remainder(field, periodic, operators, of_atoms)):
@@ -200,17 +209,21 @@ def _fit_two_centre(field: CrystalField, periodic: bool, n_knots: int, structure
                 np.add.at(N, (left + r, left + c), w)
             np.add.at(b, left, (1 - f)[:, None] * axial)
             np.add.at(b, left + 1, f[:, None] * axial)
-    # a weak penalty on kinks carries the table over distances no training edge has
+    # a weak penalty on kinks interpolates the table over distances that do not occur in the training structures
     bend, tables = np.diff(np.eye(n_knots), n=2, axis=0), {}
     for key, N in normal.items():
         table = np.linalg.solve(N + 1e-3 * bend.T @ bend + 1e-6 * np.eye(n_knots), right[key])
-        table[-1] = 0  # the first knot beyond the data: no step there, on which the last bit of a distance would decide
+        # zero at the first knot beyond the data: at a step there, the last bit of a distance would change the result
+        table[-1] = 0
         tables[key] = table
     return tables
 
 
 def axial_components(coupling, coupled: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """M = 0 components in the edge frame, sum_M Y_LM(edge) c_LM, by slot, (G, slots): no Wigner matrix needed."""
+    """Compute the M = 0 components in the edge frame, sum_M Y_LM(edge) c_LM, by slot, (G, slots).
+
+    This needs no Wigner matrix.
+    """
     parts = []
     for L, part in coupling.slices.items():
         harmonics = real_spherical_harmonics(L, vectors)
@@ -229,7 +242,10 @@ def _check_reach(survey: _Survey, structures):
 
 
 def _fit_scale(field: CrystalField, periodic: bool, tables: dict, n_knots: int, structures, of_structures) -> tuple[dict, dict]:
-    """Root mean squares of what the reference leaves: by pair of elements (knots, slots), and onsite by element (slots,), Hartree."""
+    """Compute the root mean squares of the remainder beyond the reference, Hartree.
+
+    Returns them by pair of elements, (knots, slots), and for onsite blocks by element, (slots,).
+    """
     power, count, onsite_power, onsite_count = {}, {}, {}, {}
     for operators, of_atoms in zip(structures, of_structures):
         for z_i, z_j, blocks, onsite, coupled, vectors in coupled_groups(*_remainder(field, periodic, operators, of_atoms)):
@@ -244,7 +260,7 @@ def _fit_scale(field: CrystalField, periodic: bool, tables: dict, n_knots: int, 
             distances = np.linalg.norm(vectors, axis=1)
             axial = axial_components(coupling, coupled, vectors)
             f_ref = _interpolate(tables[z_i, z_j], distances)
-            # a rotation keeps |c|^2, so only the axial component needs the edge frame
+            # a rotation preserves |c|^2, so only the axial component needs the edge frame
             rest = np.maximum(_slot_power(coupling, coupled) - axial**2 + (axial - f_ref) ** 2, 0) / components
             left, f = _hat(distances, n_knots)
             p = power.setdefault((z_i, z_j), np.zeros((n_knots, coupling.n_slots)))
@@ -261,13 +277,13 @@ def _fit_scale(field: CrystalField, periodic: bool, tables: dict, n_knots: int, 
 
 
 def _slot_power(coupling, coupled: np.ndarray) -> np.ndarray:
-    """Sum of squares over M, by slot, (G, slots)."""
+    """Sum the squares over M, by slot, (G, slots)."""
     parts = [(coupled[:, p].reshape(len(coupled), 2 * L + 1, -1) ** 2).sum(1) for L, p in coupling.slices.items()]
     return np.concatenate(parts, 1)
 
 
 def write_reference(path, reference: Reference):
-    """Write `reference/5`, atomically."""
+    """Write a reference to a file of schema `reference/5`, atomically."""
     with create_h5(
         path, SCHEMA, periodic=reference.periodic, cutoff_angstrom=reference.cutoff_angstrom,
         reach_angstrom=reference.reach_angstrom, spacing_angstrom=SPACING_ANGSTROM,
@@ -290,7 +306,10 @@ def write_reference(path, reference: Reference):
 
 
 def read_reference(path) -> Reference:
-    """Read `reference/5`. Raises ValueError (path, found, expected) if the file is missing, cut short or of another schema."""
+    """Read a reference from a file of schema `reference/5`.
+
+    Raises ValueError (path, found, expected) if the file is missing, cut short or of another schema.
+    """
     with open_h5(path, SCHEMA) as file:
         a, basis = file.attrs, read_basis(file)
         of_pairs = {tuple(int(z) for z in name.split("-")): group for name, group in file["offsite"].items()}

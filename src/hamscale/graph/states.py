@@ -1,12 +1,13 @@
-"""Which errors of H move eigenvalues: directions in the space of coupled components, from DFT's own states.
+"""Find the errors of H that change eigenvalues: directions in the space of coupled components, from the states of DFT.
 
-To first order an error dH moves eigenvalue n at k by v^+ dH(k) v, with H(k) v = e S(k) v and v^+ S(k) v = 1: a linear function of the blocks,
+To first order an error dH changes eigenvalue n at k by v^+ dH(k) v, with H(k) v = e S(k) v and v^+ S(k) v = 1. This is a
+linear function of the blocks,
 
     d e_n(k) = sum_ijR sum_ab dH_ijR[a, b] Re(conj(v_ia) v_jb exp(2 pi i k.R))
 
-A structure has thousands of states. A sum over those of one k with random signs r_n holds them all: its square has the mean
-sum_n (d e_n)^2 over signs (M. F. Hutchinson, Commun. Stat. Simul. Comput. 19, 433 (1990)). Signs whose sum is zero leave out what is
-the same for all states, the energy gauge.
+A structure has thousands of states. A sum over the states of one k with random signs r_n represents all of them: the mean
+of its square over the signs is sum_n (d e_n)^2 (M. F. Hutchinson, Commun. Stat. Simul. Comput. 19, 433 (1990)). Signs whose
+sum is zero remove the common shift of all states, which is the energy gauge.
 """
 
 import numpy as np
@@ -19,10 +20,13 @@ from .graph import Graph
 
 
 def eigenvalue_directions(operators: Operators, graph: Graph, count: int, seed: int = 0):
-    """(offsite (z_i, z_j) -> (count, G, n) in edge frames, onsite z -> (count, A_z, n)), each direction at a random k.
+    """Compute `count` directions, each at a random k, that project errors of H onto errors of eigenvalues.
 
-    The product of a direction with errors of coupled components, in the order of the targets, squared and averaged over directions
-    estimates the mean square error of eigenvalues less their common shift: of the occupied states and a quarter as many above.
+    Returns (offsite (z_i, z_j) -> (count, G, n) in edge frames, onsite z -> (count, A_z, n)), with components in the order
+    of the targets.
+    The product of a direction with the errors of coupled components, squared and averaged over directions, estimates the
+    mean square error of eigenvalues less their common shift. The states are the occupied ones and a quarter as many above
+    them.
     """
     random, occupied = np.random.default_rng(seed), operators.n_electrons // 2
     states = min(operators.n_orbitals, occupied + max(1, occupied // 4))
@@ -32,8 +36,12 @@ def eigenvalue_directions(operators: Operators, graph: Graph, count: int, seed: 
 
 
 def directions(operators: Operators, graph: Graph, kpoints: np.ndarray, signs: np.ndarray) -> tuple[dict, dict]:
-    """What errors of offsite (G, n) and onsite (A_z, n) components are multiplied with, and summed, to give sum_n signs_n d e_n(k), for every
-    k of kpoints (D, 3) with its signs, (D, states)."""
+    """Compute the weights of errors of H components in sum_n signs_n d e_n(k), for every k.
+
+    kpoints (D, 3) with their signs (D, states). The errors of offsite (G, n) and onsite (A_z, n) components are multiplied
+    with the weights and summed. Returns the weights of the offsite components, (D, G, n), and of the onsite components, (D,
+    A_z, n).
+    """
     coupling, basis, numbers = Coupling(graph.basis), graph.basis, graph.atoms.numbers
     starts = np.cumsum(basis.n_orbitals(numbers)) - basis.n_orbitals(numbers)
     densities = []
@@ -57,7 +65,7 @@ def directions(operators: Operators, graph: Graph, kpoints: np.ndarray, signs: n
 
 
 def _blocks(density, rows, columns, first, second) -> np.ndarray:
-    """(G, n_i * n_j)."""
+    """Extract the blocks of pairs of atoms from a dense density matrix, (G, n_i * n_j)."""
     i = rows[:, None, None] + np.arange(first.n_orbitals)[:, None]
     j = columns[:, None, None] + np.arange(second.n_orbitals)
     return density[i, j].reshape(len(rows), first.n_orbitals * second.n_orbitals)

@@ -1,1 +1,4 @@
-"""From graphs and model folders to what the network takes: tensors, a rank's part, trained weights. Training and prediction use all of it."""
+"""Prepare the inputs of the network from graphs and model folders: tensors, the part of a rank, trained weights.
+
+Both training and prediction use this package.
+"""

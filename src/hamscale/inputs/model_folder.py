@@ -1,6 +1,7 @@
-"""Folders of trained models: weights of all networks, the reference they were trained with, and a record of the training.
+"""Write and read folders of trained models.
 
-safetensors, HDF5 and JSON: nothing that is read can run code.
+A folder holds the weights of all networks, the reference they were trained with, and a record of the training. The formats
+are safetensors, HDF5 and JSON, none of which can run code when it is read.
 """
 
 import csv
@@ -18,13 +19,16 @@ from ..model.network import HamiltonianNetwork
 from .tensors import build_network
 
 SCHEMA = "model/2"
-OF_EACH = ("validation_mae_mev", "seconds")  # of a model's training, a number for each network
+OF_EACH = ("validation_mae_mev", "seconds")  # entries of the training record with one number for each network
 
 
 def save_model(directory, members: list[dict], network: dict, reference_path, training: dict):
-    """weights.safetensors, config.json and the reference it was trained with: all that prediction needs.
+    """Write weights.safetensors, config.json and the reference: all files that prediction needs.
 
-    members: weights of each network; network: fields of config.Network, lmax a number; training: a record.
+    members: weights of each network.
+    network: fields of config.Network, with lmax a number.
+    reference_path: the reference that the networks were trained with.
+    training: a record of the training.
     """
     directory = Path(directory)
     tensors = {f"{k}.{name}": v.detach().contiguous() for k, weights in enumerate(members) for name, v in weights.items()}
@@ -42,8 +46,9 @@ def save_model(directory, members: list[dict], network: dict, reference_path, tr
 
 
 def join(directories: list[Path], out):
-    """One model of the networks of several, which differ in their seeds alone; train.csv has the rows of all.
+    """Join several models, whose networks differ in their seeds alone, into one model.
 
+    Its train.csv has the rows of all models.
     Raises ValueError if sizes, settings or references differ, a network is given twice, or a file is cut short.
     """
     contents, tables = [_config(d) for d in directories], [(d / "train.csv").read_text() for d in directories]
@@ -74,7 +79,7 @@ def join(directories: list[Path], out):
 
 
 def load_model(directory) -> tuple[list[HamiltonianNetwork], Reference]:
-    """Read the trained networks (float32, on the CPU), of which the mean is the prediction, and their reference.
+    """Read the trained networks (float32, on the CPU), the mean of which is the prediction, and their reference.
 
     Raises ValueError (file, found, expected) if a part is missing, cut short or does not fit the others.
     """
@@ -100,7 +105,7 @@ def with_prefix(tensors: dict, prefix: str) -> dict:
 
 
 def _networks(table: str) -> set[int]:
-    """Which networks a train.csv is of."""
+    """Return the numbers of the networks that a train.csv describes."""
     return {int(row["member"]) for row in csv.DictReader(table.splitlines())}
 
 

@@ -1,4 +1,4 @@
-"""A structure over several ranks: the part of this one."""
+"""Build the part of a structure that belongs to this rank."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,10 @@ from .tensors import Example, block_plan, example, flat_directions
 
 @dataclass(frozen=True)
 class RankPart:
-    """What one rank works on: edges into its own atoms, what it needs of others, and how it gets that; all of a structure on one rank."""
+    """The work of one rank: the edges into its own atoms, and the means to obtain data of other ranks.
+
+    On a single rank it is the whole structure, without halo.
+    """
 
     graph: Graph
     halo: Halo | None = None
@@ -28,9 +31,11 @@ class RankPart:
 def rank_part(
     graph: Graph, reference: Reference, world: World, ranks: int, partitions: Path | None = None, exchange: str = "torch"
 ) -> RankPart:
-    """Cut a graph that `ranks` ranks share, the world's ranks n k to n k + n - 1 for some k, and return this rank's part.
+    """Cut a graph that `ranks` ranks share and return this rank's part.
 
-    partitions: file of `hamscale partition` for that number of parts; else min-nn cuts it here, the same on every rank.
+    These ranks are n k to n k + n - 1 of the world for some k, with n = `ranks`.
+    partitions: file of `hamscale partition` for that number of parts. Without it min-nn cuts the graph here, in the same
+    way on every rank.
     """
     if ranks == 1:
         return RankPart(graph)
@@ -59,9 +64,9 @@ def rank_example(
     operators: Operators | None = None,
     directions: int = 0,
 ) -> Example:
-    """Build this rank's part of a training example: see `rank_part`.
+    """Build this rank's part of a training example, as described in `rank_part`.
 
-    operators: DFT's, for so many directions (graph/states.py).
+    operators: those of the DFT calculation, from which as many `directions` are computed (graph/states.py).
     """
     part = rank_part(graph, reference, world, ranks, partitions, exchange)
     counts = tuple(sum(t.size for t in targets.values()) for targets in (graph.offsite, graph.onsite))

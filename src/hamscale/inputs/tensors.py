@@ -1,4 +1,4 @@
-"""From a graph and a reference to what the network takes, and from what it gives to what errors are taken of."""
+"""Convert a graph and a reference into the input of the network, and its output into differences from the targets."""
 
 from dataclasses import dataclass, field, replace
 
@@ -19,10 +19,13 @@ from ..units import hartree_to_mev
 
 @dataclass
 class Example:
-    """A structure, or a rank's part of it, with targets: offsite {(s_i, s_j): (G, n)} in edge frames, onsite {s: (A_s, n)}, Hartree.
+    """A structure, or a rank's part of it, with its targets.
 
-    exchange: with the ranks that have the other parts. counts: numbers of offsite and of onsite components of the whole. directions:
-    (D, offsite components) and (D, onsite components), whose products with errors are those of sums of eigenvalues (graph/states.py).
+    offsite {(s_i, s_j): (G, n)} in edge frames, onsite {s: (A_s, n)}, Hartree.
+    exchange: communication with the ranks that have the other parts.
+    counts: numbers of offsite and of onsite components of the whole structure.
+    directions: (D, offsite components) and (D, onsite components), whose products with the errors of components are sums of
+    errors of eigenvalues (graph/states.py).
     """
 
     inputs: Inputs
@@ -49,7 +52,10 @@ class Example:
 
 
 def build_network(network: Network, reference: Reference) -> HamiltonianNetwork:
-    """The network for the elements, basis and cutoff of a reference. lmax "auto" is the highest L blocks couple to."""
+    """Build the network for the elements, basis and cutoff of a reference.
+
+    lmax "auto" is the highest L to which blocks couple.
+    """
     elements = sorted(reference.basis)
     coupling = reference.coupling
     slots = {
@@ -66,7 +72,7 @@ def graph_inputs(
 ) -> Inputs:
     """Build the tensors of a graph, or of a rank's part of one when `halo` is given.
 
-    chunk: edges that are processed together, rounded to whole destinations.
+    chunk: number of edges that are processed together, rounded so that all edges into an atom are in one chunk.
     """
     if halo is None:
         return _inputs(graph, reference, lmax, dtype, chunk, np.empty(0, np.int64), _flipped_rows(graph, None))
@@ -76,9 +82,9 @@ def graph_inputs(
 def piece_inputs(
     graph: Graph, reference: Reference, lmax: int, dtype: torch.dtype, ghosts: np.ndarray, chunk: int = 768
 ) -> Inputs:
-    """Build the tensors of a piece of a graph, some atoms and the edges into them, where no block meets its adjoint.
+    """Build the tensors of a piece of a graph: some atoms and the edges into them, without pairing blocks and adjoints.
 
-    ghosts: sources of its edges that it does not own.
+    ghosts: sources of its edges that the piece does not own.
     """
     return _inputs(graph, reference, lmax, dtype, chunk, ghosts, np.full(len(graph.edges), -1))
 
@@ -86,7 +92,11 @@ def piece_inputs(
 def _inputs(
     graph: Graph, reference: Reference, lmax: int, dtype, chunk: int, ghosts: np.ndarray, flipped: np.ndarray
 ) -> Inputs:
-    """flipped (E,): row of the flipped edge of every edge among those of its elements, -1 where no block meets its adjoint."""
+    """Build the tensors of a graph from the atoms that it knows and the rows of flipped edges.
+
+    flipped (E,): row of the flipped edge of every edge among those of its elements; -1 if blocks are not paired with their
+    adjoints.
+    """
     elements, coupling = sorted(reference.basis), reference.coupling
     known = np.concatenate([graph.owned, ghosts])
     row = np.full(len(graph.atoms), -1)
@@ -142,10 +152,12 @@ def _inputs(
 
 @dataclass
 class CutEdges:
-    """Edges whose source another rank owns.
+    """Edges whose source is owned by another rank.
 
-    edges (N,): rows of them, by neighbour, then in the order of the edges; neighbour (N,). partners (N,): the same edges in the
-    order in which their flipped ones arrive, by neighbour, then as that rank orders them.
+    edges (N,): rows of these edges, by neighbour, then in the order of the edges.
+    neighbour (N,): the rank that owns the source.
+    partners (N,): the same edges in the order in which their flipped edges arrive: by neighbour, then as that rank orders
+    them.
     """
 
     edges: np.ndarray
@@ -165,7 +177,10 @@ def _cut_edges(graph: Graph, halo: Halo) -> CutEdges:
 
 
 def _flipped_rows(graph: Graph, cut: CutEdges | None) -> np.ndarray:
-    """Row of the flipped edge of every edge among those of its pair of elements, owned ones first, (E,)."""
+    """Find the row of the flipped edge of every edge among those of its pair of elements, (E,).
+
+    Edges of this rank are counted first, then the flipped edges that other ranks own.
+    """
     rows = graph.edges.find_in_elements(flip(graph.edges.table))
     if cut is not None:
         numbers = graph.atoms.numbers[graph.edges[cut.partners, :2]]
@@ -179,7 +194,10 @@ def _flipped_rows(graph: Graph, cut: CutEdges | None) -> np.ndarray:
 
 
 def block_plan(graph: Graph, halo: Halo, elements: list[int]) -> tuple[dict, dict]:
-    """What TorchExchange sends and receives of edges, by neighbour and pair (s_i, s_j): rows (N,), numbers."""
+    """List the blocks of edges that TorchExchange sends and receives, by neighbour and pair (s_i, s_j).
+
+    Returns the rows (N,) to send, and the numbers of rows to receive.
+    """
     cut, rows = _cut_edges(graph, halo), graph.edges.rank_in_elements
     numbers = graph.atoms.numbers[graph.edges[cut.edges, :2]]
     send, receive = {n: {} for n in halo.send}, {n: {} for n in halo.send}
@@ -193,7 +211,10 @@ def block_plan(graph: Graph, halo: Halo, elements: list[int]) -> tuple[dict, dic
 
 
 def _spans(degrees: np.ndarray, size: int) -> list[tuple[int, int, int, int]]:
-    """(first edge, last, first atom, last) of whole destinations, each of about `size` edges, at least one atom."""
+    """Divide the edges into spans of about `size` edges: (first edge, last, first atom, last).
+
+    A span has all edges into its atoms, and at least one atom.
+    """
     ends = np.concatenate([[0], np.cumsum(degrees)])
     chunks, atom = [], 0
     while atom < len(degrees):
@@ -217,7 +238,7 @@ def example(
 
 
 def flat_directions(directions: tuple[dict, dict], example: Example, elements: list[int]) -> tuple[Tensor, Tensor]:
-    """Flatten `eigenvalue_directions` into the order of components that `differences_mev` has of the example."""
+    """Flatten `eigenvalue_directions` into the order of components that `differences_mev` gives for the example."""
     offsite, onsite = directions
     parts = (
         [offsite[elements[i], elements[j]] for i, j in example.offsite],
@@ -229,7 +250,7 @@ def flat_directions(directions: tuple[dict, dict], example: Example, elements: l
 
 
 def differences_mev(predicted: tuple[dict, dict], example: Example) -> tuple[Tensor, Tensor]:
-    """Subtract targets from a prediction: all offsite and all onsite components, flat, meV."""
+    """Subtract the targets from a prediction: all offsite and all onsite components, flat, meV."""
     empty = example.inputs.distances.new_zeros(0)
     return tuple(
         hartree_to_mev(torch.cat([empty, *((part[key] - target).flatten() for key, target in targets.items())]))

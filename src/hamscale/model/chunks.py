@@ -1,8 +1,8 @@
-"""Chunks of edges, the buffers they are worked on in, and an update of all of them as one step of automatic differentiation.
+"""Run an update over chunks of edges as one step of automatic differentiation, in buffers that are reused.
 
-An update is a module with weights() and constants() by name, short() (the type of its messages), outputs(), and forward_chunk()
-and adjoint_chunk() for one chunk (updates.py). Kept for the adjoint are what goes in and, unless `keep` is off, what
-forward_chunk returns.
+An update is a module with the methods weights() and constants(), which return values by name, short(), which converts to
+the type of its messages, outputs(), and forward_chunk() and adjoint_chunk() for one chunk (updates.py). The inputs are kept
+for the adjoint and, unless `keep` is off, so is the result of forward_chunk.
 """
 
 import threading
@@ -17,9 +17,11 @@ from torch import Tensor
 
 @dataclass
 class Chunk:
-    """A run of whole destinations: the edges into atoms first_atom..last_atom.
+    """A run of edges that contains all edges into the atoms first_atom..last_atom.
 
-    source (E,): rows of node features. target (E,): atom of the chunk. pair (E,): of elements, s_i species + s_j.
+    source (E,): rows of node features.
+    target (E,): atom of the chunk into which each edge points.
+    pair (E,): index of the pair of elements, s_i species + s_j.
     pairs: PairInputs of the whole graph.
     """
 
@@ -38,10 +40,10 @@ class Chunk:
 
 
 class Buffers:
-    """Uninitialised tensors from memory that is used again: those made within `with buffers:` are free to others after it.
+    """Provider of uninitialised tensors from memory that is reused.
 
-    The memory is kept between calls, as large as the largest chunk needed it: fresh memory costs page faults, and what was just
-    used is still in the cache.
+    Tensors made inside `with buffers:` are freed at its end. The memory is kept between calls and is as large as the
+    largest chunk required. Fresh memory would cost page faults, and memory that was just used is still in the cache.
     """
 
     ALIGNMENT = 256  # bytes
@@ -54,7 +56,7 @@ class Buffers:
         dtype = dtype or self.dtype
         size = prod(shape) * dtype.itemsize
         first, self.top = self.top, self.top + -(-size // self.ALIGNMENT) * self.ALIGNMENT
-        if self.top > len(self.memory):  # this once on its own; the memory grows when nothing is in use
+        if self.top > len(self.memory):  # allocate this tensor separately; the memory grows when none of it is in use
             self.overflow = max(self.overflow, self.top)
             return torch.empty(shape, dtype=dtype, device=self.memory.device)
         return self.memory[first : first + size].view(dtype).view(shape)
@@ -75,15 +77,15 @@ _threads = threading.local()
 
 
 def buffers_of_thread(dtype: torch.dtype, device: torch.device) -> Buffers:
-    """This thread's buffers, of numbers of this type unless another is asked for."""
-    own = _threads.__dict__  # of this thread
+    """Return the buffers of this thread, whose tensors have the given type unless another is requested."""
+    own = _threads.__dict__  # the dictionary of this thread
     if (dtype, device) not in own:
         own[dtype, device] = Buffers(dtype, device)
     return own[dtype, device]
 
 
 class _Update(torch.autograd.Function):
-    """One update over all chunks. Tensors: x, distances, rotations, edge features by chunk, weights."""
+    """One update over all chunks; its tensors are x, distances, rotations, edge features by chunk, and weights."""
 
     @staticmethod
     def forward(ctx, update, graph, keep, names, n_edges, x, distances, rotations, *tensors):
@@ -122,7 +124,10 @@ class _Update(torch.autograd.Function):
 
 
 def _run(update, graph, keep, weights, x, distances, rotations, edges: list):
-    """The outputs of an update, and what is kept of each chunk. The items of edges are given up one by one."""
+    """Compute the outputs of an update, and the tensors of each chunk that are kept for the adjoint.
+
+    The items of `edges` are released one by one.
+    """
     outputs, kept = update.outputs(graph, x), [None] * len(graph.spans)
     w, x = update.short(update.constants() | weights, x)
 
@@ -135,10 +140,10 @@ def _run(update, graph, keep, weights, x, distances, rotations, edges: list):
 
 
 def _over_chunks(graph, distances: Tensor, rotations: Tensor, start):
-    """work(k, chunk, buffers) for all chunks that have edges; `start` gives the work of one thread.
+    """Call work(k, chunk, buffers) for all chunks that have edges; `start` returns the work function of one thread.
 
-    On a CPU each of torch's threads takes every n-th chunk: operations on a chunk are too small to be worth dividing. Which
-    thread takes which chunk is fixed, and so is the order of sums.
+    On a CPU each of torch's threads takes every n-th chunk, because the operations on a chunk are too small to be divided.
+    The assignment of chunks to threads is fixed, and with it the order of summation.
     """
     numbers = [k for k, (first, last, _, _) in enumerate(graph.spans) if last > first]
     threads = torch.get_num_threads() if distances.device.type == "cpu" else 1
@@ -162,19 +167,20 @@ def _over_chunks(graph, distances: Tensor, rotations: Tensor, start):
 
 @lru_cache(1)
 def _workers(n: int) -> ThreadPoolExecutor:
-    """n threads that each have one of torch's."""
+    """Start n threads, each of which uses one of torch's threads."""
     threads, started = torch.get_num_threads(), threading.Barrier(n)
     pool = ThreadPoolExecutor(n, "chunks", initializer=torch.set_num_threads, initargs=(1,))
     for future in [pool.submit(started.wait) for _ in range(n)]:
         future.result()
-    torch.set_num_threads(threads)  # theirs became the process's default
+    torch.set_num_threads(threads)  # the initializers changed the default of the whole process
     return pool
 
 
 def apply(update, graph, x: Tensor, edges: list[Tensor], keep: bool = True, last_use: bool = False):
-    """`update` over all chunks of a graph; edges: features by chunk, or empty. Gives the update's outputs.
+    """Run `update` over all chunks of a graph and return its outputs.
 
-    Without gradients, edges that are used for the last time are given up chunk by chunk.
+    edges: features by chunk, or empty. Without gradients, edges that are used for the last time are released chunk by
+    chunk.
     """
     w = {name: weight.contiguous() for name, weight in update.weights().items()}
     if torch.is_grad_enabled():

@@ -1,14 +1,16 @@
-"""What happens to a chunk of edges, forward and adjoint, written by hand.
+"""Compute the operations on a chunk of edges, forward and adjoint, in hand-written form.
 
-Automatic differentiation of the same lines takes about twice the time and ten times the memory: it keeps every intermediate,
-fills slices with zeros, and each fresh tensor costs page faults. Here a chunk lives in buffers that are used again (chunks.py), the adjoint
-recomputes what is cheap, and gradients of weights are added up in place. `tests/model/slow_network.py` is the same network
-in its slow and obvious form, whose outputs and gradients these must equal.
+Automatic differentiation of the same operations takes about twice the time and ten times the memory: it keeps every
+intermediate, fills slices with zeros, and each fresh tensor costs page faults. Here the tensors of a chunk are stored in
+buffers that are reused (chunks.py), the adjoint recomputes cheap intermediates, and gradients of weights are accumulated in
+place. `tests/model/slow_network.py` is the same network in its slow and obvious form, whose outputs and gradients these
+functions must reproduce.
 
-Shapes: model/rotations.py. Edge features of a chunk stand row-first, (K, E, C): every run of rows is a stack of matrices (E, C),
-so what acts on each degree is a batched product and what scales each degree a contiguous one. Messages stand edge-first,
-(E, K, C'): all rows of one |m| of an edge are consecutive numbers, the row of one product of the SO(2) convolution.
-w: weights by name; g: their gradients, added to.
+Shapes: see model/rotations.py. Edge features of a chunk are row-first, (K, E, C): every run of rows is a stack of matrices
+(E, C), so that an operation on each degree is a batched product, and a scaling of each degree is contiguous. Messages are
+edge-first, (E, K, C'): all rows of one |m| of an edge are consecutive numbers, which form the row of one product of the
+SO(2) convolution.
+w: weights by name. g: the gradients of the weights, to which the adjoints add.
 """
 
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from .rotations import Layout
 
 
 def add_product(target: Tensor, a: Tensor, b: Tensor):
-    """target += a b; factors in half precision are multiplied in it and added in the precision of target."""
+    """Add the product a b to target; half-precision factors are multiplied in it and added in the precision of target."""
     if a.dtype == target.dtype:
         target.addmm_(a, b)
     else:
@@ -33,14 +35,20 @@ def add_product(target: Tensor, a: Tensor, b: Tensor):
 
 
 def radial(w: dict, basis: Tensor, pair: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """W3 silu(W2 silu(W1 basis + b1[pair]) + b2) + b3, (E, n) -> (E, outputs), with the two arguments of silu."""
+    """Compute the radial network W3 silu(W2 silu(W1 basis + b1[pair]) + b2) + b3, (E, n) -> (E, outputs).
+
+    Returns the result and the two arguments of silu.
+    """
     first = torch.addmm(w["radial.pair"].index_select(0, pair), basis, w["radial.first"])
     second = torch.addmm(w["radial.hidden.bias"], silu(first), w["radial.hidden"])
     return torch.addmm(w["radial.out.bias"], silu(second), w["radial.out"]), first, second
 
 
 def radial_adjoint(w: dict, g: dict, basis: Tensor, pair: Tensor, first: Tensor, second: Tensor, d_out: Tensor) -> Tensor:
-    """The gradient of the first argument of silu, from which that of the basis follows."""
+    """Add the gradients of the weights and return the gradient of the first argument of silu.
+
+    The gradient of the basis follows from the returned gradient.
+    """
     g["radial.out"].addmm_(silu(second).T, d_out)
     g["radial.out.bias"] += d_out.sum(0)
     d_second = torch.ops.aten.silu_backward(d_out @ w["radial.out"].T, second)
@@ -52,26 +60,29 @@ def radial_adjoint(w: dict, g: dict, basis: Tensor, pair: Tensor, first: Tensor,
     return d_first
 
 
-# -------------------------------------------------------------------------------------------------------- what acts on degrees
+# ---------------------------------------------------------------------------------------------------------- degree operations
 
 
 def scale_degrees(layout: Layout, x: Tensor, factors: Tensor, out: Tensor):
-    """out_lm = x_lm f_l: x, out (K, E, C), factors (lmax+1, E, C). In place if out is x."""
+    """Multiply every degree with its factor, out_lm = x_lm f_l: x, out (K, E, C), factors (lmax+1, E, C).
+
+    The operation is in place if out is x.
+    """
     for l, a, target in zip(layout.run_degree, x.split(layout.run_rows), out.split(layout.run_rows)):
         torch.mul(a, factors[l:], out=target)
 
 
 def scale_degrees_adjoint(layout: Layout, x: Tensor, d_out: Tensor, d_factors: Tensor):
-    """Adds the gradient of the factors; that of x is `scale_degrees` of d_out."""
+    """Add the gradient of the factors to d_factors; the gradient of x is `scale_degrees` of d_out."""
     for l, a, d in zip(layout.run_degree, x.split(layout.run_rows), d_out.split(layout.run_rows)):
         d_factors[l:].addcmul_(a, d)
 
 
-# Norms: `layers.Norm` less its scales of l > 0, which are part of the weights that follow.
+# Norms: `layers.Norm` without its scales of l > 0, which are multiplied into the weights of the next layer.
 
 
 def inverse_norm(w: dict, name: str, x: Tensor, buffers: Buffers) -> Tensor:
-    """Of each edge, the inverse of the common root mean square of the degrees l > 0: x (K, E, C) -> (E,)."""
+    """Compute, for each edge, the inverse of the common root mean square of the degrees l > 0: x (K, E, C) -> (E,)."""
     K, edges, channels = x.shape
     with buffers:
         square = torch.mul(x, x, out=buffers.like(x))
@@ -85,7 +96,7 @@ def inverse_norm_adjoint(w: dict, name: str, x: Tensor, inverse: Tensor, d_inver
 
 
 def scalar_norm(w: dict, name: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Layer norm of the scalars (E, C), and what the adjoint needs."""
+    """Compute the layer norm of the scalars (E, C); also returns the mean and inverse deviation that the adjoint needs."""
     return torch.native_layer_norm(
         x, [x.shape[1]], w[f"{name}.scalar.weight"], w[f"{name}.scalar.bias"], w[f"{name}.scalar.eps"]
     )
@@ -101,7 +112,7 @@ def scalar_norm_adjoint(w: dict, g: dict, name: str, x: Tensor, mean: Tensor, de
 
 
 def norm(w: dict, name: str, x: Tensor, out: Tensor, buffers: Buffers) -> tuple:
-    """The norm of x (K, E, C) into out; gives what the adjoint needs."""
+    """Write the norm of x (K, E, C) to out; returns the values that the adjoint needs."""
     inverse = inverse_norm(w, name, x, buffers)
     torch.mul(x, inverse[:, None], out=out)
     out[0], mean, deviation = scalar_norm(w, name, x[0])
@@ -109,7 +120,7 @@ def norm(w: dict, name: str, x: Tensor, out: Tensor, buffers: Buffers) -> tuple:
 
 
 def norm_adjoint(w: dict, g: dict, name: str, x: Tensor, saved: tuple, d_out: Tensor, d_x: Tensor, buffers: Buffers):
-    """Adds the gradient of x to d_x, which may not be d_out."""
+    """Add the gradient of x to d_x, which must not be the same tensor as d_out."""
     inverse, mean, deviation = saved
     with buffers:
         d_inverse = torch.mul(d_out[1:], x[1:], out=buffers.like(x[1:])).sum((0, 2))
@@ -119,7 +130,10 @@ def norm_adjoint(w: dict, g: dict, name: str, x: Tensor, saved: tuple, d_out: Te
 
 
 def feed_forward(layout: Layout, w: dict, x: Tensor, out: Tensor | None, buffers: Buffers, keep: bool = True) -> tuple:
-    """out = x + W2 gate(W1 norm(x)) per degree, (K, E, C), perhaps in place; gives what the adjoint needs, if it shall be kept."""
+    """Compute out = x + W2 gate(W1 norm(x)) per degree, (K, E, C); out may be x.
+
+    Returns the values that the adjoint needs; they are valid only if `keep` is true.
+    """
     K, edges, _ = x.shape
     normed = buffers.like(x)
     saved = norm(w, "ff.norm", x, normed, buffers)
@@ -139,11 +153,11 @@ def feed_forward(layout: Layout, w: dict, x: Tensor, out: Tensor | None, buffers
 
 
 def feed_forward_adjoint(layout: Layout, w: dict, g: dict, x: Tensor, parts: tuple, d_out: Tensor, buffers: Buffers):
-    """d_out (K, E, C) becomes the gradient of x: of the feed-forward and of the line past it."""
+    """Turn d_out (K, E, C) into the gradient of x, through both the feed-forward layer and its residual connection."""
     normed, saved, up, gates, gated = parts
     g["ff.down"].baddbmm_(gated.transpose(1, 2), d_out)
     g["ff.down.bias"] += d_out[0].sum(0)
-    d_gated = torch.bmm(d_out, w["ff.down"].transpose(1, 2), out=gated)  # gated itself is not needed any more
+    d_gated = torch.bmm(d_out, w["ff.down"].transpose(1, 2), out=gated)  # overwrites gated, which is not needed any more
     with buffers:
         d_gates = buffers.like(gates).zero_()
         scale_degrees_adjoint(layout, up, d_gated, d_gates)
@@ -163,7 +177,7 @@ def feed_forward_adjoint(layout: Layout, w: dict, g: dict, x: Tensor, parts: tup
 
 
 def _products(w: dict, name: str, x: Tensor, y: Tensor):
-    """(m, weight, columns of x, columns of y) of each |m|, one behind the other."""
+    """Yield (m, weight, columns of x, columns of y) for each |m|; the columns of successive |m| follow one another."""
     m, row, column = 0, 0, 0
     while (weight := w.get(f"{name}.{m}")) is not None:
         rows, columns = weight.shape
@@ -172,7 +186,7 @@ def _products(w: dict, name: str, x: Tensor, y: Tensor):
 
 
 def so2(w: dict, name: str, x: Tensor, out: Tensor):
-    """One product per |m|: x (E, columns) -> out (E, columns), those of each |m| behind those of the last."""
+    """Compute one product per |m|: x (E, columns) -> out (E, columns); the columns of successive |m| follow one another."""
     for m, weight, a, target in _products(w, name, x, out):
         if m == 0:
             torch.addmm(w[f"{name}.bias"], a, weight, out=target)
@@ -181,13 +195,13 @@ def so2(w: dict, name: str, x: Tensor, out: Tensor):
 
 
 def so2_transposed(w: dict, name: str, d_out: Tensor, d_x: Tensor):
-    """The gradient of what `so2` takes."""
+    """Compute the gradient of the input of `so2`."""
     for _, weight, target, d in _products(w, name, d_x, d_out):
         torch.mm(d, weight.T, out=target)
 
 
 def so2_gradient(g: dict, name: str, x: Tensor, d_out: Tensor):
-    """The gradient of the weights of `so2`."""
+    """Add the gradient of the weights of `so2`."""
     for m, gradient, a, d in _products(g, name, x, d_out):
         add_product(gradient, a.T, d)
         if m == 0:
@@ -195,17 +209,18 @@ def so2_gradient(g: dict, name: str, x: Tensor, d_out: Tensor):
 
 
 class Columns:
-    """Where the numbers of one degree stand in edge-first rows (E, columns), run by run.
+    """Positions of the values of each degree in edge-first rows (E, columns), run by run.
 
-    runs: (first factor, columns here, columns there); a factor per degree and channel, (E, (lmax+1) C), multiplies from its own
-    column on. Here: the rows of one part, m-major; there: the same in a row that also holds something else.
+    runs: (first factor, columns here, columns there). Factors per degree and channel, (E, (lmax+1) C), are applied from the
+    column `first factor` on. "Here" are the rows of one part, m-major; "there" are the same values in a row that also holds
+    other values.
     """
 
     def __init__(self):
         self.runs: list[tuple[int, slice, slice]] = []
 
     def scale(self, here: Tensor, factors: Tensor, there: Tensor):
-        """there = here times the factor of its degree."""
+        """Set there = here, times the factor of each degree."""
         for first, own, other in self.runs:
             torch.mul(here[:, own], factors[:, first : first + own.stop - own.start], out=there[:, other])
 
@@ -214,13 +229,16 @@ class Columns:
             torch.mul(there[:, other], factors[:, first : first + own.stop - own.start], out=here[:, own])
 
     def scale_adjoint(self, here: Tensor, d_there: Tensor, d_factors: Tensor):
-        """Adds the gradient of the factors; that of here is `scale_back` of d_there."""
+        """Add the gradient of the factors to d_factors; the gradient of here is `scale_back` of d_there."""
         for first, own, other in self.runs:
             d_factors[:, first : first + own.stop - own.start].addcmul_(here[:, own], d_there[:, other])
 
 
 def joined_columns(layout: Layout, parts: dict[str, bool], channels: int) -> dict[str, Columns]:
-    """Parts side by side, one |m| after the other: what one product per |m| takes. parts: whether it has all degrees, or scalars."""
+    """Place several parts side by side, one |m| after the other: the input of one product per |m|.
+
+    parts: for each part, true if it has all degrees, false if it has scalars only.
+    """
     columns, there = {part: Columns() for part in parts}, 0
     here = dict.fromkeys(parts, 0)
     for m in range(layout.lmax + 1):
@@ -236,7 +254,11 @@ def joined_columns(layout: Layout, parts: dict[str, bool], channels: int) -> dic
 
 
 def gate_columns(layout: Layout, channels: int, scalars: int, axial: bool) -> Columns:
-    """Here: rows, m-major, those of m = 0 alone if axial. There: the l = 0 channels, `scalars` others, the rows of l > 0."""
+    """Build the columns of a gate, between its output ("here") and its input ("there").
+
+    The output has the rows, m-major. If `axial` is true, only the m = 0 components are kept. The input has the l = 0
+    channels, then `scalars` other values, then the rows of l > 0.
+    """
     columns = Columns()
     columns.runs.append((0, slice(0, channels), slice(0, channels)))
     here = channels
@@ -250,9 +272,9 @@ def gate_columns(layout: Layout, channels: int, scalars: int, axial: bool) -> Co
 
 
 def gate(columns: Columns, y: Tensor, n_factors: int, out: Tensor) -> Tensor:
-    """silu of l = 0, sigmoid(gate_l) y_l of the others: y (E, columns there) -> out (E, columns here).
+    """Apply silu to l = 0, and sigmoid(gate_l) y_l to the other degrees: y (E, columns there) -> out (E, columns here).
 
-    The gates stand behind the l = 0 channels: the sigmoids (E, n_factors) of both are the factors, which it gives.
+    The gates follow the l = 0 channels in y. Returns the factors, which are the sigmoids (E, n_factors) of both.
     """
     factors = torch.sigmoid(y[:, :n_factors])
     columns.scale_back(y, factors, out)
@@ -260,7 +282,7 @@ def gate(columns: Columns, y: Tensor, n_factors: int, out: Tensor) -> Tensor:
 
 
 def gate_adjoint(columns: Columns, y: Tensor, factors: Tensor, d_out: Tensor, d_y: Tensor):
-    """d_y gets all columns but those of scalars that are no gates."""
+    """Write the gradient of y to d_y, in all columns except those of scalars that are not gates."""
     d_factors, channels = torch.zeros_like(factors), columns.runs[0][1].stop
     columns.scale_adjoint(d_out, y, d_factors)
     columns.scale(d_out, factors, d_y)
@@ -274,9 +296,11 @@ def gate_adjoint(columns: Columns, y: Tensor, factors: Tensor, d_out: Tensor, d_
 
 @dataclass
 class Message:
-    """Parts j: D x_j, i: D x_i, e: the edge's features, edge-first (E, K C) or, where only scalars are, (E, C).
+    """Parts of a message and their scaled form.
 
-    scaled: each degree and channel times f[part], (E, (lmax+1) C) or (E, C), side by side.
+    parts: j is D x_j, i is D x_i, e the features of the edge, edge-first (E, K C), or (E, C) if there are only scalars.
+    f: for each part the factor of each degree and channel, (E, (lmax+1) C) or (E, C).
+    scaled: the parts times their factors, side by side.
     """
 
     D: Tensor
@@ -295,9 +319,11 @@ def message(
     f: dict[str, Tensor],
     buffers: Buffers,
 ) -> Message:
-    """x (A, K, C) l-major, normed, of sources and targets, e (K, E, C); either may be scalars, (A, C) and (E, C).
+    """Build the messages of a chunk from the features of sources, targets and edges.
 
-    D and x have the type of messages, which may be shorter than that of e and f. scalars: what stands for those of e, normed.
+    x (A, K, C): l-major, normed. e (K, E, C). Either may be scalars, (A, C) and (E, C).
+    D and x have the type of messages, which may be shorter than that of e and f.
+    scalars: the normed values that replace the scalars of e.
     """
     edges, C = len(chunk), x.shape[-1]
     if x.dim() == 2:
@@ -335,7 +361,7 @@ def message_adjoint(
     d_rotations: Tensor | None,
     buffers: Buffers,
 ) -> Tensor:
-    """The gradient of e; those of f, x and the packed rotations are added to d_f, d_x and d_rotations."""
+    """Return the gradient of e; the gradients of f, x and the packed rotations are added to d_f, d_x and d_rotations."""
     edges, C, d = len(chunk), x.shape[-1], {}
     for part, value in m.parts.items():
         d[part] = buffers.like(value)
@@ -361,7 +387,7 @@ def message_adjoint(
 
 
 def add_rotation_gradient(layout: Layout, chunk: Chunk, d_D: Tensor, d_rotations: Tensor):
-    """d_D (E, rows, K), of the dense matrices, to the packed ones."""
+    """Add the gradient d_D (E, rows, K) of the dense matrices to that of the packed ones."""
     dense = d_D.new_zeros(len(d_D), layout.size, layout.size)
     dense[:, : d_D.shape[1]] = d_D
     d_rotations[chunk.edges, :-1] += dense.flatten(1)[:, layout.dense_index.to(dense.device)]

@@ -1,4 +1,7 @@
-"""Weights and node-level parts of the network. What happens to edges is in kernels.py and updates.py. Shapes: rotations.py."""
+"""Define the weights and node-level parts of the network.
+
+The operations on edges are in kernels.py and updates.py. Shapes: see rotations.py.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -8,13 +11,19 @@ from .rotations import layout
 
 
 def envelope(distances: Tensor, cutoff: float) -> Tensor:
-    """1 - 10 u^3 + 15 u^4 - 6 u^5, u = d / cutoff: one at 0, zero with two derivatives at the cutoff, (E,)."""
+    """Compute 1 - 10 u^3 + 15 u^4 - 6 u^5 with u = d / cutoff, (E,).
+
+    The value is one at u = 0; at the cutoff it is zero, and so are its first two derivatives.
+    """
     u = (distances / cutoff).clamp(max=1)
     return 1 + u**3 * (-10 + u * (15 - 6 * u))
 
 
 class RadialNetwork(nn.Module):
-    """Three-layer perceptron of Gaussians of the distance, (E, n) -> (E, outputs); two elements enter as a bias of the first."""
+    """Three-layer perceptron of Gaussians of the distance, (E, n) -> (E, outputs).
+
+    The two elements of an edge enter as a bias of the first layer.
+    """
 
     def __init__(self, n: int, width: int, species: int, outputs: int):
         super().__init__()
@@ -25,13 +34,15 @@ class RadialNetwork(nn.Module):
 
 
 class SO2Convolution(nn.Module):
-    """y_+m + i y_-m = (W_r + i W_i)(x_+m + i x_-m), mixing all degrees and channels of one |m|: linear, and commutes with
-    rotations about the edge.
+    """Linear map y_+m + i y_-m = (W_r + i W_i)(x_+m + i x_-m) that commutes with rotations about the edge.
 
-    parts: channels of each input that has all degrees; invariants: numbers of each input that only m = 0 takes. Columns in, one
-    |m| after the other: those of each part, +m then -m. Columns out: for m = 0 the l = 0 channels, `scalars` further invariants,
-    the channels of l > 0; then c_out of each row of m > 0.
-    axial: m = 0 alone.
+    It mixes all degrees and channels of one |m|.
+    parts: channels of each input that has all degrees.
+    invariants: number of values of each input that enters m = 0 only.
+    Input columns, one |m| after the other: those of each part, +m then -m.
+    Output columns: for m = 0 the l = 0 channels, then `scalars` further invariants, then the channels of l > 0; for each m
+    > 0, c_out columns of each row.
+    axial: if true, there is only m = 0.
     Reference: S. Passaro, C. L. Zitnick, "Reducing SO(3) convolutions to SO(2) for efficient equivariant GNNs", ICML 2023.
     """
 
@@ -44,11 +55,11 @@ class SO2Convolution(nn.Module):
         for m in range(1, 1 if axial else lmax + 1):
             n = lmax + 1 - m
             for weights in (self.real, self.imaginary):
-                # two products are added for each output, hence the 2
+                # each output is a sum of two products, hence the factor 2
                 weights.append(nn.Parameter(torch.randn(n * c_in, n * c_out) / (2 * n * c_in) ** 0.5))
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """name.m: one real matrix per |m|."""
+        """Return the weights: one real matrix `name.m` per |m|, and the bias."""
         w = {f"{name}.0": self.zero.weight.T, f"{name}.bias": self.zero.bias}
         for m, (real, imaginary) in enumerate(zip(self.real, self.imaginary), start=1):
             widths, blocks = [(self.lmax + 1 - m) * c for c in self.parts.values()], []
@@ -59,7 +70,10 @@ class SO2Convolution(nn.Module):
 
 
 class DegreeLinear(nn.Module):
-    """One matrix per degree l, for every order of it; a bias for l = 0. (A, K, C_in) l-major -> (A, K, C_out)."""
+    """Linear layer with one matrix per degree l, shared by all its orders, and a bias for l = 0.
+
+    (A, K, C_in) l-major -> (A, K, C_out).
+    """
 
     def __init__(self, lmax: int, c_in: int, c_out: int):
         super().__init__()
@@ -75,9 +89,10 @@ class DegreeLinear(nn.Module):
 
 
 class Norm(nn.Module):
-    """Layer norm of the scalars; degrees l > 0 over their common root mean square (each degree counts the same).
+    """Layer norm of the scalars, and division of degrees l > 0 by their common root mean square.
 
-    A learned scale per degree and channel; the scalars also get a bias. (A, K, C) l-major.
+    Each degree l > 0 has the same weight in the root mean square. There is a learned scale per degree and channel; the
+    scalars also have a bias. (A, K, C) l-major.
     """
 
     def __init__(self, lmax: int, channels: int, eps: float = 1e-6):
@@ -87,11 +102,11 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(lmax, channels))
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """Those of the scalars; `scales` go into the weights of what follows."""
+        """Return the weights of the scalars; `scales` are multiplied into the weights of the next layer instead."""
         return {f"{name}.scalar.weight": self.scalar.weight, f"{name}.scalar.bias": self.scalar.bias}
 
     def scales(self) -> Tensor:
-        """(lmax+1, C), one for l = 0."""
+        """Return the scales of all degrees, (lmax+1, C); those of l = 0 are one."""
         return torch.cat([torch.ones_like(self.weight[:1]), self.weight])
 
     def constants(self, name: str) -> dict:
@@ -109,7 +124,10 @@ class Norm(nn.Module):
 
 
 def gate(x: Tensor, gates: Tensor) -> Tensor:
-    """silu of the scalars; each degree l > 0 times its own gate (sigmoid). x (A, K, C), gates (A, lmax C)."""
+    """Apply silu to the scalars, and multiply each degree l > 0 with the sigmoid of its own gate.
+
+    x (A, K, C), gates (A, lmax C).
+    """
     channels = x.shape[-1]
     g = torch.sigmoid(gates).unflatten(1, (gates.shape[1] // channels, channels))
     parts = x.split([2 * l + 1 for l in range(g.shape[1] + 1)], 1)
@@ -117,7 +135,7 @@ def gate(x: Tensor, gates: Tensor) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """x + W2 gate(W1 norm(x)), per degree; the gates are a linear function of the normed scalars."""
+    """Residual layer x + W2 gate(W1 norm(x)), per degree; the gates are a linear function of the normed scalars."""
 
     def __init__(self, lmax: int, channels: int, width: int):
         super().__init__()
@@ -127,7 +145,7 @@ class FeedForward(nn.Module):
         self.down = DegreeLinear(lmax, width, channels)
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """Weights of degrees are per row, m-major."""
+        """Return the weights by name; those of degrees are repeated for every row, m-major."""
         lmax, channels, width = self.up.lmax, *self.up.weight.shape[1:]
         rows = layout(lmax).degree.to(self.up.weight.device)
         return self.norm.weights(f"{name}.norm") | {

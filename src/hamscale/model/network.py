@@ -1,9 +1,11 @@
-"""The SO(2)-equivariant network that turns a graph into the coupled blocks of H: nodes give onsite, edges offsite blocks.
+"""Map a graph to the coupled blocks of H by an SO(2)-equivariant network: nodes give onsite blocks, edges offsite blocks.
 
-Shapes: A atoms, E directed edges j -> i sorted by destination i, K = (lmax+1)^2, C channels, n coupled components of a pair.
-Messages of edge e stand in its own frame and stay there: only node features are rotated. Communication enters at
-`x = exchange(x)`; the network knows nothing of it. A rank's atoms are those it owns, A, and after them its ghosts, sources of its
-edges that others own; without ranks there are none.
+Shapes: A atoms, E directed edges j -> i sorted by destination i, K = (lmax+1)^2, C channels, n coupled components of a
+pair.
+The message of an edge is computed in the frame of that edge and stays there: only node features are rotated. Communication
+between ranks takes place in `x = exchange(x)` alone; the network does not depend on its implementation. The atoms of a rank
+are the A atoms that it owns and, after them, its ghosts: the sources of its edges that other ranks own. A single process
+has no ghosts.
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -19,7 +21,7 @@ from .updates import EdgeEmbedding, EdgeUpdate, Messages
 
 
 class NoExchange:
-    """Of one process: it owns every atom and every edge."""
+    """Exchange of a single process, which owns every atom and every edge."""
 
     def __call__(self, x: Tensor) -> Tensor:
         return x
@@ -36,8 +38,8 @@ class Inputs:
     source, destination  # (E,) | atoms j and i; destination ascending
     distances    # (E,)  | Angstrom
     rotations    # (E, P + 1) | packed Wigner matrices, Layout.rotations
-    degrees      # A ints | incoming edges of each atom
-    spans        # [(first edge, last, first atom, last)] | whole destinations: what is processed together
+    degrees      # A ints | number of incoming edges of each atom
+    spans        # [(first edge, last, first atom, last)] | chunks of edges processed together, all edges into these atoms
     pairs        # [(s_i, s_j)] -> PairInputs | the edges between two elements
     atoms_of     # s -> AtomInputs | the atoms of an element
     """
@@ -54,7 +56,7 @@ class Inputs:
     n_species: int = 1
 
     def to(self, device) -> "Inputs":
-        """The same on another device."""
+        """Return the same inputs on another device."""
         return _moved(self, device)
 
     @property
@@ -62,7 +64,10 @@ class Inputs:
         return len(self.degrees)
 
     def chunk(self, k: int, distances: Tensor, rotations: Tensor) -> Chunk:
-        """The edges of a span; distances and rotations are those of all edges."""
+        """Return the edges of a span as a Chunk.
+
+        distances, rotations: those of all edges.
+        """
         first, last, first_atom, last_atom = self.spans[k]
         edges, destination, source = slice(first, last), self.destination[first:last], self.source[first:last]
         return Chunk(
@@ -90,16 +95,18 @@ def _moved(value, device):
 
 @dataclass
 class PairInputs:
-    """The edges between elements s_i and s_j, and where their coupled components stand.
+    """The edges between elements s_i and s_j, and the data of their coupled components.
 
-    edges (G,) ascending, reverse (G,): rows of the reversed edges among the edges of (s_j, s_i) and, after them, those that
-    other ranks own; spans: rows of edges in each
-    chunk; adjoint (n,), sign (n,): PairCoupling.edge_adjoint; scale (G, n): Hartree.
+    edges (G,): rows of the edges, ascending.
+    flipped (G,): rows of the flipped edges among the edges of (s_j, s_i) and, after them, those that other ranks own.
+    spans: rows of `edges` in each chunk.
+    adjoint (n,), sign (n,): PairCoupling.edge_adjoint.
+    scale (G, n): Hartree.
     """
 
     edges: Tensor
     spans: list[slice]
-    reverse: Tensor
+    flipped: Tensor
     adjoint: Tensor
     sign: Tensor
     scale: Tensor
@@ -107,8 +114,13 @@ class PairInputs:
 
 @dataclass
 class AtomInputs:
-    """The atoms (A_s,) of element s; adjoint (n,), sign (n,): PairCoupling.adjoint; scale (n,): Hartree; crystal_field (A_s, n): what the
-    reference knows of each, CrystalField.deviation."""
+    """The atoms of element s, and the data of their coupled components.
+
+    atoms (A_s,): rows of the atoms.
+    adjoint (n,), sign (n,): PairCoupling.adjoint.
+    scale (n,): Hartree.
+    crystal_field (A_s, n): deviation of the reference block of each atom, CrystalField.deviation.
+    """
 
     atoms: Tensor
     adjoint: Tensor
@@ -118,9 +130,10 @@ class AtomInputs:
 
 
 class CrystalFieldEmbedding(nn.Module):
-    """A linear map, per element and degree, of the crystal field at each atom: (A, K, C).
+    """Linear map, per element and degree, of the crystal field at each atom to node features, (A, K, C).
 
-    It brings what messages cannot carry, potentials and fields of charges at any distance, to where layers mix it with the rest.
+    It supplies information that messages cannot carry, the potentials and fields of charges at any distance, to the layers
+    that mix it with all other features.
     """
 
     def __init__(self, lmax: int, slots: dict, channels: int):
@@ -147,12 +160,15 @@ class CrystalFieldEmbedding(nn.Module):
 
 
 class NodeUpdate(nn.Module):
-    """x + linear(sum of messages), and in the first layer what is known of the crystal field; then feed-forward."""
+    """Update of node features: x + linear(sum of messages), then a feed-forward layer.
+
+    The first update also adds the embedding of the crystal field.
+    """
 
     def __init__(self, lmax: int, species: int, cutoff: float, c: Network, slots: dict | None):
         first = slots is not None
         super().__init__()
-        # before the first layer all features are scalars, and there is nothing to norm
+        # before the first layer all features are scalars that depend on the element alone: there is nothing to normalise
         self.norm = nn.Identity() if first else Norm(lmax, c.channels)
         self.messages = Messages(lmax, species, cutoff, c, first)
         self.out = DegreeLinear(lmax, c.heads * c.values, c.channels)
@@ -166,10 +182,12 @@ class NodeUpdate(nn.Module):
 
 
 class HamiltonianNetwork(nn.Module):
-    """Coupled blocks of H less the reference.
+    """Network that predicts the coupled blocks of H less the reference.
 
-    slots: {(s_i, s_j): {L: slots}} for every pair of elements; L above lmax get no output (they stay at the reference).
-    cutoff in Angstrom; c: the fields of config.Network.
+    slots: {(s_i, s_j): {L: slots}} for every pair of elements. Components with L above lmax have no output and stay at the
+    reference.
+    cutoff: in Angstrom.
+    c: the fields of config.Network.
     """
 
     def __init__(self, lmax: int, species: int, cutoff: float, slots: dict, c: Network):
@@ -196,16 +214,21 @@ class HamiltonianNetwork(nn.Module):
         )
 
     def messages_in(self, dtype: torch.dtype | None):
-        """Let messages be computed in a shorter type (bfloat16); sums, features and their linear maps keep that of the weights."""
+        """Set a shorter type (bfloat16) in which messages are computed.
+
+        Sums, features and their linear maps keep the type of the weights.
+        """
         for update in (*(u.messages for u in self.node_updates), *self.edge_updates):
             update.dtype = dtype
         return self
 
     def forward(self, inputs: Inputs, exchange=NoExchange(), recompute: bool = False):  # noqa: B008
-        """Offsite {(s_i, s_j): (G, n)} in edge frames and onsite {s: (A_s, n)}, Hartree.
+        """Compute offsite {(s_i, s_j): (G, n)} in edge frames and onsite {s: (A_s, n)}, Hartree.
 
-        Hermitian by construction: a block is the mean of its own read-out and of the adjoint of its partner's, (j, i, -R).
-        exchange: appends what other ranks own, of atoms and of edges (parallel/exchange.py). recompute: less memory, a little more time.
+        The result is Hermitian by construction: a block is the mean of its own read-out and of the adjoint of the read-out
+        of its partner (j, i, -R).
+        exchange: appends the atoms and edges that other ranks own (parallel/exchange.py).
+        recompute: saves memory at the cost of a little more time.
         """
         x = self.embed(inputs.species)
         edges = apply(self.edge_embedding, inputs, x[:, 0], [])
@@ -215,20 +238,22 @@ class HamiltonianNetwork(nn.Module):
         raw = dict(zip(inputs.pairs, edges))
         known = exchange.edges(raw)
         offsite = {
-            (s_i, s_j): torch.addcmul(raw[s_i, s_j], known[s_j, s_i][p.reverse].index_select(1, p.adjoint), p.sign).mul_(0.5)
+            (s_i, s_j): torch.addcmul(raw[s_i, s_j], known[s_j, s_i][p.flipped].index_select(1, p.adjoint), p.sign).mul_(0.5)
             for (s_i, s_j), p in inputs.pairs.items()
         }
         return offsite, self.read_onsite(inputs, self.read_norm(x))
 
     def embed(self, species: Tensor) -> Tensor:
-        """First features of atoms, (A, K, C): scalars of their elements."""
+        """Compute the first features of atoms, (A, K, C): scalars that depend on the element alone."""
         scalars = self.atom_embedding[species]
         return torch.cat([scalars[:, None], scalars.new_zeros(len(scalars), (self.lmax + 1) ** 2 - 1, scalars.shape[1])], 1)
 
     def edge_features(self, inputs: Inputs, x: list[Tensor], layer: int) -> list[Tensor]:
-        """Features of edges before node update `layer`, made anew from those of the atoms after each layer before, x[0..layer].
+        """Recompute the features of edges before node update `layer`.
 
-        For layer = number of layers: the read-out, (G, n) for each of inputs.pairs, not yet averaged with the reversed edges'.
+        x[0..layer]: the features of the atoms before the first layer and after each earlier layer. If layer is the number
+        of layers, the result is the read-out, (G, n) for each of inputs.pairs, before it is averaged with that of the
+        reversed edges.
         """
         edges = apply(self.edge_embedding, inputs, x[0][:, 0], [])
         for update, norm, features in zip(self.edge_updates, self.edge_update_norms, x[1 : layer + 1]):

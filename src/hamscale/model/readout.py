@@ -1,4 +1,4 @@
-"""Read-out of edges: from features in the edge frame to the coupled components of the blocks between two elements."""
+"""Read out edges: map features in the edge frame to the coupled components of blocks between two elements."""
 
 from functools import cached_property
 
@@ -11,13 +11,15 @@ from .chunks import Buffers, Chunk
 from .layers import Norm
 from .rotations import layout
 
-SMALL_READOUT = 0.05  # of the scale: training starts near the reference, not as far from it as the reference is from DFT
+# initial size of the output relative to the scale: training starts near the reference, not as far from it as DFT is
+SMALL_READOUT = 0.05
 
 
 class EdgeReadout(nn.Module):
-    """Norm, then one matrix per pair of elements and degree L: coupled components (G, n) of all edges of a pair, times their scale.
+    """Norm, followed by one matrix per pair of elements and degree L, which gives the coupled components of edges.
 
-    slots: {(s_i, s_j): {L: slots}}; components of L above lmax stay zero.
+    The components (G, n) of all edges of a pair are multiplied with their scale.
+    slots: {(s_i, s_j): {L: slots}}. Components with L above lmax stay zero.
     """
 
     def __init__(self, lmax: int, channels: int, slots: dict):
@@ -38,7 +40,10 @@ class EdgeReadout(nn.Module):
         return self.norm.constants("read.norm")
 
     def weights(self) -> dict[str, Tensor]:
-        """One matrix per pair and row, m-major: that of the row's degree, as wide as the widest, with the norm's scales."""
+        """Return one matrix per pair of elements and row, m-major, with the scales of the norm.
+
+        The matrix of a row is that of its degree, padded to the width of the widest degree.
+        """
         w, scales = self.norm.weights("read.norm"), self.norm.scales()
         rows = layout(self.lmax).degree.to(scales.device)
         for (s_i, s_j), degrees in self.slots.items():
@@ -54,7 +59,10 @@ class EdgeReadout(nn.Module):
 
     @cached_property
     def _components(self) -> dict:
-        """Of each pair of elements: (columns of its coupled components, where row * slots + slot gives them)."""
+        """Return, for each pair of elements, the columns of its coupled components and their positions in the read-out.
+
+        A position is row * slots + slot.
+        """
         result = {}
         for pair, degrees in self.slots.items():
             columns, where, column = [], [], 0
@@ -69,14 +77,17 @@ class EdgeReadout(nn.Module):
         return result
 
     def _groups(self, k, chunk, outputs):
-        """(pair, its inputs, rows of the chunk's edges, span of its output, output) of the pairs of elements in a chunk."""
+        """Yield the pairs of elements that occur in a chunk, with the rows of their edges.
+
+        Each item is (pair, its inputs, rows of the chunk's edges, span of its output, output).
+        """
         for (pair, p), raw in zip(chunk.pairs.items(), outputs):
             span = p.spans[k]
             if span.stop > span.start:
                 yield pair, p, p.edges[span] - chunk.edges.start, span, raw
 
     def read(self, k: int, chunk: Chunk, w: dict, x: Tensor, outputs: list[Tensor], buffers: Buffers):
-        """Features x (K, E, C) of a chunk to its rows of the outputs."""
+        """Read out the features x (K, E, C) of a chunk into its rows of the outputs."""
         normed = buffers.like(x)
         kernels.norm(w, "read.norm", x, normed, buffers)
         for (s_i, s_j), p, rows, span, raw in self._groups(k, chunk, outputs):
@@ -86,7 +97,7 @@ class EdgeReadout(nn.Module):
             raw[span] *= p.scale[span]
 
     def read_adjoint(self, k: int, chunk: Chunk, w: dict, g: dict, x: Tensor, d_outputs: tuple, d_x: Tensor, buffers: Buffers):
-        """Adds the gradient of x to d_x."""
+        """Add the gradient of x to d_x."""
         normed, order, d_sorted = buffers.like(x), [], []
         saved = kernels.norm(w, "read.norm", x, normed, buffers)
         for (s_i, s_j), p, rows, span, d_raw in self._groups(k, chunk, d_outputs):

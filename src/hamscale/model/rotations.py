@@ -1,8 +1,9 @@
-"""Order of edge features, and Wigner matrices that take node features into the frame of an edge.
+"""Define the order of edge features, and the Wigner matrices that rotate node features into the frame of an edge.
 
 Shapes: E edges, K = (lmax+1)^2 coefficients, C channels, N_m = lmax+1-m degrees that have order m.
-Node features are l-major, (A, K, C), in the global frame. Edge features are m-major, in the frame where the edge is +z: rows
-m = 0 (l = 0..lmax), then for every m > 0 the rows +m (l = m..lmax) and the rows -m. One m is one product of an SO(2) convolution.
+Node features are l-major, (A, K, C), in the global frame. Edge features are m-major, in the frame whose z axis is the edge:
+first the rows of m = 0 (l = 0..lmax), then for every m > 0 the rows of +m (l = m..lmax) and the rows of -m. Each |m| is one
+product of an SO(2) convolution.
 """
 
 from functools import lru_cache
@@ -15,20 +16,20 @@ from ..angular import edge_rotations, generators
 
 
 class Layout:
-    """Index tables for one lmax."""
+    """Index tables of features for one lmax."""
 
     def __init__(self, lmax: int):
         self.lmax, self.size = lmax, (lmax + 1) ** 2
         order = [(l, 0) for l in range(lmax + 1)]
         for m in range(1, lmax + 1):
             order += [(l, m) for l in range(m, lmax + 1)] + [(l, -m) for l in range(m, lmax + 1)]
-        # runs of rows with the same signed m: lowest degree, and rows of each
+        # runs of rows with the same signed m: lowest degree and number of rows of each
         self.run_degree = [0] + [m for m in range(1, lmax + 1) for _ in "+-"]
         self.run_rows = [lmax + 1 - m for m in self.run_degree]
-        self.degree = torch.tensor([l for l, _ in order])  # (K,): of each row
+        self.degree = torch.tensor([l for l, _ in order])  # (K,): degree of each row
         l_major = torch.tensor([l * l + l + m for l, m in order])
         self.m_major = torch.argsort(l_major)  # (K,): m-major row of each l-major one
-        # weights that make sum_l>0 (mean over the 2l+1 orders) / lmax
+        # weights of squares whose sum is sum_l>0 (mean over the 2l+1 orders) / lmax
         self.balance = torch.tensor([1 / (lmax * (2 * l + 1)) if l else 0.0 for l, _ in order], dtype=torch.float64)
         packed = [
             int(self.m_major[l * l + a]) * self.size + l * l + b
@@ -37,15 +38,16 @@ class Layout:
             for b in range(2 * l + 1)
         ]
         self.packed_size = len(packed)
-        self.dense_index = torch.tensor(packed)  # (P,): where packed numbers stand in the (K, K) matrix
-        # the inverse, for a packed row with a zero put behind it
+        self.dense_index = torch.tensor(packed)  # (P,): positions of packed values in the (K, K) matrix
+        # the inverse index; entries of the matrix that are not packed refer to the zero at the end of a packed row
         self.packed_index = torch.full((self.size**2,), self.packed_size)
         self.packed_index[self.dense_index] = torch.arange(self.packed_size)
 
     def rotations(self, vectors: np.ndarray, dtype: torch.dtype, chunk: int = 8192) -> Tensor:
-        """Packed Wigner matrices of edges (E, 3), `angular.edge_rotations`: (E, P + 1), P = sum (2l+1)^2, a zero last.
+        """Compute the packed Wigner matrices of edges (E, 3), `angular.edge_rotations`: (E, P + 1), P = sum (2l+1)^2.
 
-        Deterministic: the third Euler angle is zero, and so is the first along +z; along -z it is pi.
+        The last column is zero. The result is deterministic: the third Euler angle is zero, and so is the first along +z;
+        along -z it is pi.
         """
         packed = torch.zeros(len(vectors), self.packed_size + 1, dtype=dtype)
         for first in range(0, len(vectors), chunk):
@@ -57,7 +59,10 @@ class Layout:
         return packed
 
     def dense(self, packed: Tensor, rows: int, out: Tensor | None = None) -> Tensor:
-        """(E, P + 1) -> (E, rows, K): the first rows, m-major in the edge frame; columns l-major in the global one."""
+        """Unpack matrices (E, P + 1) -> (E, rows, K), the first rows of the dense matrices.
+
+        Rows are m-major in the edge frame, columns l-major in the global frame.
+        """
         index = self.packed_index[: rows * self.size].to(packed.device)
         flat = torch.index_select(packed, 1, index, out=None if out is None else out.view(len(packed), -1))
         return flat.view(-1, rows, self.size)
@@ -69,11 +74,11 @@ def layout(lmax: int) -> Layout:
 
 
 class EdgeRotations(torch.autograd.Function):
-    """Packed Wigner matrices (E, P + 1) of edge vectors (E, 3), with a gradient that is finite and exact for every direction.
+    """Packed Wigner matrices (E, P + 1) of edge vectors (E, 3), with an exact, finite gradient in every direction.
 
-    Moving the end of an edge by dv turns its frame by w = v x dv / v^2: D(v + dv) = D(v) (1 - w . J), J the generators of
-    rotations, up to a turn about the edge itself. Nothing that the network gives depends on that turn, so its derivative is
-    left out; the derivatives of the Euler angles, which diverge on the poles, never appear.
+    Moving the end of an edge by dv turns its frame by w = v x dv / v^2: D(v + dv) = D(v) (1 - w . J), with J the generators
+    of rotations, up to a turn about the edge itself. No output of the network depends on that turn, so its derivative is
+    omitted. The derivatives of the Euler angles, which diverge at the poles, never appear.
     """
 
     @staticmethod

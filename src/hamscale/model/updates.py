@@ -1,7 +1,7 @@
-"""Updates of the network: each is a module that holds weights, and a forward and an adjoint of one chunk of edges.
+"""Define the updates of the network: modules that hold weights, with a forward and an adjoint for one chunk of edges.
 
-`chunks.apply` runs one over a graph. Kept for the adjoint is, unless recomputed, the output of the large SO(2) convolution of
-every edge: nothing else is worth its memory.
+`chunks.apply` runs an update over a graph. Unless it is recomputed, the output of the large SO(2) convolution of every edge
+is kept for the adjoint; keeping any other intermediate would not be worth its memory.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from .rotations import layout
 
 @dataclass
 class Convolved:
-    """What is convolved, and what the adjoint needs of how it came about."""
+    """Store the forward results of one message convolution that its adjoint reuses."""
 
     basis: Tensor
     first: Tensor
@@ -31,7 +31,7 @@ class Convolved:
 
 
 class _EdgeModule(nn.Module):
-    """What updates share: a radial network of the distance and the two elements."""
+    """Base class of the updates, with a radial network of the distance and the two elements."""
 
     def __init__(self, lmax: int, species: int, cutoff: float, c: Network, outputs: int):
         super().__init__()
@@ -50,18 +50,21 @@ class _EdgeModule(nn.Module):
         }
 
     def constants(self) -> dict:
-        """What the chunks need and no gradient goes to."""
+        """Return the values that the chunks need and that receive no gradient."""
         return {}
 
     def short(self, w: dict, x: Tensor) -> tuple[dict, Tensor]:
         return w, x
 
     def basis(self, chunk: Chunk, buffers: Buffers) -> Tensor:
-        """exp(-(d - d_k)^2 / 2 s^2), centres d_k evenly from 0 to the cutoff, s their spacing: (E, n)."""
+        """Compute the Gaussians exp(-(d - d_k)^2 / 2 s^2) of the distance, (E, n).
+
+        The centres d_k are evenly spaced from 0 to the cutoff, and s is their spacing.
+        """
         n = self.radial.distance.weight.shape[1]
         basis = buffers(len(chunk), n)
         torch.sub(chunk.distances[:, None] * ((n - 1) / self.cutoff), torch.arange(n).to(basis), out=basis)
-        # exp(-80) is as good as zero, and results that are denormal take ten times as long
+        # exp(-80) is practically zero, and denormal results would take ten times as long
         return basis.square_().mul_(-0.5).clamp_(min=-80).exp_()
 
     def radial_adjoint(self, chunk, w, g, basis, first, second, d_f, d_distances):
@@ -74,7 +77,7 @@ class _EdgeModule(nn.Module):
 
 
 class EdgeEmbedding(_EdgeModule):
-    """The first edge features: scalars, of the distance and the two elements alone. By chunk (E, C)."""
+    """The first edge features: scalars that depend on the distance and the two elements alone. By chunk (E, C)."""
 
     def __init__(self, lmax: int, species: int, cutoff: float, c: Network):
         super().__init__(lmax, species, cutoff, c, c.channels)
@@ -93,7 +96,10 @@ class EdgeEmbedding(_EdgeModule):
 
 
 class _MessageModule(_EdgeModule):
-    """Updates by messages: an SO(2) convolution of [D x_j, D x_i, e], each scaled per degree and channel by the radial network."""
+    """Base class of the updates by messages: an SO(2) convolution of [D x_j, D x_i, e].
+
+    Each part is scaled per degree and channel by the radial network.
+    """
 
     def __init__(
         self, lmax: int, species: int, cutoff: float, c: Network, parts: tuple, invariants: tuple, scalars: int, axial: bool
@@ -105,7 +111,7 @@ class _MessageModule(_EdgeModule):
         self.rows = lmax + 1 if axial else (lmax + 1) ** 2
         as_channels = [{part: C for part in some} for some in (parts, invariants)]
         self.convolution = SO2Convolution(lmax, *as_channels, self.hidden, scalars, axial)
-        self.dtype = None  # of messages, if it is not that of x
+        self.dtype = None  # type of messages, if it differs from that of x
         self.columns = kernels.joined_columns(self.layout, {part: part in parts for part in widths}, C)
         self.gate_columns = kernels.gate_columns(self.layout, self.hidden, scalars, axial)
         self.edge_norm = Norm(lmax, C) if "e" in parts else None
@@ -119,30 +125,30 @@ class _MessageModule(_EdgeModule):
             return w
         scales = self.edge_norm.scales()
         for m in range(self.lmax + 1):
-            # rows of one sign of m: those of x_j and x_i are normed already
+            # scales of the rows of one sign of m: x_j and x_i include their scales already
             own = scales[m:].flatten()
             rows = [s for part in self.widths for s in [own if part == "e" else torch.ones_like(own)] * (1 if m == 0 else 2)]
             w[f"convolution.{m}"] = torch.cat(rows)[:, None] * w[f"convolution.{m}"]
         return w | self.edge_norm.weights("edge_norm")
 
     def y(self, chunk: Chunk, x: Tensor, keep: bool, buffers: Buffers) -> Tensor:
-        """Where the output of the SO(2) convolution goes."""
+        """Allocate the output of the SO(2) convolution."""
         shape = len(chunk), self.scalars + self.rows * self.hidden
         return x.new_empty(shape) if keep else buffers(*shape, dtype=x.dtype)
 
     def rotations(self, chunk: Chunk, dtype: torch.dtype, buffers: Buffers) -> Tensor:
-        """(E, rows, K)"""
+        """Compute the dense rotations of a chunk, (E, rows, K)."""
         out = buffers(len(chunk), self.rows, self.layout.size, dtype=dtype)
         return self.layout.dense(chunk.rotations.to(dtype), self.rows, out)
 
     def short(self, w: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Weights of convolutions and node features in the type of messages."""
+        """Convert the weights of convolutions and the node features to the type of messages."""
         if self.dtype is None:
             return w, x
         return {n: v.to(self.dtype) if n.startswith(("convolution", "values")) else v for n, v in w.items()}, x.to(self.dtype)
 
     def convolve(self, chunk: Chunk, w: dict, D: Tensor, x: Tensor, e: Tensor, buffers: Buffers) -> Convolved:
-        """All that leads to the SO(2) convolution, `so2` of the message."""
+        """Compute all steps up to the SO(2) convolution, which is `so2` of the message."""
         f, first, second = kernels.radial(w, basis := self.basis(chunk, buffers), chunk.pair)
         by_part, norm, scalars = self.by_part(f), None, None
         if self.edge_norm:
@@ -154,7 +160,7 @@ class _MessageModule(_EdgeModule):
         return Convolved(basis, first, second, norm, m)
 
     def convolve_again(self, chunk: Chunk, w: dict, x: Tensor, e: Tensor, y: Tensor | None, buffers: Buffers):
-        """Rotations, what is convolved, and the output y of that if it was not kept."""
+        """Recompute the rotations, the input of the convolution and, if it was not kept, its output y."""
         D = self.rotations(chunk, x.dtype, buffers)
         c = self.convolve(chunk, w, D, x, e, buffers)
         if y is None:
@@ -165,7 +171,7 @@ class _MessageModule(_EdgeModule):
         return dict(zip(self.widths, f.split(list(self.widths.values()), 1)))
 
     def convolve_adjoint(self, chunk, w, g, x, e, c: Convolved, d_y, d_e, d_x, d_distances, d_rotations, buffers) -> Tensor:
-        """The gradient of e, that of what else became of it (d_e) included."""
+        """Return the gradient of e, including the gradient d_e that reaches it on other paths."""
         d_scaled = buffers.like(c.message.scaled)
         so2_gradient(g, "convolution", c.message.scaled, d_y)
         so2_transposed(w, "convolution", d_y, d_scaled)
@@ -188,8 +194,9 @@ class _MessageModule(_EdgeModule):
 class Messages(_MessageModule):
     """Sums of messages into atoms, (A, K, heads V), in the global frame.
 
-    A message is an SO(2) convolution of [D x_j, D x_i, e], gated, convolved once more per head, weighted with the attention over
-    the edges into i, and rotated back. The first layer's features are scalars: only m = 0 is there, and no other weights.
+    A message is an SO(2) convolution of [D x_j, D x_i, e], gated, convolved once more per head, weighted with the attention
+    over the edges into i, and rotated back. The features of the first layer are scalars: only m = 0 occurs, and there are
+    no weights for other m.
     """
 
     def __init__(self, lmax: int, species: int, cutoff: float, c: Network, first: bool):
@@ -212,7 +219,10 @@ class Messages(_MessageModule):
         }
 
     def attend(self, chunk: Chunk, w: dict, scalars: Tensor, distances: Tensor) -> Tensor:
-        """softmax over the edges into each atom of a . leaky_relu(norm(s)), times the envelope of the distance: (E, heads)."""
+        """Compute softmax over the edges into each atom of a . leaky_relu(norm(s)), times the envelope of the distance.
+
+        Returns (E, heads).
+        """
         heads, alpha = w["attention"].shape
         s = scalars.to(distances.dtype).unflatten(1, (heads, alpha))
         s = layer_norm(s, [alpha], w["attention.norm.weight"], w["attention.norm.bias"], self.attention_norm.eps)
@@ -235,7 +245,7 @@ class Messages(_MessageModule):
         kernels.gate(self.gate_columns, y, (self.lmax + 1) * H, z)
         alpha = self.attend(chunk, w, y[:, (self.lmax + 1) * H : H + self.scalars], chunk.distances)
         v = short_v = buffers(len(chunk), self.rows, V, dtype=x.dtype)
-        if self.dtype is not None:  # sums are made in full
+        if self.dtype is not None:  # sums are computed in full precision
             D, v = self.rotations(chunk, buffers.dtype, buffers), buffers(*v.shape)
         for h in range(self.heads):
             so2(w, f"values{h}", z, short_v.flatten(1))
@@ -253,13 +263,13 @@ class Messages(_MessageModule):
         return self.convolve_adjoint(chunk, w, g, x, e, c, d_y, None, d_x, d_distances, d_rotations, buffers)
 
     def _attend_adjoint(self, chunk, w, g, y, D, d_sums, d_y, d_distances, d_rotations, buffers):
-        """From the gradient of the sums (atoms, K, heads V) to that of y."""
+        """Compute the gradient of y from the gradient of the sums (atoms, K, heads V)."""
         H, V = self.hidden, self.value_channels
         z = buffers(len(chunk), self.rows * H, dtype=y.dtype)
         factors = kernels.gate(self.gate_columns, y, (self.lmax + 1) * H, z)
         own = slice((self.lmax + 1) * H, H + self.scalars)
         names = ("attention", "attention.norm.weight", "attention.norm.bias")
-        with torch.enable_grad():  # few numbers: no need to write this adjoint
+        with torch.enable_grad():  # there are few values here, so automatic differentiation is fast enough
             leaves = {name: w[name].detach().requires_grad_() for name in names}
             scalars, distances = (
                 y[:, own].to(buffers.dtype, copy=True).requires_grad_(),
@@ -276,7 +286,7 @@ class Messages(_MessageModule):
                 d_D = torch.bmm(short_d_v * a[:, None], d_sum[chunk.target].transpose(1, 2))
                 kernels.add_rotation_gradient(self.layout, chunk, d_D, d_rotations)
             aggregate_adjoint(D, chunk, d_sum, d_v)
-            # of z but for the factor alpha; its product with z, that of the bias added, is the gradient of alpha
+            # the gradient of z without the factor alpha; its product with z, plus that of the bias, is the gradient of alpha
             so2_transposed(w, name, short_d_v.copy_(d_v).flatten(1), d_z_h)
             d_alpha[:, h] = torch.linalg.vecdot(d_z_h, z) + d_v[:, : self.lmax + 1].flatten(1) @ w[f"{name}.bias"].to(d_v.dtype)
             d_z.addcmul_(d_z_h, a)
@@ -290,10 +300,12 @@ class Messages(_MessageModule):
 
 
 class EdgeUpdate(_MessageModule):
-    """e + linear(gate(SO(2) convolution of [D x_j, D x_i, e])); then feed-forward. All in the edge frame, by chunk (K, E, C).
+    """Update of edge features: e + linear(gate(SO(2) convolution of [D x_j, D x_i, e])), then a feed-forward layer.
 
-    The first one meets edges that hold scalars only, (E, C), straight from their embedding. The last one reads its edges out as
-    soon as they are finished and gives, instead of them, the coupled components (G, n) of the edges between any two elements.
+    All operations are in the edge frame, by chunk (K, E, C).
+    In the first update the edge features are scalars, (E, C), directly from their embedding. The last update reads out its
+    edges as soon as they are finished and returns, instead of them, the coupled components (G, n) of the edges between any
+    two elements.
     """
 
     def __init__(self, lmax: int, species: int, cutoff: float, c: Network, first: bool, slots: dict | None = None):
@@ -316,11 +328,14 @@ class EdgeUpdate(_MessageModule):
 
     def outputs(self, graph, x):
         if self.readout is None:
-            return [x.new_empty(self.rows, 0, self.channels)] * len(graph.spans)  # each is made when it is known
+            return [x.new_empty(self.rows, 0, self.channels)] * len(graph.spans)  # replaced chunk by chunk
         return [x.new_zeros(p.scale.shape) for p in graph.pairs.values()]
 
     def _gated(self, w, e, y, u, buffers):
-        """u = e + linear(gate(y)); gives the gated y (K, E, H), the factors, and the gate's edge-first output, a buffer."""
+        """Compute u = e + linear(gate(y)).
+
+        Returns the gated y (K, E, H), the factors, and the edge-first output of the gate, which serves as a buffer.
+        """
         edges = len(y)
         z, gated = buffers(self.rows, edges, self.hidden), buffers(edges, self.rows, self.hidden, dtype=y.dtype)
         factors = kernels.gate(self.gate_columns, y, (self.lmax + 1) * self.hidden, gated.view(edges, -1))
@@ -340,7 +355,7 @@ class EdgeUpdate(_MessageModule):
             so2(w, "convolution", self.convolve(chunk, w, D, x, e, buffers).message.scaled, y)
         shape = (self.rows, len(chunk), self.channels)
         if self.readout is None:
-            outputs[k] = u = chunk.distances.new_empty(shape)  # what an earlier chunk of e gave up serves again
+            outputs[k] = u = chunk.distances.new_empty(shape)  # memory released by an earlier chunk of e is reused
         else:
             u = buffers(*shape)
         with buffers:
@@ -360,7 +375,10 @@ class EdgeUpdate(_MessageModule):
         return self.convolve_adjoint(chunk, w, g, x, e, c, d_y, d_e, d_x, d_distances, d_rotations, buffers)
 
     def _gate_adjoint(self, k, chunk, w, g, e, y, d_outputs, d_u, d_y, buffers):
-        """From the gradient of the output to that of u, what goes past the feed-forward, and to that of y."""
+        """Compute the gradients of u and y from the gradient of the output.
+
+        That of u includes both the feed-forward layer and its residual connection.
+        """
         u = buffers.like(d_u)
         z, factors, d_gated = self._gated(w, e, y, u, buffers)
         with buffers:

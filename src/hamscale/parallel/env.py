@@ -1,6 +1,7 @@
-"""The processes of a run: who this one is, what they do together, and how one that fails ends the others.
+"""Set up the processes of a run, communicate between them, and end all of them if one fails.
 
-Started by torchrun (RANK, WORLD_SIZE, MASTER_ADDR ...) or by Slurm's srun (SLURM_PROCID, SLURM_STEP_NUM_TASKS ...); else there is one.
+A run is started by torchrun (RANK, WORLD_SIZE, MASTER_ADDR ...) or by Slurm's srun (SLURM_PROCID, SLURM_STEP_NUM_TASKS
+...); otherwise it has one process.
 """
 
 import os
@@ -22,7 +23,7 @@ GRACE_SECONDS = 60.0  # how long rank 0 keeps the store for others to read why a
 
 
 class RankLost(RuntimeError):
-    """Another rank has ended. The message names it and says why."""
+    """Error of a run in which another rank has ended. The message names that rank and says why it ended."""
 
 
 class World:
@@ -37,7 +38,7 @@ class World:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over ranks, in place."""
+        """Return the sum over ranks, computed in place."""
         if self.size > 1:
             with self.talking():
                 dist.all_reduce(tensor)
@@ -48,14 +49,14 @@ class World:
 
     @contextmanager
     def talking(self):
-        """Around whatever waits for another rank: an error within is another rank's, and is told as such."""
+        """Wrap every operation that waits for another rank, and attribute errors within it to that rank."""
         try:
             yield
-        except RuntimeError as error:  # torch's DistBackendError and gloo's errors are
+        except RuntimeError as error:  # torch's DistBackendError and the errors of gloo are RuntimeErrors
             raise RankLost(self._autopsy(error)) from None
 
     def _autopsy(self, error: Exception) -> str:
-        """Which rank ended and why: what another found already, or whose heart does not beat."""
+        """Find out which rank ended and why: what another rank has reported already, or whose heartbeat has stopped."""
         try:
             others = [r for r in range(self.size) if r != self.rank]
             before = self._read("beat", others)
@@ -73,16 +74,17 @@ class World:
         return f"all ranks are alive (a beat every {BEAT_SECONDS:g} s), but one did not answer in time: {_line(error)}"
 
     def lost(self) -> str | None:
-        """Why the run cannot go on, once any rank has found out."""
+        """Return why the run cannot continue, once any rank has found out; else None."""
         return self.store.get("lost").decode() if self.store.check(["lost"]) else None
 
     def leave(self, cause: str):
-        """Ends the run: tells the others why. Their hearts read it, so that also one that waits for this rank learns of it.
+        """End the run and tell the other ranks why.
 
-        Rank 0 holds the store and stays until all others have left or are silent, GRACE_SECONDS at most.
+        The heartbeat threads of the other ranks read the cause, so that a rank that is waiting for this one learns of it
+        too. Rank 0 holds the store and stays until all others have left or are silent, GRACE_SECONDS at most.
         """
-        with suppress(RuntimeError):  # rank 0 may be the one that is gone
-            self.store.compare_set("lost", "", cause)  # the first one's word stands
+        with suppress(RuntimeError):  # rank 0, which holds the store, may be the one that has ended
+            self.store.compare_set("lost", "", cause)  # the cause that was reported first is kept
             self.store.set(f"left/{self.rank}", "")
             others, beats = [r for r in range(self.size) if r != self.rank], {}
             deadline = time.monotonic() + (GRACE_SECONDS if self.is_root else 0)
@@ -97,7 +99,7 @@ class World:
         return {r: self.store.get(f"{kind}/{r}").decode() for r in ranks if self.store.check([f"{kind}/{r}"])}
 
     def stop_on_signals(self):
-        """SIGUSR1 and SIGTERM ask for a stop at the end of a step: `stop_requested` on this rank."""
+        """Make SIGUSR1 and SIGTERM request a stop at the end of a step: they set `stop_requested` on this rank."""
 
         def ask(*_):
             self.stop_requested = True
@@ -112,7 +114,10 @@ def _line(error: Exception) -> str:
 
 @contextmanager
 def world(device: str | None = None):
-    """The World this process was started in, for as long as it lasts. Raises ValueError where the environment is half set."""
+    """Provide the World in which this process was started, for as long as the context lasts.
+
+    Raises ValueError if only some of the required environment variables are set.
+    """
     rank, size, local = _numbers()
     if device is None:
         device = f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
@@ -147,51 +152,58 @@ def world(device: str | None = None):
 
 
 def _beat(world: World, ended: threading.Event):
-    """Says every second that this rank lives, and ends it where the run is lost and its main thread waits for a rank in vain."""
+    """Report every second that this rank is alive, and end it if the run is lost.
+
+    The process has to be ended from this thread if its main thread is waiting in vain for a rank.
+    """
     count = 0
     while not ended.wait(BEAT_SECONDS if count else 0):
         count += 1
         try:
             world.store.set(f"beat/{world.rank}", str(count))
             lost = world.lost()
-            if lost and not ended.wait(8 * BEAT_SECONDS):  # time enough to find out alone, and to end in order
+            if lost and not ended.wait(8 * BEAT_SECONDS):  # time for the main thread to notice and to end in order
                 world.leave(lost)
-        except RuntimeError:  # the store is gone: whoever talks next will say so
+        except RuntimeError:  # the store is gone: the next communication reports it
             return
         if lost and not ended.is_set():
             print(f"hamscale: error: {lost}", file=sys.stderr, flush=True)
-            os._exit(1)  # no exception reaches a thread that waits in C++
+            os._exit(1)  # an exception cannot reach a main thread that waits in C++
 
 
 def first_host(hosts: str) -> str:
-    """Give the first host of a list as Slurm writes it, e.g. "nid[001-004,007],login1" -> "nid001".
+    """Return the first host of a list in Slurm's notation, e.g. "nid[001-004,007],login1" -> "nid001".
 
-    Not by `scontrol show hostnames`, which is not there inside a container. Raises ValueError for an empty list.
+    `scontrol show hostnames` is not used because it is not available inside a container.
+    Raises ValueError for an empty list.
     """
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", hosts)
     if not first:
         raise ValueError(
-            "srun started more than one task, but neither SLURM_STEP_NODELIST nor MASTER_ADDR is set. Set MASTER_ADDR to the host of "
-            "rank 0."
+            "srun started more than one task, but neither SLURM_STEP_NODELIST nor MASTER_ADDR is set. Set MASTER_ADDR to the "
+            "host of rank 0."
         )
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0])
 
 
 def _numbers() -> tuple[int, int, int]:
-    """Rank, number of ranks, rank on this host. Sets what torch's rendezvous reads where Slurm started this process."""
+    """Return the rank, the number of ranks, and the rank on this host.
+
+    If Slurm started this process, the environment variables that torch's rendezvous reads are set as well.
+    """
     env = os.environ
     if "RANK" in env:
         missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in env]
         if missing:
             raise ValueError(f"RANK is set but {', '.join(missing)} not. Start with torchrun or srun, or unset RANK.")
         return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
-    # only srun sets a step's number of tasks: a batch script's own shell is no rank
+    # only srun sets the number of tasks of a step; the shell of a batch script itself is not a rank
     size = int(env.get("SLURM_STEP_NUM_TASKS", 1))
     if size == 1:
         return 0, 1, 0
     if "MASTER_ADDR" not in env:
         env["MASTER_ADDR"] = first_host(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_NODELIST", ""))
-    # steps of one job and jobs of one node each get a port of their own
+    # each step of a job, and each job of a node, needs a port of its own
     step = int(env.get("SLURM_JOB_ID", 0)) * 16 + int(env.get("SLURM_STEP_ID", 0))
     env.setdefault("MASTER_PORT", str(20000 + step % 20000))
     return int(env["SLURM_PROCID"]), size, int(env.get("SLURM_LOCALID", 0))

@@ -1,8 +1,8 @@
-"""What ranks send one another within a step: features of atoms after every node update, read-out blocks of cut edges once.
+"""Exchange data between ranks within a step: features of atoms after every node update, read-out blocks of cut edges once.
 
-x = exchange(x) appends the ghosts to the owned atoms. Its gradient goes the same way back and is added where it came from. A step
-of M layers makes M such exchanges forward and M backward; `exchange.edges` is one more each way, at the end, since a block and
-its adjoint, which the Hermitian read-out averages, may belong to two ranks.
+x = exchange(x) appends the ghosts to the owned atoms. Gradients of ghosts are sent back the same way and are added to those
+of the atoms' owners. A step of M layers makes M such exchanges forward and M backward. `exchange.edges` adds one exchange
+in each direction at the end: the Hermitian read-out averages a block and its adjoint, which may belong to two ranks.
 """
 
 import time
@@ -22,7 +22,11 @@ __all__ = ["CupyExchange", "NoExchange", "Statistics", "TorchExchange"]
 
 @dataclass
 class Plan:
-    """rows[t][n]: rows of tensor t that neighbour n gets; counts[t][n]: how many rows of it n gives. In order of neighbours."""
+    """The rows that are exchanged with each neighbour, in the order of neighbours.
+
+    rows[t][n]: rows of tensor t that neighbour n receives.
+    counts[t][n]: number of rows of tensor t that neighbour n sends.
+    """
 
     neighbours: list[int]
     rows: list[list[Tensor]]
@@ -31,7 +35,10 @@ class Plan:
 
 @dataclass
 class Statistics:
-    """What was sent since the start or `clear`: forward exchanges of features and of edges, bytes by direction, seconds."""
+    """Record of the data sent since the start or the last `clear`.
+
+    It counts the forward exchanges of features and of edges, the bytes by direction, and the seconds.
+    """
 
     exchanges: dict = field(default_factory=dict)  # "nodes", "edges", and both with " backward"
     bytes_sent: dict = field(default_factory=dict)
@@ -45,7 +52,7 @@ class Statistics:
 
 
 class _Swap(torch.autograd.Function):
-    """Ghost rows of every tensor, (sum of counts, width) each."""
+    """Exchange that returns the ghost rows of every tensor, (sum of counts, width) each."""
 
     @staticmethod
     def forward(ctx, exchange, plan: Plan, kind: str, *tensors: Tensor):
@@ -64,7 +71,7 @@ class _Swap(torch.autograd.Function):
         sizes = [[(len(r), *s[1:]) for r in rows] for s, rows in zip(ctx.shapes, plan.rows)]
         received = exchange.swap(plan.neighbours, packed, sizes, f"{ctx.kind} backward", started)
         started = time.perf_counter()
-        # neighbours in fixed order: the same sums every time
+        # the order of neighbours is fixed, so that sums are reproducible
         result = [
             d.new_zeros(shape).index_add_(0, torch.cat(rows), d) if rows else d.new_zeros(shape)
             for d, shape, rows in zip(received, ctx.shapes, plan.rows)
@@ -74,10 +81,12 @@ class _Swap(torch.autograd.Function):
 
 
 class TorchExchange:
-    """By torch.distributed: gloo on CPUs, NCCL on GPUs; one message per neighbour and exchange.
+    """Exchange by torch.distributed: gloo on CPUs, NCCL on GPUs; one message per neighbour and exchange.
 
-    first_rank: the rank of the world that owns part 0; ranks of several structures in work stand side by side.
-    edges: (send, receive), {neighbour: {pair: rows}} and {neighbour: {pair: number}}, of read-out blocks; inputs.tensors makes it.
+    first_rank: the rank of the world that owns part 0. The ranks of structures that are processed at the same time follow
+    one another.
+    edges: (send, receive), {neighbour: {pair: rows}} and {neighbour: {pair: number}}, of read-out blocks, as made by
+    inputs.tensors.
     """
 
     def __init__(self, halo: Halo, world: World, first_rank: int = 0, edges: tuple[dict, dict] | None = None):
@@ -100,21 +109,24 @@ class TorchExchange:
             )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Features of owned atoms (A, K, C) and, after them, of ghosts (A + G, K, C)."""
+        """Return the features of owned atoms (A, K, C), followed by those of ghosts: (A + G, K, C)."""
         if not self.nodes.neighbours:
             return x
         (ghosts,) = _Swap.apply(self, self.nodes, "nodes", x)
         return torch.cat([x, ghosts])
 
     def edges(self, blocks: dict) -> dict:
-        """Read-out (G, n) of the edges between any two elements and, after it, that of the ghosts among their reversed edges."""
+        """Return the read-out (G, n) of edges between any two elements, followed by that of reversed edges of other ranks."""
         if not self.pairs:
             return blocks
         ghosts = _Swap.apply(self, self.blocks, "edges", *[blocks[pair] for pair in self.pairs])
         return blocks | {pair: torch.cat([blocks[pair], g]) for pair, g in zip(self.pairs, ghosts)}
 
     def swap(self, neighbours: list[int], packed: list, sizes: list, kind: str, started: float) -> list[Tensor]:
-        """Send packed[t][n] to neighbour n as one message, receive tensors of sizes[t][n]; gives them joined, one per t."""
+        """Send packed[t][n] to neighbour n, and receive tensors of sizes[t][n].
+
+        All tensors for a neighbour travel in one message. Returns the received tensors, joined over neighbours, one per t.
+        """
         statistics = self.statistics
         statistics.exchanges[kind] = statistics.exchanges.get(kind, 0) + 1
         messages = [torch.cat([part[n].reshape(-1) for part in packed]) for n in range(len(neighbours))]
@@ -146,9 +158,9 @@ class TorchExchange:
 
 
 class CupyExchange(TorchExchange):
-    """By CuPy's NCCL, all sends and receives of an exchange in one group, on tensors shared through DLPack.
+    """Exchange by CuPy's NCCL on tensors shared through DLPack.
 
-    Raises ValueError without CuPy or without a GPU.
+    All sends and receives of an exchange are in one group. Raises ValueError without CuPy or without a GPU.
     """
 
     def __init__(self, halo: Halo, world: World, first_rank: int = 0, edges: tuple[dict, dict] | None = None):
@@ -175,7 +187,7 @@ _communicators: dict[int, object] = {}
 
 
 def _communicator(world: World):
-    """CuPy's NCCL communicator of all ranks, made once."""
+    """Return CuPy's NCCL communicator of all ranks, which is made once."""
     try:
         import cupy
         from cupy.cuda import nccl

@@ -1,6 +1,7 @@
-"""Which rank owns which atom: `low-nn`, `metis` and `min-nn` behind one function, and what each costs in messages.
+"""Assign atoms to ranks with `low-nn`, `metis` or `min-nn`, behind one function that also lists the messages.
 
-A rank owns atoms and all edges into them. What it needs of others are the features of the sources it does not own, its ghosts.
+A rank owns atoms and all edges into them. From other ranks it needs the features of the sources that it does not own, its
+ghosts.
 """
 
 import time
@@ -28,11 +29,12 @@ def partition(
     cost: Cost = Cost(),  # noqa: B008
     ranks_per_node: int = 1,
 ) -> Partition:
-    """Parts of a structure and the lists of what travels between them.
+    """Divide a structure into parts, and list the data that travel between them.
 
-    edges: destinations i and sources j, sorted by i, in one piece or several; iterated over more than once. Any number of parts;
-    those beyond the number of atoms stay empty. ranks_per_node: parts that exchange much become ranks of one node, which has
-    the ranks n k to n k + n - 1. attributes["seconds"] is the time of the partitioner alone, without degrees and lists.
+    edges: destinations i and sources j, sorted by i, in one piece or several; iterated over more than once.
+    parts: any number; parts beyond the number of atoms stay empty.
+    ranks_per_node: parts that exchange much become ranks of one node, which has the ranks n k to n k + n - 1.
+    attributes["seconds"] of the result is the time of the partitioner alone, without degrees and lists.
     Raises ValueError for a method that is not known or fewer than one part.
     """
     if method not in METHODS:
@@ -56,9 +58,11 @@ def partition(
 
 
 class TiledEdges:
-    """Edges of a structure repeated along its lattice vectors, a tile at a time: nothing grows with the number of tiles.
+    """Edges of a structure repeated along its lattice vectors, generated tile by tile.
 
-    edges (E, 5): i, j, R of the unit cell, sorted. Atoms are those of ase.Atoms.repeat: tile by tile, the last direction fastest.
+    Memory does not grow with the number of tiles.
+    edges (E, 5): i, j, R of the unit cell, sorted. Atoms are ordered as by ase.Atoms.repeat: tile by tile, the last
+    direction fastest.
     """
 
     def __init__(self, edges: np.ndarray, n_atoms: int, repeat: tuple[int, int, int]):

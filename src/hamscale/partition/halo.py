@@ -1,4 +1,7 @@
-"""What travels between parts, made once from the graph and stored; schema `partition/1` in docs/files.md."""
+"""Describe the data that travel between parts, made once from the graph and stored.
+
+The schema `partition/1` is described in docs/files.md.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,11 +17,11 @@ SCHEMA = "partition/1"
 
 @dataclass
 class Halo:
-    """One rank's share of a structure.
+    """The share of a structure that belongs to one rank, and the atoms it exchanges.
 
     owned, ghosts    # atoms of the structure; ghosts by owner, then ascending
-    send     # neighbour -> rows of `owned` whose features it needs
-    receive  # neighbour -> slice of `ghosts` that it owns
+    send     # neighbour -> rows of `owned` whose features the neighbour needs
+    receive  # neighbour -> slice of `ghosts` that the neighbour owns
     """
 
     rank: int
@@ -30,12 +33,12 @@ class Halo:
 
 @dataclass
 class Partition:
-    """Parts of a structure.
+    """Parts of a structure, and the messages between them.
 
     owner     # (A,)    | rank of every atom
     ghosts    # (G,)    | atoms, by receiver, sender, atom
     messages  # (M, 4)  | receiver, sender, first, last: ghosts[first:last] travel in one message per exchange
-    edges     # (parts,) | edges of every rank
+    edges     # (parts,) | number of edges of every rank
     attributes: method, cutoff_angstrom, seconds.
     """
 
@@ -61,7 +64,7 @@ class Partition:
         )
 
     def per_rank(self) -> dict[str, np.ndarray]:
-        """neighbours, sent and received (embeddings per exchange), nodes, edges of every rank, (parts,) each."""
+        """Count the neighbours, sent and received embeddings per exchange, nodes, and edges of every rank, (parts,) each."""
         receiver, sender, first, last = self.messages.T
         count = lambda of, weights=None: np.bincount(of, weights, minlength=self.parts).astype(np.int64)  # noqa: E731
         return {
@@ -73,12 +76,12 @@ class Partition:
         }
 
     def between_nodes(self, ranks_per_node: int) -> int:
-        """Embeddings of one exchange that leave their node."""
+        """Count the embeddings of one exchange that leave their node."""
         receiver, sender, first, last = self.messages.T
         return int((last - first)[receiver // ranks_per_node != sender // ranks_per_node].sum())
 
     def quality(self) -> dict[str, float]:
-        """Means and maxima over ranks; imbalance is the maximum over the mean."""
+        """Compute means and maxima over ranks; an imbalance is the maximum divided by the mean."""
         result = {}
         for name, values in self.per_rank().items():
             mean, largest = float(values.mean()), float(values.max())
@@ -90,18 +93,19 @@ class Partition:
 
 
 def halo_lists(owner: np.ndarray, parts: int, pieces: Iterable, degrees: np.ndarray) -> Partition:
-    """The lists of what travels: atom j to the owner of i for every edge (i, j) between parts, each atom once per receiver.
+    """List the data that travel: for every edge (i, j) between parts, atom j goes to the owner of i.
 
-    pieces: (i, j) arrays of edges, so that not all need be in memory; every direction of an edge is among them.
+    Each atom is sent once per receiver.
+    pieces: (i, j) arrays of edges, so that not all edges need be in memory; both directions of an edge are among them.
     """
     n = len(owner)
-    row = np.empty(n, np.int64)  # scratch: of a source among those of a piece
+    row = np.empty(n, np.int64)  # scratch array: row of each source among the sources of a piece
     found = []
     for i, j in pieces:
         receiver = owner[i]
         cut = receiver != owner[j]
         receiver, source = receiver[cut], j[cut]
-        # a table of receivers and sources that occur marks each of them once: no sorting of edges
+        # a table of the receivers and sources that occur marks each combination once, without sorting the edges
         ranks, columns = _occurring(receiver, parts), _occurring(source, n)
         row[columns] = np.arange(len(columns))
         of_rank = np.empty(parts, np.int64)
@@ -128,9 +132,10 @@ def _occurring(values: np.ndarray, n: int) -> np.ndarray:
 
 
 def group_nodes(partition: Partition, ranks_per_node: int) -> Partition:
-    """The same parts numbered anew: from the lowest part left, a node takes those that exchange most with the ones it has.
+    """Renumber the parts so that parts that exchange much become ranks of one node.
 
-    Where that does not lessen what travels between nodes, the parts as they are.
+    Starting from the lowest part left, a node takes the parts that exchange most with those it already has. If that does
+    not reduce the data sent between nodes, the parts are returned unchanged.
     """
     p = partition
     receiver, sender, first, last = p.messages.T
@@ -171,7 +176,10 @@ def write_partition(path, partition: Partition, atoms: Atoms):
 
 
 def read_partition(path, atoms: Atoms, parts: int, cutoff_angstrom: float) -> Partition:
-    """Raises ValueError if the file is of another structure, number of parts or cutoff, or its lists do not fit together."""
+    """Read a partition from a file of schema `partition/1`.
+
+    Raises ValueError if the file is of another structure, number of parts or cutoff, or its lists do not fit together.
+    """
     with open_h5(path, SCHEMA) as file:
         for name, found, expected in (
             ("parts", int(file.attrs["parts"]), parts),
@@ -198,7 +206,7 @@ def read_partition(path, atoms: Atoms, parts: int, cutoff_angstrom: float) -> Pa
 
 
 def _same(a: Atoms, b: Atoms) -> bool:
-    """Equal but for lattice vectors and rounding."""
+    """Return whether two structures are equal except for lattice vectors and rounding."""
     if not (np.array_equal(a.numbers, b.numbers) and np.array_equal(a.pbc, b.pbc) and np.allclose(a.cell, b.cell, atol=1e-6)):
         return False
     offset = (a.positions - b.positions) @ np.linalg.inv(a.cell.complete())

@@ -1,7 +1,8 @@
-"""Low-NN: recursive bisection that cuts where few neighbours arise.
+"""Partition by Low-NN, a recursive bisection that cuts where few neighbours arise.
 
-"Distributed Equivariant Graph Neural Networks for Large-Scale Electronic Structure Prediction", ETH Zurich, Appendix A. Beyond
-it: parts that are no power of two, directions that are not periodic, triclinic cells (extents are distances of lattice planes).
+Reference: "Distributed Equivariant Graph Neural Networks for Large-Scale Electronic Structure Prediction", ETH Zurich,
+Appendix A. In addition this implementation supports numbers of parts that are not a power of two, directions that are not
+periodic, and triclinic cells (extents are distances of lattice planes).
 """
 
 import numpy as np
@@ -10,14 +11,15 @@ from .space import Space, split
 
 
 def low_nn(space: Space, degrees: np.ndarray, cutoff_angstrom: float, parts: int) -> np.ndarray:
-    """Owner of every atom, (A,).
+    """Assign an owner to every atom by recursive bisection, (A,).
 
-    A domain is cut along the direction d with the fewest estimated neighbours, the last of them on a tie: 1 while d is periodic
-    and not yet cut, else ceil(2 cutoff / L_d) with the domain's extent L_d. The plane halves the sum of degrees; parts that are
-    not a power of two are shared n // 2 to n - n // 2, and so is the sum.
+    A domain is cut along the direction d with the fewest estimated neighbours, and the last such direction on a tie. The
+    estimate is 1 while d is periodic and not yet cut, else ceil(2 cutoff / L_d) with L_d the extent of the domain. The
+    cutting plane halves the sum of degrees. A number of parts n that is not a power of two is divided into n // 2 and n - n
+    // 2, and the sum of degrees in the same proportion.
     """
     owner = np.empty(len(degrees), np.int64)
-    # a structure without edges is cut by its atoms
+    # in a structure without edges the number of atoms is balanced instead
     weights = degrees if degrees.any() else np.ones(len(degrees))
 
     def cut(atoms, first, n, low, high, ring):

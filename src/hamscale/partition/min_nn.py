@@ -1,4 +1,4 @@
-"""Min-NN: of all nested cuts along lattice planes, the one whose exchange and imbalance cost least."""
+"""Partition by Min-NN, which chooses, of all nested cuts along lattice planes, those of least exchange and imbalance cost."""
 
 from dataclasses import dataclass
 from itertools import permutations
@@ -11,10 +11,12 @@ from .space import Space, even, split
 
 @dataclass(frozen=True)
 class Cost:
-    """Time of an exchange and of what ranks wait for each other, seconds per layer.
+    """Time per layer, in seconds, of an exchange and of the waiting of ranks for each other.
 
-    latency_s per neighbour, bandwidth_bytes_s out of a rank, bytes of one embedding, seconds_per_edge of a layer's work.
-    Defaults: Slingshot's 20.4 GB/s that the paper of Low-NN reached, 25 x 16 float32 (lmax 4, 16 channels), and 50 ns of a GPU per edge.
+    latency_s: per neighbour. bandwidth_bytes_s: out of a rank. embedding_bytes: size of one embedding. seconds_per_edge: of
+    the work of a layer.
+    Defaults: the 20.4 GB/s of Slingshot that the paper of Low-NN reached, 25 x 16 float32 (lmax 4, 16 channels), and 50 ns
+    per edge on a GPU.
     """
 
     latency_s: float = 5e-6
@@ -27,16 +29,23 @@ class Cost:
         return exchange + self.seconds_per_edge * (edges_max - edges_mean)
 
 
-SHORTLIST = 12  # candidates that are cut and measured
-MEASURED = 64  # parts of each that are measured
+SHORTLIST = 12  # number of candidates that are cut and measured
+MEASURED = 64  # number of parts that are measured for each of them
 
 
-def min_nn(space: Space, degrees: np.ndarray, cutoff_angstrom: float, parts: int, cost: Cost = Cost()) -> np.ndarray:  # noqa: B008
-    """Owner of every atom, (A,): the candidate of least cost, Low-NN's parts among them.
+def min_nn(
+    space: Space,
+    degrees: np.ndarray,
+    cutoff_angstrom: float,
+    parts: int,
+    cost: Cost = Cost(),  # noqa: B008
+) -> np.ndarray:
+    """Assign an owner to every atom, (A,), by the candidate of least cost; the parts of Low-NN are one of the candidates.
 
-    A candidate is an order of the directions and two numbers p and q: p slabs along the first direction, each cut into q (or as
-    many as it has parts for) along the second, the rest along the third, every cut balanced by degrees. All candidates are ranked
-    by the volume within the cutoff of their mean box; the best are cut and their boxes measured against the atoms.
+    A candidate is an order of the directions and two numbers p and q: p slabs along the first direction, each cut into q
+    columns (or as many as it has parts) along the second, and the rest along the third. Every cut is balanced by degrees.
+    All candidates are ranked by the volume within the cutoff of their mean box; the best ones are cut, and their boxes are
+    measured against the atoms.
     """
     weights = degrees if degrees.any() else np.ones(len(degrees))
     if parts == 1 or len(degrees) < 2:
@@ -49,7 +58,7 @@ def min_nn(space: Space, degrees: np.ndarray, cutoff_angstrom: float, parts: int
 
 
 def _candidates(space: Space, parts: int):
-    """(order of directions, p, q); of those that cut the same, one."""
+    """Yield (order of directions, p, q), one for each distinct set of cuts."""
     seen = set()
     for order in permutations(range(3)):
         for p in range(1, parts + 1):
@@ -62,13 +71,16 @@ def _candidates(space: Space, parts: int):
 
 
 def _estimate(space: Space, candidate, n_atoms: int, cutoff: float, parts: int, cost: Cost) -> float:
-    """Cost from the volume within the cutoff of the mean box (Steiner's formula, cut off at the periodic cell)."""
+    """Estimate the cost from the volume within the cutoff of the mean box.
+
+    The volume is that of Steiner's formula, limited to the periodic cell.
+    """
     order, p, q = candidate
     cuts = np.empty(3)
     cuts[list(order)] = p, q, parts / (p * q)
     lengths = np.maximum(space.lengths, 1e-9)
     box = lengths / cuts
-    # along an open direction, or a ring that the reach closes, there is nothing beyond the whole length
+    # along an open direction, or a ring that the box and its surroundings fill, the volume ends at the whole length
     reach = np.minimum(cutoff, (lengths - box) / 2)
     faces = box.prod() * (2 * reach / box).sum()
     rims = sum(np.pi * reach[a] * reach[b] * box[3 - a - b] for a, b in ((0, 1), (0, 2), (1, 2)))
@@ -90,7 +102,10 @@ def _cut(space: Space, weights: np.ndarray, parts: int, order, p: int, q: int) -
 
 
 def _measure(space: Space, owner: np.ndarray, degrees: np.ndarray, cutoff: float, parts: int, cost: Cost) -> float:
-    """Cost from the boxes of the parts: an atom within the cutoff of another part's box is its ghost."""
+    """Compute the cost from the boxes of the parts.
+
+    An atom within the cutoff of another part's box is a ghost of that part.
+    """
     filled, index = np.unique(owner, return_inverse=True)
     by_part = np.argsort(index, kind="stable")
     starts = np.searchsorted(index[by_part], np.arange(len(filled)))
@@ -116,7 +131,7 @@ def _measure(space: Space, owner: np.ndarray, degrees: np.ndarray, cutoff: float
 
 
 def _gap(low, high, other_low, other_high, ring: float | None):
-    """Distance between intervals, on a ring or on a line."""
+    """Compute the distance between intervals, on a ring or on a line."""
     ahead, behind = other_low - high, low - other_high
     apart = np.maximum(ahead, behind)
     if ring is not None:

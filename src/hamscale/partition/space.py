@@ -1,4 +1,4 @@
-"""Where the atoms are along the three directions that can be cut."""
+"""Locate the atoms along the three directions that can be cut."""
 
 from dataclasses import dataclass
 
@@ -8,19 +8,20 @@ from ase import Atoms
 
 @dataclass
 class Space:
-    """Atoms by their distances from lattice planes.
+    """Positions of atoms, given as their distances from lattice planes.
 
-    heights (A, 3): Angstrom above the plane that the two other lattice vectors span, from 0 to lengths (3,). Atoms whose heights
-    along one direction differ by h are at least h apart, whatever the angles of the cell. periodic (3,): whether the direction
-    is a ring. order (A, 3): rank of every atom along each direction; atoms of one lattice plane follow one another by their other
-    heights, so that a cut through a plane of a crystal is a line in it and not scattered by rounding.
+    heights (A, 3): distance in Angstrom above the plane that the two other lattice vectors span, from 0 to lengths (3,).
+    Atoms whose heights along one direction differ by h are at least h apart, whatever the angles of the cell.
+    periodic (3,): whether the direction is a ring.
+    order (A, 3): rank of every atom along each direction. Atoms of one lattice plane are ordered by their other heights, so
+    that a cut through a plane of a crystal is a line in it and is not scattered by rounding.
     """
 
     heights: np.ndarray
     lengths: np.ndarray
     periodic: np.ndarray
 
-    PLANE = 0.02  # Angstrom: atoms within are of one lattice plane
+    PLANE = 0.02  # Angstrom: atoms whose heights differ by less belong to one lattice plane
 
     def __post_init__(self):
         planes = np.round(self.heights / self.PLANE)
@@ -31,7 +32,10 @@ class Space:
 
 
 def space(atoms: Atoms, cutoff_angstrom: float) -> Space:
-    """The space of a structure. Open is a direction that is not periodic, and one with an empty gap wider than the cutoff."""
+    """Build the space of a structure.
+
+    A direction is open if it is not periodic, or if it has an empty gap wider than the cutoff.
+    """
     cell = atoms.cell.complete()
     # |a . (b x c)| / |b x c| for each vector a
     height = 1 / np.linalg.norm(cell.reciprocal(), axis=1)
@@ -39,7 +43,7 @@ def space(atoms: Atoms, cutoff_angstrom: float) -> Space:
     heights, lengths, periodic = np.empty_like(fractions), height.copy(), atoms.pbc.copy()
     for d in range(3):
         if periodic[d] and len(atoms):
-            heights[:, d] = fractions[:, d] % 1.0 % 1.0 * height[d]  # twice: -1e-20 % 1 is 1
+            heights[:, d] = fractions[:, d] % 1.0 % 1.0 * height[d]  # taken twice, because -1e-20 % 1.0 is 1.0
             ring = np.sort(heights[:, d])
             gaps = np.diff(ring, append=ring[0] + height[d])
             widest = int(gaps.argmax())
@@ -55,7 +59,7 @@ def space(atoms: Atoms, cutoff_angstrom: float) -> Space:
 
 
 def split(space: Space, weights: np.ndarray, atoms: np.ndarray, d: int, shares: list[int]) -> list[np.ndarray]:
-    """Atoms cut along direction d into runs whose weights are in proportion to `shares`, as nearly as whole atoms allow."""
+    """Cut atoms along direction d into runs whose weights are in proportion to `shares`, as nearly as whole atoms allow."""
     atoms = atoms[np.argsort(space.order[atoms, d])]
     below = np.concatenate([[0.0], np.cumsum(weights[atoms])])
     wanted = np.cumsum(shares)[:-1] / sum(shares) * below[-1]
@@ -65,5 +69,5 @@ def split(space: Space, weights: np.ndarray, atoms: np.ndarray, d: int, shares: 
 
 
 def even(parts: int, pieces: int) -> list[int]:
-    """`parts` divided into so many whole numbers that differ by at most one, the larger ones spread evenly."""
+    """Divide `parts` into `pieces` whole numbers that differ by at most one, with the larger ones spread evenly."""
     return np.diff(np.arange(pieces + 1) * parts // pieces).tolist()

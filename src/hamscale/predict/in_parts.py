@@ -1,7 +1,8 @@
-"""The network's forward pass in bounded memory: some atoms and the edges into them at a time, layer after layer.
+"""Run the forward pass of the network in bounded memory: some atoms and the edges into them at a time, layer after layer.
 
-Between layers only the features of atoms are kept, (A, K, C) each; those of the edges, hundreds of times as many, follow from them
-edge by edge and are made anew for every layer. Beside that there is the read-out of all edges and what describes one piece.
+Between layers only the features of atoms are kept, (A, K, C) each. The features of the edges, of which there are hundreds
+of times as many, follow from them edge by edge and are recomputed for every layer. In addition the memory holds the
+read-out of all edges and the tensors of one piece.
 """
 
 from dataclasses import replace
@@ -27,16 +28,17 @@ def forward_in_parts(
     dtype=torch.float32,
     edges_at_once: int = EDGES_AT_ONCE,
 ) -> tuple[dict, dict]:
-    """Compute what networks give of a whole graph, as numpy arrays: their mean offsite (z_i, z_j) -> (G, n), and onsite z -> (networks, A_z, n), Hartree.
+    """Compute the output of networks for a whole graph, as numpy arrays, Hartree.
 
-    Equal to one pass of each to rounding, for any number of edges at once.
+    Returns their mean offsite (z_i, z_j) -> (G, n), and onsite z -> (networks, A_z, n).
+    The result equals that of one pass of each network up to rounding, for any value of edges_at_once.
     """
     elements, device = sorted(reference.basis), next(networks[0].parameters()).device
-    # of the whole: charges reach further than any piece
+    # computed for the whole graph, because charges act beyond any piece
     graph = replace(graph, crystal_field=reference.crystal_field.known_of(graph))
     species = torch.from_numpy(np.searchsorted(elements, graph.atoms.numbers)).to(device)
     lmax, layers = networks[0].lmax, len(networks[0].node_updates)
-    features = [[network.embed(species)] for network in networks]  # of each network, after each layer
+    features = [[network.embed(species)] for network in networks]  # for each network, those after each layer
     for layer in range(layers):
         for x in features:
             x.append(torch.empty_like(x[0]))
@@ -66,7 +68,7 @@ def forward_in_parts(
 
 
 def _pieces(graph: Graph, edges_at_once: int):
-    """Yield (piece, atoms it knows: its own, then the sources it does not own), in the order of the atoms."""
+    """Yield (piece, atoms known to it: its own, then the sources that it does not own), in the order of the atoms."""
     ends = np.searchsorted(graph.edges[:, 0], np.arange(len(graph.atoms) + 1))
     atom = 0
     while atom < len(graph.atoms):
@@ -87,7 +89,7 @@ def _inputs(piece: Graph, known: np.ndarray, reference: Reference, lmax: int, dt
 
 
 def _make_hermitian(graph: Graph, coupling: Coupling, offsite: dict):
-    """Each block becomes the mean of itself and of the adjoint of (j, i, -R), in place, some pairs at a time."""
+    """Replace each block by the mean of itself and the adjoint of (j, i, -R), in place, some pairs at a time."""
     rows, flipped = graph.edges.rank_in_elements, graph.edges.find(flip(graph.edges.table))
     for first in range(0, len(graph.edges), EDGES_AT_ONCE):
         some = np.arange(first, min(first + EDGES_AT_ONCE, len(graph.edges)))

@@ -1,4 +1,4 @@
-"""A trained model: what its networks say of a structure, on one rank in bounded memory, or on many."""
+"""Apply a trained model to a structure, on one rank in bounded memory, or on many ranks."""
 
 import warnings
 from dataclasses import dataclass, replace
@@ -22,15 +22,17 @@ from ..structures import wrap_as_cp2k
 from ..units import hartree_to_mev
 from .in_parts import forward_in_parts
 
-LONGER = 2.0  # a structure so many times as long as the longest training cell is warned of
+LONGER = 2.0  # warn of a structure that is longer than the longest training cell by more than this factor
 
 
 @dataclass(frozen=True)
 class Residual:
-    """The mean of what several networks give beyond the reference, Hartree.
+    """The mean contribution of several networks in addition to the reference, Hartree.
 
-    offsite: (z_i, z_j) -> (G, n) in edge frames; onsite: z -> (A_z, n) of the owned atoms. onsite_spread_mev: how much the networks differ
-    (standard deviation, root mean square over onsite components of all ranks); None of one network.
+    offsite: (z_i, z_j) -> (G, n) in edge frames.
+    onsite: z -> (A_z, n) of the owned atoms.
+    onsite_spread_mev: how much the networks differ (standard deviation, root mean square over the onsite components of all
+    ranks); None for one network.
     """
 
     offsite: dict
@@ -59,14 +61,14 @@ class TrainedModel:
 
     @cached_property
     def codec(self) -> BlockCodec:
-        """The transformation between blocks and what the networks learn."""
+        """Return the transformation between blocks and the quantities that the networks learn."""
         return BlockCodec(self.reference)
 
     def part(self, atoms: Atoms, world: World = World(), exchange: str = "torch") -> RankPart:  # noqa: B008
-        """Build the graph of a structure with its crystal field; this rank's part of it where there are several.
+        """Build the graph of a structure with its crystal field, or this rank's part of it if there are several ranks.
 
-        Raises ValueError if the structure holds an element, or a kind of periodicity, that the model was not trained on; warns of a
-        structure that is more than twice as long as the longest training cell.
+        Raises ValueError if the structure has an element, or a kind of periodicity, on which the model was not trained.
+        Warns if the structure is more than twice as long as the longest training cell.
         """
         self._check(atoms)
         if world.is_root:
@@ -76,7 +78,7 @@ class TrainedModel:
         return replace(part, graph=replace(part.graph, crystal_field=self.reference.crystal_field.of_graph(part.graph)))
 
     def residual(self, part: RankPart, dtype=torch.float32, world: World = World()) -> Residual:  # noqa: B008
-        """Compute the mean of the networks: some atoms at a time on one rank, with exchanges on several."""
+        """Compute the mean of the networks: some atoms at a time on one rank, with exchanges on several ranks."""
         networks = [network.to(world.device, dtype) for network in self.networks]
         if world.size == 1:
             offsite, of_networks = forward_in_parts(networks, part.graph, self.reference, dtype)
@@ -92,7 +94,7 @@ class TrainedModel:
 
     @torch.inference_mode()
     def _on_ranks(self, networks: list[HamiltonianNetwork], part: RankPart, dtype) -> tuple[dict, dict]:
-        """`forward_in_parts` of a rank's part, with exchanges between layers."""
+        """Compute the result of `forward_in_parts` for a rank's part, with exchanges between layers."""
         device, elements = next(networks[0].parameters()).device, sorted(self.reference.basis)
         inputs = graph_inputs(part.graph, self.reference, networks[0].lmax, dtype, halo=part.halo).to(device)
         means, onsite = {}, {}
@@ -122,20 +124,22 @@ class TrainedModel:
         unknown = sorted(set(atoms.numbers.tolist()) - set(self.reference.basis))
         if unknown:
             raise ValueError(
-                f"{self.name}: the structure holds {', '.join(chemical_symbols[z] for z in unknown)}, but the model was trained on "
-                f"{', '.join(e.element for e in self.reference.basis.values())} only. Train a model on a material with these elements."
+                f"{self.name}: the structure holds {', '.join(chemical_symbols[z] for z in unknown)}, but the model was "
+                f"trained on {', '.join(e.element for e in self.reference.basis.values())} only. Train a model on a material "
+                "with these elements."
             )
         if bool(atoms.pbc.all()) != self.reference.periodic:
             raise ValueError(
-                f"{self.name}: the structure is {'' if atoms.pbc.all() else 'not '}periodic, the model was trained on structures that "
-                f"{'are' if self.reference.periodic else 'are not'}: their energies have different zeros."
+                f"{self.name}: the structure is {'' if atoms.pbc.all() else 'not '}periodic, the model was trained on "
+                f"structures that {'are' if self.reference.periodic else 'are not'}: their energies have different zeros."
             )
 
     def _warn_of_length(self, atoms: Atoms):
         longest, trained = float(atoms.cell.lengths().max()), self.reference.longest_cell_angstrom
         if atoms.pbc.all() and longest > LONGER * trained:
             warnings.warn(
-                f"the structure is {longest:.1f} A long, the longest training cell {trained:.1f} A: no training cell held potentials of so "
-                "long a wave. Compare the slabs of a long structure with DFT (`hamscale evaluate`), or train on longer cells.",
+                f"the structure is {longest:.1f} A long, the longest training cell {trained:.1f} A: no training cell held "
+                "potentials of so long a wave. Compare the slabs of a long structure with DFT (`hamscale evaluate`), or train "
+                "on longer cells.",
                 stacklevel=4,
             )

@@ -1,4 +1,4 @@
-"""Predictions: H and S of a structure in memory, or written piece by piece, on any number of ranks."""
+"""Predict H and S of a structure, in memory or written piece by piece, on any number of ranks."""
 
 import time
 import warnings
@@ -16,22 +16,24 @@ from ..operators import SHARD, Operators, join_shards, read_operators, store_lev
 from ..parallel.env import World
 from .model import Residual, TrainedModel
 
-LARGEST_DENSE = 2000  # orbitals of which band edges are found while predicting; `hamscale dos` finds those of more
+# largest number of orbitals for which band edges are computed during a prediction; `hamscale dos` handles more
+LARGEST_DENSE = 2000
 K_GRID = Analysis(kgrid_length_angstrom=20)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """H and S of a structure, or of a rank's rows of it: `operators` makes them in memory, `write` into a file.
+    """H and S of a structure, or of a rank's rows of it, which `operators` computes in memory and `write` in a file.
 
-    attributes: what the file says of its origin; wall_seconds in it grows by the time that making H and S takes.
+    attributes: the origin of the prediction, as written to the file; wall_seconds among them grows by the time that
+    computing H and S takes.
     """
 
     blocks: DecodedBlocks
     attributes: dict
 
     def operators(self) -> Operators:
-        """Make all of H and S in memory."""
+        """Compute all of H and S in memory."""
         started = time.time()
         operators = self.blocks.operators()
         return replace(operators, attributes=self._attributes(started))
@@ -40,10 +42,10 @@ class Prediction:
         return self.attributes | {"wall_seconds": self.attributes["wall_seconds"] + time.time() - started}
 
     def write(self, path, world: World = World(), analysis: Analysis = K_GRID):  # noqa: B008
-        """Write `operators/1`, a piece at a time: neither H nor S is ever whole in memory.
+        """Write `operators/1`, a piece at a time, so that neither H nor S is ever complete in memory.
 
-        With several ranks, each writes a shard, PATH.shards/rank-N.h5, and the first then the file that reads as all of them.
-        Band edges are found on the k-grid of the analysis where there are no more than LARGEST_DENSE orbitals.
+        With several ranks, each rank writes a shard, PATH.shards/rank-N.h5, and the first rank then writes the file that
+        joins them. Band edges are computed on the k-grid of the analysis if there are no more than LARGEST_DENSE orbitals.
         """
         started = time.time()
         blocks, path = self.blocks, Path(path)
@@ -73,13 +75,16 @@ def predict(
     world: World = World(),  # noqa: B008
     exchange: str = "torch",
 ) -> Prediction:
-    """Predict H and S of any structure, Hermitian by construction, in the reference's energy gauge; of several ranks each has its rows.
+    """Predict H and S of any structure, Hermitian by construction, in the energy gauge of the reference.
 
-    H: the reference on all pairs, plus the mean of what the model's networks give within their cutoff; attribute onsite_spread_mev: how much
-    they differ (standard deviation, root mean square over onsite components), which grows with the error, if less. S: exact two-centre
-    integrals, so that eigenvalues need no DFT. The pairs are those that overlap by more than 1e-8 or lie within the cutoff.
-    Raises ValueError if the structure holds an element, or a kind of periodicity, that the model was not trained on; warns of one that is
-    more than twice as long as the longest training cell.
+    With several ranks, each rank has its rows.
+    H: the reference on all pairs, plus the mean of the model's networks within their cutoff. The attribute
+    onsite_spread_mev says how much the networks differ (standard deviation, root mean square over onsite components); it
+    grows with the error, but is smaller.
+    S: exact two-centre integrals, so that eigenvalues need no DFT.
+    The pairs are those that overlap by more than 1e-8 or lie within the cutoff.
+    Raises ValueError if the structure has an element, or a kind of periodicity, on which the model was not trained. Warns
+    of a structure that is more than twice as long as the longest training cell.
     """
     started = time.time()
     model = TrainedModel.load(model_directory)
@@ -100,7 +105,7 @@ def predict(
 def _add_levels(path: Path, analysis: Analysis):
     try:
         levels = find_levels(read_operators(path), analysis)
-    except ValueError as error:  # S that is not positive definite: the matrices are worth having all the same
+    except ValueError as error:  # S is not positive definite, but the matrices are still useful
         warnings.warn(f"{path}: no band edges: {error}", stacklevel=2)
         return
     store_levels(path, levels.attributes())

@@ -1,6 +1,6 @@
-"""Checkpoints as safetensors and JSON: nothing that is read can run code.
+"""Save and load checkpoints as safetensors and JSON, neither of which can run code when it is read.
 
-A checkpoint holds all that the next step depends on, so that a resumed run repeats an undisturbed one bit by bit.
+A checkpoint holds everything on which the next step depends, so that a resumed run repeats an undisturbed one bit by bit.
 """
 
 import json
@@ -18,7 +18,10 @@ CHECKPOINT = "checkpoint.safetensors"
 
 
 def save_checkpoint(directory, learner, state: dict):
-    """Weights, Adam's moments, best weights so far and a JSON state (step, schedule, rows of train.csv) in one file."""
+    """Write the weights, the moments of Adam, the best weights so far and a JSON state to one file.
+
+    The state holds the step, the schedule and the rows of train.csv.
+    """
     tensors = {f"model.{n}": t for n, t in learner.model.state_dict().items()}
     for n, p in learner.model.named_parameters():
         tensors |= {f"adam.{k}.{n}": torch.as_tensor(v) for k, v in learner.optimizer.state.get(p, {}).items()}
@@ -30,10 +33,11 @@ def save_checkpoint(directory, learner, state: dict):
 
 
 def load_checkpoint(directory, learner, fingerprint: str, progress=print, is_root: bool = True) -> dict | None:
-    """The state, and the learner filled in; None if there is none to go on from.
+    """Restore the learner and return the state, or return None if there is no checkpoint to resume from.
 
-    One that belongs to other settings or data than `fingerprint` names is put aside, by the root, and not used. Raises ValueError if the file
-    is cut short.
+    A checkpoint that belongs to settings or data other than those of `fingerprint` is renamed by the root rank and not
+    used.
+    Raises ValueError if the file is cut short.
     """
     path = Path(directory) / CHECKPOINT
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""A network in training: optimiser, learning rate, moving average and the best weights so far."""
+"""Hold a network in training: its optimiser, learning rate, moving average and best weights so far."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from ..parallel.env import World
 
 
 class Learner:
-    """A network that is being trained: with its optimiser and learning rate, and its best weights so far."""
+    """A network in training, with its optimiser, its learning rate and its best weights so far."""
 
     def __init__(self, model_config: Model, reference: Reference, world: World, seed: int):
         self.settings = settings = model_config.training
@@ -32,11 +32,11 @@ class Learner:
 
     @property
     def result(self) -> HamiltonianNetwork:
-        """The network that is validated and written: the moving average of the weights where there is one."""
+        """Return the network to validate and write: the moving average of the weights if there is one."""
         return self.average.module if self.average else self.model
 
     def step(self):
-        """Clip the gradients and change the weights."""
+        """Clip the gradients and update the weights."""
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
         self.optimizer.step()
         if self.average:
@@ -57,10 +57,11 @@ class Learner:
         return rate
 
     def after_validation(self, error: float):
-        """Tell the schedule `plateau` the error, and set the rate that it gives."""
+        """Pass the error to the `plateau` schedule, and set the learning rate that results."""
         if self.settings.schedule == "plateau":
             for parameters in self.optimizer.param_groups:
-                parameters["lr"] = self.plateau.get_last_lr()[0]  # without warm-up, which is not the scheduler's to lower
+                # the scheduler reads this rate and lowers it, so the factor of the warm-up must not be part of it
+                parameters["lr"] = self.plateau.get_last_lr()[0]
             self.plateau.step(error)
 
 

@@ -1,4 +1,7 @@
-"""Training: Adam on L1 + L2 of the blocks, one or more structures per step, each on one or more ranks, exact resume."""
+"""Train a network: Adam on the L1 + L2 loss of blocks, with exact resume.
+
+A step has one or more structures, each on one or more ranks.
+"""
 
 import csv
 import hashlib
@@ -29,15 +32,18 @@ from .loss import Errors, eigenvalue_error, l1_l2
 
 
 class Stopped(Exception):
-    """A signal asked for a stop: the checkpoint is written, and training goes on from it when started again."""
+    """Stop of a training by a signal: the checkpoint is written, and a new start of the training continues from it."""
 
 
 @dataclass(frozen=True)
 class TrainingFiles:
     """The files that a training reads.
 
-    reference: `reference/5`; train, validation: `graph/2` each. operators: DFT's of every training structure, in their order, where
-    training.eigenvalue_weight is not zero. partitions: a file for every training, then for every validation structure, or none.
+    reference: `reference/5`.
+    train, validation: `graph/2` each.
+    operators: those of the DFT calculation of every training structure, in the same order; needed if
+    training.eigenvalue_weight is not zero.
+    partitions: a file for every training structure, followed by one for every validation structure, or none.
     """
 
     reference: Path
@@ -47,7 +53,7 @@ class TrainingFiles:
     partitions: Sequence[Path] = ()
 
     def validated(self) -> Sequence[Path]:
-        """Graphs that errors are measured on: the training structures stand in where a small set has no others."""
+        """Return the graphs on which errors are measured; without validation structures these are the training structures."""
         return self.validation or self.train
 
 
@@ -62,14 +68,16 @@ def train(
     ranks_per_structure: int | None = None,
     exchange: str = "torch",
 ):
-    """Train a network and write it to `directory`; resumes from `checkpoint_directory` if a checkpoint is there.
+    """Train a network and write it to `directory`; resume from `checkpoint_directory` if a checkpoint is there.
 
-    What is written has the lowest validation error seen. train.csv has a row per validation; errors are means over coupled
-    components within the cutoff, those of edges in their frame. Any number of ranks gives what one rank gives, but
-    for rounding. network: which of training.members, 0 and up; its seed is training.seed + network. ranks_per_structure: how many
-    share one; default all; so many structures of a batch are in work at once as there are groups of ranks.
-    Raises ValueError if there is no such network or the loss is not finite, Stopped where a signal of world.stop_on_signals() came to
-    any rank.
+    The weights written are those with the lowest validation error. train.csv has a row per validation; errors are means
+    over coupled components within the cutoff, those of edges in their frames. The result does not depend on the number of
+    ranks, except for rounding.
+    network: which of training.members to train, from 0; its seed is training.seed + network.
+    ranks_per_structure: the number of ranks that share a structure, all by default. As many structures of a batch are
+    processed at once as there are groups of ranks.
+    Raises ValueError if there is no such network or the loss is not finite, and Stopped if any rank received a signal of
+    world.stop_on_signals().
     """
     ranks = ranks_per_structure or world.size
     _check(model_config.training, files, network, world, ranks)
@@ -80,7 +88,7 @@ def train(
 
 
 def _check(settings: Training, files: TrainingFiles, network: int, world: World, ranks: int):
-    """Raise ValueError where settings, files and ranks do not fit one another."""
+    """Raise ValueError if settings, files and ranks do not fit together."""
     if not 0 <= network < settings.members:
         raise ValueError(f"network {network}: found training.members {settings.members}, expected 0 to {settings.members - 1}.")
     if world.size % ranks:
@@ -88,23 +96,24 @@ def _check(settings: Training, files: TrainingFiles, network: int, world: World,
     structures = len(files.train) + len(files.validated())
     if files.partitions and len(files.partitions) != structures:
         raise ValueError(
-            f"{len(files.partitions)} partitions for {len(files.train)} training and {len(files.validated())} validation structures. "
-            "Give one for each, in that order, or none."
+            f"{len(files.partitions)} partitions for {len(files.train)} training and {len(files.validated())} validation "
+            "structures. Give one for each, in that order, or none."
         )
     weighted = settings.eigenvalue_weight > 0
     if weighted and len(files.operators) != len(files.train):
         raise ValueError(
-            f"training.eigenvalue_weight is {settings.eigenvalue_weight}, which needs the operators of every training structure: found "
-            f"{len(files.operators)}, expected {len(files.train)}. Give them in the order of the graphs."
+            f"training.eigenvalue_weight is {settings.eigenvalue_weight}, which needs the operators of every training "
+            f"structure: found {len(files.operators)}, expected {len(files.train)}. Give them in the order of the graphs."
         )
     if weighted and 1 < ranks < world.size:
         raise ValueError(
-            f"training.eigenvalue_weight with {ranks} of {world.size} ranks per structure: expected 1 or {world.size}. Choose one of them."
+            f"training.eigenvalue_weight with {ranks} of {world.size} ranks per structure: expected 1 or {world.size}. "
+            "Choose one of them."
         )
 
 
 class Trainer:
-    """One training of one network on one rank: its state, and the steps that change it."""
+    """Training of one network on one rank: its state, and the steps that change it."""
 
     def __init__(
         self,
@@ -143,15 +152,15 @@ class Trainer:
         operators = [*files.operators] if settings.eigenvalue_weight > 0 else [None] * len(files.train)
         parts = [
             rank_example(
-                read_graph(path), reference, self.learner.model.lmax, dtype_of(settings), settings.chunk, self.world, self.ranks,
-                partition, exchange, of and read_operators(of), settings.directions,
+                read_graph(path), reference, self.learner.model.lmax, dtype_of(settings), settings.chunk, self.world,
+                self.ranks, partition, exchange, of and read_operators(of), settings.directions,
             )
             for path, partition, of in zip(paths, partitions, operators + [None] * len(files.validated()))
         ]  # fmt: skip
         return parts[: len(files.train)], parts[len(files.train) :]
 
     def _resume(self):
-        """Begin at the first step, or go on from the checkpoint that is there."""
+        """Start at the first step, or resume from the checkpoint if there is one."""
         fingerprint = _fingerprint(self.config, self.network, self.files)
         self.state = {"step": 0, "best": float("inf"), "rows": [], "seconds": 0.0, "fingerprint": fingerprint}
         self.recent = Errors()
@@ -160,11 +169,11 @@ class Trainer:
             self.state = found
             self.recent = Errors(found["recent"]) if self.world.is_root else self.recent
             self.progress(f"resumed at step {found['step']}")
-        self.world.barrier()  # none writes a checkpoint before all have read it
+        self.world.barrier()  # no rank may write a checkpoint before all have read it
         self.before = self.state["seconds"]
 
     def run(self):
-        """Make all steps that are left. Raises Stopped where a signal came to any rank."""
+        """Make all steps that are left. Raises Stopped if any rank received a signal."""
         for step in range(self.state["step"], self.settings.steps):
             rate = self.learner.set_rate(step)
             stop = self.step(step)
@@ -177,7 +186,10 @@ class Trainer:
                 raise Stopped(f"stopped by a signal after step {step + 1} of {self.settings.steps}; start again to go on")
 
     def step(self, step: int) -> float:
-        """Make one step of the optimiser. Returns whether any rank was asked to stop. Raises ValueError where the loss is not finite."""
+        """Make one step of the optimiser.
+
+        Returns whether any rank was asked to stop. Raises ValueError if the loss is not finite.
+        """
         settings, learner = self.settings, self.learner
         learner.optimizer.zero_grad(set_to_none=True)
         batch = _batch(len(self.training), settings, self.network, step)
@@ -192,14 +204,17 @@ class Trainer:
         return stop
 
     def forward_backward(self, structure: Example) -> float:
-        """Add the gradients of this rank's share of a structure's loss to those of the weights. Returns the share."""
+        """Add the gradients of this rank's share of a structure's loss to those of the weights, and return the share."""
         loss, differences = _loss(self.learner.model, structure, self.settings, self.world if self.ranks > 1 else World())
         (loss / self.settings.batch).backward()
         self.recent.add(*differences)
         return loss.item()
 
     def validate(self, step: int, rate: float):
-        """Measure errors of the validation structures, add a row to the table, keep the weights if they are the best, and save."""
+        """Measure the errors of the validation structures, add a row to the table, and save a checkpoint.
+
+        The weights are kept as the best ones if their error is the lowest so far.
+        """
         learner, baseline, world = self.learner, self.baseline, self.world
         errors = _evaluate(learner.result, self.validation, world)
         learner.after_validation(errors["mae_mev"])
@@ -215,13 +230,14 @@ class Trainer:
         for name, value in row.items() if self.writer else ():
             self.writer.add_scalar(name, value, step + 1)
         self.progress(
-            f"step {step + 1} of {self.settings.steps}: training {row['train_mae_mev']:.3f}, validation {errors['mae_mev']:.3f} meV "
+            f"step {step + 1} of {self.settings.steps}: training {row['train_mae_mev']:.3f}, "
+            f"validation {errors['mae_mev']:.3f} meV "
             f"(onsite {errors['mae_mev_onsite']:.2f}, offsite {errors['mae_mev_offsite']:.3f}; "
             f"reference {baseline['mae_mev']:.3f})"
         )
 
     def save(self, step: int):
-        """Write a checkpoint from which the next step goes on exactly."""
+        """Write a checkpoint from which the next step continues exactly."""
         self.state["recent"] = self.recent.over_ranks(self.world).totals.tolist()
         seconds = self.before + time.time() - self.started
         self.state.update(step=step, plateau=self.learner.plateau.state_dict(), seconds=seconds)
@@ -229,7 +245,10 @@ class Trainer:
             checkpoint.save_checkpoint(self.checkpoints, self.learner, self.state)
 
     def write(self):
-        """Write the model with the lowest validation error, and train.csv. Raises ValueError where no error was a number."""
+        """Write the model with the lowest validation error, and train.csv.
+
+        Raises ValueError if no validation error was a number.
+        """
         if not self.learner.best:
             raise ValueError("no validation error was a number. Lower training.learning_rate.")
         if self.world.is_root:
@@ -244,7 +263,10 @@ class Trainer:
 
 
 def _loss(model, structure: Example, settings: Training, world: World):
-    """This rank's share of the loss of a structure, which the ranks of `world` have: the ranks' shares add up to it."""
+    """Compute this rank's share of the loss of a structure, with its differences from the targets.
+
+    The shares of the ranks of `world`, which have the parts of the structure, add up to the loss.
+    """
     predicted = model(structure.inputs, structure.exchange, settings.recompute)
     offsite, onsite = differences_mev(predicted, structure)
     n_offsite, n_onsite = structure.counts
@@ -258,7 +280,7 @@ def _loss(model, structure: Example, settings: Training, world: World):
 
 @torch.no_grad()
 def _evaluate(model, structures: list[Example], world: World) -> dict[str, float]:
-    """Measure errors over all ranks' structures; those of the reference alone where model is None."""
+    """Measure the errors over the structures of all ranks; those of the reference alone if model is None."""
     errors = Errors()
     for structure in structures:
         if model is None:
@@ -272,13 +294,16 @@ def _evaluate(model, structures: list[Example], world: World) -> dict[str, float
 
 
 def _batch(n: int, settings: Training, network: int, step: int) -> list[int]:
-    """Choose the structures of a step: each epoch a new permutation, a function of seeds and step alone, so that a resume repeats it."""
+    """Choose the structures of a step; each epoch is a new permutation.
+
+    The choice is a function of seeds and step alone, so that a resumed run repeats it.
+    """
     positions = np.arange(step * settings.batch, (step + 1) * settings.batch)
     return [int(np.random.default_rng([settings.seed + network, p // n]).permutation(n)[p % n]) for p in positions]
 
 
 def _fingerprint(model_config: Model, network: int, files: TrainingFiles) -> str:
-    """Hash of the data and of the settings that a network's weights depend on."""
+    """Compute a hash of the data and the settings on which the weights of a network depend."""
     content = model_config.model_dump(mode="json", exclude={"description": True, "training": {"members"}})
     digest = hashlib.sha256(json.dumps([checkpoint.SCHEMA, network, content], sort_keys=True).encode())
     for path in (files.reference, *files.train, *files.validated(), *files.operators):
@@ -295,13 +320,16 @@ def _table(rows: list[dict]) -> str:
 
 
 def _tensorboard(directory):
-    from torch.utils.tensorboard import SummaryWriter  # seconds to import, seldom asked for
+    from torch.utils.tensorboard import SummaryWriter  # imported here because it takes seconds and is rarely needed
 
     return SummaryWriter(Path(directory) / "tensorboard")
 
 
 def sum_gradients(model, world: World, *more: float) -> list[float]:
-    """Sum the gradients of all weights over ranks, in place, and some numbers with them, in one message; return the numbers."""
+    """Sum the gradients of all weights over ranks, in place, and return the sums of further numbers.
+
+    All of them travel in one message.
+    """
     if world.size == 1:
         return list(more)
     weights = list(model.parameters())

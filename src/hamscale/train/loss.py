@@ -1,4 +1,4 @@
-"""Loss and errors, in meV: of physical blocks, not of scaled ones."""
+"""Compute the loss and the errors, in meV, of physical blocks rather than scaled ones."""
 
 import torch
 from torch import Tensor
@@ -7,17 +7,20 @@ from ..parallel.env import World
 
 
 def l1_l2(difference_mev: Tensor, l2_scale_mev: float, count: int | None = None) -> Tensor:
-    """sum (|d| + d^2 / l2_scale) / count, meV; zero where there is nothing to compare.
+    """Compute sum (|d| + d^2 / l2_scale) / count, meV; zero if there is nothing to compare.
 
-    count: of all ranks' components, so that the sum of their losses is the mean over all; default: those given.
+    count: number of components of all ranks, so that the sum of the ranks' losses is the mean over all components; by
+    default the number of those given.
     """
     return (difference_mev.abs().sum() + difference_mev.square().sum() / l2_scale_mev) / max(1, count or difference_mev.numel())
 
 
 def eigenvalue_error(products: Tensor, world: World) -> Tensor:
-    """Root of the mean of squares of directions times errors, meV, (D,) -> (): the root mean square error of eigenvalues, to first order.
+    """Compute the root mean square error of eigenvalues to first order, meV, (D,) -> ().
 
-    products: of this rank's components; each rank gives its share, and shares and their gradients add up over ranks to those of the sum.
+    It is the root of the mean square of the products of directions and errors.
+    products: those of this rank's components. Each rank returns its share; the shares and their gradients add up over ranks
+    to those of the sum.
     """
     total = world.sum(products.detach().clone())
     rms = total.square().mean().sqrt().clamp(min=torch.finfo(total.dtype).tiny)
