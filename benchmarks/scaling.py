@@ -26,7 +26,6 @@ import torch
 from ase import Atoms
 
 from data import disordered
-from hamscale.analysis.scaling import Machine, efficiency, per_rank, step_seconds
 from hamscale.basis import Basis, read_element_basis
 from hamscale.config import Network
 from hamscale.files import machine, provenance, read_table, write_table, write_text
@@ -34,6 +33,7 @@ from hamscale.graph.graph import structure_graph
 from hamscale.graph.neighbours import edges_within
 from hamscale.inputs.ranks import rank_part
 from hamscale.inputs.tensors import build_network, graph_inputs
+from hamscale.paper.scaling import Machine, efficiency, per_rank, step_seconds
 from hamscale.parallel.env import World, world
 from hamscale.parallel.exchange import TorchExchange
 from hamscale.partition import METHODS, TiledEdges, partition

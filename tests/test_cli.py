@@ -10,7 +10,7 @@ import yaml
 import hamscale.cli
 from hamscale import config
 from hamscale.export import TARGETS
-from hamscale.figures import PAPER
+from hamscale.paper import PAPER
 from hamscale.parallel.exchange import EXCHANGES
 from hamscale.partition import METHODS
 

@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 
 from hamscale.analysis.tables import analysis_tables
-from hamscale.analysis.views import figure_8_tables, image_table, view_tables
+from hamscale.analysis.views import image_table, view_tables
 from hamscale.cli import main
 from hamscale.config import Analysis
 from hamscale.files import write_table, write_text
 from hamscale.page import index_page
+from hamscale.paper import figure_8_tables
 from helpers import hafnia, model_hamiltonian
 
 

@@ -1,18 +1,14 @@
 """Make the tables of a structure that need no DFT (its atoms, their owners and |H| as an image), and those of figure 8."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
-from ..files import read_table
 from ..graph.neighbours import edges_within
 from ..operators import Operators
 from ..partition import METHODS, partition
 from ..units import hartree_to_mev
 
 PARTS, PIXELS, FLOOR_MEV = 8, 150, 1e-3
-BAND_WINDOW_EV = (-8.0, 8.0)
 
 
 def view_tables(operators: Operators, parts: int = PARTS, pixels: int = PIXELS) -> dict[str, pd.DataFrame]:
@@ -49,23 +45,3 @@ def image_table(operators: Operators, pixels: int = PIXELS) -> pd.DataFrame:
     row, column = np.triu_indices(pixels)
     values = hartree_to_mev(largest.reshape(pixels, pixels)[row, column])
     return pd.DataFrame({"row": row, "column": column, "log10_h_mev": np.log10(np.maximum(values, FLOOR_MEV)).round(2)})
-
-
-def figure_8_tables(analyses: dict[str, Path], view: Path) -> dict[str, pd.DataFrame]:
-    """Collect the tables of figure 8: those of `analyse` for some structures, by label, and the view of another structure.
-
-    Tables: summary, decay, blocks, bands, dos (with a column `structure_label`), atoms, image. Bands and densities of states
-    are limited to 8 eV on either side of the highest occupied eigenvalue.
-    """
-    result = {}
-    for name in ("summary", "decay", "blocks", "bands", "dos"):
-        parts = [pd.read_csv(folder / f"{name}.csv").assign(structure_label=label) for label, folder in analyses.items()]
-        result[name] = pd.concat(parts, ignore_index=True)
-    inside = result["bands"].groupby(["structure_label", "band"])["dft_ev"].transform
-    low, high = inside("max") > BAND_WINDOW_EV[0], inside("min") < BAND_WINDOW_EV[1]
-    result["bands"] = result["bands"][low & high].drop(columns="baseline_ev")
-    result["dos"] = result["dos"][result["dos"]["energy_ev"].between(*BAND_WINDOW_EV)]
-    most = 400  # points of a pair of elements: more cannot be told apart in print
-    thin = [p.iloc[:: -(-len(p) // most)] for _, p in result["decay"].groupby(["structure_label", "pair"], sort=False)]
-    result["decay"] = pd.concat(thin)
-    return result | {name: read_table(view / f"{name}.csv") for name in ("atoms", "image")}

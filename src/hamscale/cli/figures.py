@@ -43,7 +43,7 @@ def plot_structure(analysis: Path, train_csv: Path, out: Path):
 )
 def write_paper_tables(label: list[str], analysis: list[Path], view: Path, out: Path):
     """Collect the tables of figure 8, OUT/fig8_*.csv, from those of `analyse` and `view`."""
-    from ..analysis.views import figure_8_tables
+    from ..paper import figure_8_tables
 
     if len(label) != len(analysis) + 1:
         raise ValueError(f"{len(label)} labels for {len(analysis)} structures and one view: expected one each.")
@@ -61,7 +61,7 @@ def write_paper_tables(label: list[str], analysis: list[Path], view: Path, out: 
 )
 def plot_paper(figure: list[str], raw: Path, out: Path):
     """Draw figures of the paper from raw tables: OUT/figN.pdf and .png."""
-    from ..figures import PAPER, draw_paper
+    from ..paper import PAPER, draw_paper
 
     for name in figure or PAPER:
         draw_paper(name, raw, out)

@@ -3,11 +3,10 @@
 The functions compute no physics, open no checkpoint and do not change the global state of matplotlib.
 """
 
-from .paper import PAPER, draw_paper
 from .structure import bands, decay, dos, draw_all, error_by_distance, error_by_pair, heatmap, slabs, training
 from .style import COLOURS, STYLE, new_figure, save
 
 __all__ = [
-    "COLOURS", "PAPER", "STYLE", "bands", "decay", "dos", "draw_all", "draw_paper", "error_by_distance", "error_by_pair",
+    "COLOURS", "STYLE", "bands", "decay", "dos", "draw_all", "error_by_distance", "error_by_pair",
     "heatmap", "new_figure", "save", "slabs", "training",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Draw figures 3 and 5 to 7 of the method from the tables of resources/raw (docs/files.md); figure 8 is in material.py.
+"""Draw figures 3 and 5 to 7 of the method from the tables of resources/raw (docs/files.md); figure 8 is in figure_8.py.
 
 Measured and modelled numbers never share a panel. Panels with modelled numbers have a grey background, hatched boxes, dashed
 lines and open markers.
@@ -15,10 +15,22 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy.spatial import cKDTree
 
+from ..figures.style import (
+    COLOURS,
+    COLUMN_INCHES,
+    ELEMENTS,
+    METHODS,
+    PAGE_INCHES,
+    measured,
+    modelled,
+    new_figure,
+    panel,
+    save,
+    styled,
+)
 from ..files import facts, read_table
 from .accuracy import figure_learning, figure_size
-from .material import atoms_3d, figure_8
-from .style import COLOURS, COLUMN_INCHES, ELEMENTS, METHODS, PAGE_INCHES, measured, modelled, new_figure, panel, save, styled
+from .figure_8 import atoms_3d, figure_8
 
 PARTS_OF_EXCHANGE = {"pack": COLOURS[4], "exchange": COLOURS[5], "unpack": COLOURS[3]}
 PUBLISHED_WEAK_EFFICIENCY = (512, 0.87)  # number of GPUs and efficiency in figure 7 of the paper

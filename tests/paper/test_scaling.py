@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hamscale.analysis.scaling import Machine, efficiency, per_rank, step_seconds
+from hamscale.paper.scaling import Machine, efficiency, per_rank, step_seconds
 
 MACHINE = Machine("m", (100, 1000), (1e3, 1e4), pack_bytes_s=1e6, latency_s=1e-3, bandwidth_bytes_s=1e5)
 

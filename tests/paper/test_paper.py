@@ -11,11 +11,11 @@ from matplotlib.legend import Legend
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.text import Text
 
-from hamscale.figures import PAPER
-from hamscale.figures.accuracy import ablations
-from hamscale.figures.paper import boxes, domain_colours, throughput
 from hamscale.figures.style import is_modelled, new_figure, styled
 from hamscale.files import facts, read_table, write_table
+from hamscale.paper import PAPER
+from hamscale.paper.accuracy import ablations
+from hamscale.paper.figures import boxes, domain_colours, throughput
 
 RAW = Path(__file__).parents[2] / "resources" / "raw"
 

@@ -7,9 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..figures.structure import bands, decay
+from ..figures.style import COLOURS, DFT, ELEMENTS, PAGE_INCHES, PREDICTED, new_figure, panel
 from ..files import facts, read_table
-from .structure import bands, decay
-from .style import COLOURS, DFT, ELEMENTS, PAGE_INCHES, PREDICTED, new_figure, panel
 
 
 def atoms_3d(table: pd.DataFrame, ax: Axes, colours, cell_angstrom, size: float = 4, zoom: float = 1.1) -> Axes:

@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..figures.style import COLOURS, DFT, PAGE_INCHES, PREDICTED, measured, new_figure, panel
 from ..files import facts, read_table
-from .style import COLOURS, DFT, PAGE_INCHES, PREDICTED, measured, new_figure, panel
 
 ERRORS = {
     "mae_mev": ("all", "o"),
