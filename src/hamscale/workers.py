@@ -2,8 +2,8 @@
 
 BLAS shares a matrix of some hundred orbitals among threads that wait for each other by spinning. Alone they gain little. Beside
 another busy process, each waits for a thread that is not running, which costs two to four times the CPU time, and 25 to 35
-times on a bad day (docs/results.md, "Threads of BLAS"). Each matrix is therefore worked on by one thread, unless it is large, and k-points and clusters are
-shared among processes.
+times on a bad day (docs/results.md, "Threads of BLAS"). Each matrix is therefore worked on by one thread, unless it is
+large, and k-points and clusters are shared among processes.
 """
 
 import multiprocessing
