@@ -18,7 +18,8 @@ from scipy.linalg import eigh
 from hamscale.basis import Basis, material_basis, read_element_basis
 from hamscale.config import Material
 from hamscale.dft.inputs import cp2k_input
-from hamscale.dft.outputs import parse_output, read_run
+from hamscale.dft.log import parse_output
+from hamscale.dft.outputs import read_run
 from hamscale.dft.run import run_cp2k
 from hamscale.graph.overlap import overlap_table
 from hamscale.operators import Operators, group_by_species, write_operators

@@ -66,7 +66,7 @@ def test_the_listing_encodes_blocks_as_training_graphs_do(szv):
         assert abs(mu) > 1e-3
         for z, blocks in graph.crystal_field.items():
             shifts |= dict(zip(graph.atoms_of(z), reference.crystal_field.shifts(z, blocks)))
-        blocks, rows = operators.pairs.find(graph.edges), graph.edges.rank_in_elements
+        blocks, rows = operators.pairs.find(graph.edges), graph.edges.place_in_elements
         assert (blocks >= 0).all()
         for edge, ((i, j, *_), block, row) in enumerate(zip(graph.edges, blocks, rows)):
             key = int(numbers[i]), int(numbers[j])

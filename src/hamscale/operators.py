@@ -16,7 +16,7 @@ from ase import Atoms
 
 from .basis import Basis, ElementBasis
 from .files import create_h5, open_h5
-from .pairs import PairList
+from .pairs import PairList, block_offsets
 from .structures import GIVEN, given_cells
 
 SCHEMA = "operators/1"
@@ -51,8 +51,7 @@ class Operators:
         if getattr(self.pairs, "atoms", None) is not self.atoms:
             self.pairs = PairList(self.atoms, self.pairs)
         self.orbitals = self.basis.n_orbitals(self.atoms.numbers)  # (A,)
-        sizes = self.orbitals[self.pairs[:, 0]] * self.orbitals[self.pairs[:, 1]]
-        self.offsets = np.concatenate([[0], np.cumsum(sizes)])
+        self.offsets = block_offsets(self.pairs, self.orbitals)
         for name in ("hamiltonian", "overlap"):
             if len(getattr(self, name)) != self.offsets[-1]:
                 raise ValueError(
@@ -193,7 +192,7 @@ def write_pieces(
     path,
     atoms: Atoms,
     basis: Basis,
-    pairs,
+    pairs: PairList,
     pieces,
     attributes: dict | Callable[[], dict],
     orbital_energies=None,
@@ -204,8 +203,7 @@ def write_pieces(
     pieces: an iterable of (slice of the values, H in Hartree, S).
     attributes: a dict, or a function that returns it when all pieces are written.
     """
-    sizes = np.prod(basis.n_orbitals(atoms.numbers)[pairs[:, :2]], axis=1)
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    offsets = block_offsets(pairs, basis.n_orbitals(atoms.numbers))
     with create_h5(path, schema) as file:
         write_structure(file, atoms)
         write_basis(file, basis)
@@ -298,10 +296,9 @@ def open_operators(path):
             for name, unit in (("hamiltonian", "Hartree"), ("overlap", "1")):
                 if (found := file[name].attrs.get("unit")) != unit:
                     raise ValueError(f"{name} has unit {found!r}, expected {unit!r}.")
-            atoms, basis, pairs = read_structure(file), read_basis(file), file["pairs"][:]
-            pairs = PairList(atoms, pairs)
-            sizes = np.prod(basis.n_orbitals(atoms.numbers)[pairs[:, :2]], axis=1)
-            if not np.array_equal(file["offsets"], np.concatenate([[0], np.cumsum(sizes)])):
+            atoms, basis = read_structure(file), read_basis(file)
+            pairs = PairList(atoms, file["pairs"][:])
+            if not np.array_equal(file["offsets"], block_offsets(pairs, basis.n_orbitals(atoms.numbers))):
                 raise ValueError("/offsets do not fit the basis. Was the basis of this file changed?")
             _ = pairs.flipped_index  # raises ValueError if the transpose of a block is missing
             if not file["pairs"].is_virtual and (np.diff(pairs.keys) <= 0).any():
@@ -325,9 +322,9 @@ def read_operators(path) -> Operators:
         check_finite("hamiltonian", hamiltonian)
         check_finite("overlap", overlap)
         attributes = {k: v for k, v in file.attrs.items() if k != "schema"}
-        operators = Operators(atoms, basis, pairs, hamiltonian, overlap, attributes)
-        if printed := file.get("orbital_energies"):
-            operators.orbital_energies = (printed["kpoints"][:], printed["energies"][:])
+        printed = file.get("orbital_energies")
+        energies = (printed["kpoints"][:], printed["energies"][:]) if printed else None
+        operators = Operators(atoms, basis, pairs, hamiltonian, overlap, attributes, energies)
         return operators.sorted() if file["pairs"].is_virtual else operators
 
 

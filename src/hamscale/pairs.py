@@ -110,13 +110,13 @@ class PairList:
         return self._between[z_i, z_j]
 
     @cached_property
-    def rank_in_elements(self) -> np.ndarray:
+    def place_in_elements(self) -> np.ndarray:
         """Return the place of every pair among those of its two elements, in the order of `between`, (E,)."""
-        rank = np.empty(len(self), np.int64)
+        place = np.empty(len(self), np.int64)
         for elements in self.elements:
             rows = self.between(*elements)
-            rank[rows] = np.arange(len(rows))
-        return rank
+            place[rows] = np.arange(len(rows))
+        return place
 
     def find(self, wanted) -> np.ndarray:
         """Find the row of each wanted pair (M, 5) in this list, which must be sorted; -1 if it is missing, (M,)."""
@@ -127,7 +127,7 @@ class PairList:
 
         The place is -1 if the pair is missing, (M,).
         """
-        return np.append(self.rank_in_elements, -1)[self.find(wanted)]
+        return np.append(self.place_in_elements, -1)[self.find(wanted)]
 
     def canonical(self) -> tuple["PairList", np.ndarray]:
         """Return the lesser of each pair and its flipped pair, and the mask of the pairs that were flipped for it, (E,)."""
@@ -156,6 +156,15 @@ def sort_keys(table: np.ndarray) -> np.ndarray:
     return key
 
 
+def block_offsets(pairs, orbitals: np.ndarray) -> np.ndarray:
+    """Return the position of the first value of every block among the values of all blocks, and their number, (E + 1,).
+
+    pairs: a PairList or its table. orbitals (A,): number of orbitals of every atom; block (i, j, R) has
+    orbitals[i] * orbitals[j] values.
+    """
+    return np.concatenate([[0], np.cumsum(orbitals[pairs[:, 0]] * orbitals[pairs[:, 1]])])
+
+
 def find_pairs(wanted: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Find the row of each wanted pair (i, j, R) in a sorted table; -1 if it is missing, (M,)."""
     if not len(table):
@@ -165,9 +174,9 @@ def find_pairs(wanted: np.ndarray, table: np.ndarray) -> np.ndarray:
     return np.where(key[rows] == key[len(table) :], rows, -1)
 
 
-def rank_in_element(numbers: np.ndarray) -> np.ndarray:
+def place_in_element(numbers: np.ndarray) -> np.ndarray:
     """Return the place of each atom among the atoms of its element, in their order, (A,)."""
-    rank = np.empty(len(numbers), np.int64)
+    place = np.empty(len(numbers), np.int64)
     for z in np.unique(numbers):
-        rank[numbers == z] = np.arange((numbers == z).sum())
-    return rank
+        place[numbers == z] = np.arange((numbers == z).sum())
+    return place

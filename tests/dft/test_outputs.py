@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from hamscale.angular import rotation_matrix
-from hamscale.dft.outputs import RECORD, eigenvalue_check, parse_output, read_csr, read_run
+from hamscale.dft.log import parse_output
+from hamscale.dft.outputs import RECORD, eigenvalue_check, read_csr, read_run
 from hamscale.graph.overlap import overlap_table
 from hamscale.operators import read_operators, write_operators
 from hamscale.units import hartree_to_ev

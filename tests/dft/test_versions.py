@@ -11,7 +11,8 @@ import pytest
 
 from hamscale.basis import material_basis
 from hamscale.dft.inputs import cp2k_input
-from hamscale.dft.outputs import eigenvalue_check, exact_kpoints, parse_output, read_run
+from hamscale.dft.log import parse_output
+from hamscale.dft.outputs import eigenvalue_check, exact_kpoints, read_run
 from hamscale.dft.run import check_run, run_batch, run_cp2k
 from hamscale.structures import read_structure_file
 from helpers import DATA, DZVP, SZV, basis_of, material, silicon

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import scipy.io
 
-from hamscale.dft.outputs import _image_table, image_files, parse_output, read_blocks
+from hamscale.dft.log import image_table, parse_output
+from hamscale.dft.outputs import image_files, read_blocks
 from hamscale.export import export
 from hamscale.export.matrixmarket import UNITS
 from helpers import bands_hartree, bands_of_cells, written
@@ -18,8 +19,8 @@ def test_our_parser_reads_back_what_was_written(solid, recorded, tmp_path, targe
     path, out = written(tmp_path, solid), tmp_path / "run"
     export(path, target, out)
     table = (out / "run-images.out").read_text()
-    images = _image_table(table, "KS")
-    assert np.array_equal(images, _image_table(table, "S"))
+    images = image_table(table, "KS")
+    assert np.array_equal(images, image_table(table, "S"))
     assert not images[0].any()
     # a real log, with this table in the place of its own
     output = replace(parse_output(recorded["si8"] / "run.out"), images=images)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ..basis import CP2K_BINARIES
 from .inputs import PROJECT
-from .outputs import OUTPUT, check_version, image_files, parse_output
+from .log import OUTPUT, check_version, parse_output
+from .outputs import image_files
 
 
 class Aborted(ValueError):

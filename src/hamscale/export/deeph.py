@@ -27,7 +27,7 @@ from ase.data import chemical_symbols
 from ..basis import Basis, ElementBasis, shells_only
 from ..files import atomic_folder
 from ..operators import Operators, check_finite
-from ..pairs import find_pairs
+from ..pairs import block_offsets, find_pairs
 from ..structures import wrap_as_cp2k
 from ..units import ev_to_hartree, hartree_to_ev
 from .stream import Stored, write_energies
@@ -198,7 +198,7 @@ def _read_pack(folder: Path, info: dict):
         found[name] = pairs, blocks
     # H may have blocks that S lacks, and the other way round
     pairs = np.unique(np.concatenate([found[name][0] for name in found]), axis=0)
-    offsets = np.concatenate([[0], np.cumsum(orbitals[pairs[:, 0]] * orbitals[pairs[:, 1]])])
+    offsets = block_offsets(pairs, orbitals)
     values = {}
     for name, (of_matrix, blocks) in found.items():
         values[name] = np.zeros(offsets[-1])

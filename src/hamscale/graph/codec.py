@@ -19,7 +19,7 @@ import numpy as np
 
 from ..angular import edge_rotations
 from ..operators import Operators, group_by_species
-from ..pairs import PairList, rank_in_element
+from ..pairs import PairList, block_offsets, place_in_element
 from .coupling import coupled_groups
 from .crystal_field import onsite_blocks, shifted
 from .graph import Graph, structure_graph
@@ -132,13 +132,12 @@ class DecodedBlocks:
     shifts: dict
 
     def __post_init__(self):
-        self.ranks = rank_in_element(self.graph.atoms.numbers)
+        self.places = place_in_element(self.graph.atoms.numbers)
 
     def operators(self) -> Operators:
         """Compute all of H and S in memory."""
         atoms, basis = self.graph.atoms, self.reference.basis
-        n = int(np.prod(basis.n_orbitals(atoms.numbers)[self.pairs[:, :2]], axis=1).sum())
-        H, S = np.empty(n), np.empty(n)
+        H, S = np.empty((2, block_offsets(self.pairs, basis.n_orbitals(atoms.numbers))[-1]))
         for span, hamiltonian, overlap in self.pieces():
             H[span], S[span] = hamiltonian, overlap
         return Operators(atoms, basis, self.pairs, H, S)
@@ -151,7 +150,7 @@ class DecodedBlocks:
         """
         graph, basis = self.graph, self.reference.basis
         orbitals = basis.n_orbitals(graph.atoms.numbers)
-        offsets = np.concatenate([[0], np.cumsum(np.prod(orbitals[self.pairs[:, :2]], axis=1))])
+        offsets = block_offsets(self.pairs, orbitals)
         lesser, turned = self.pairs.canonical()
         # rows holds the edge of each pair as given, which is the flipped edge where canonical() turned the pair
         rows, atom_rows = graph.edges.find_in_elements(self.pairs), graph.atom_rows()
@@ -188,7 +187,7 @@ class DecodedBlocks:
                 values[own] = ((square + square.transpose(0, 2, 1)) / 2).reshape(-1, n * n)
         bonds = ~own
         if bonds.any():
-            i, j = self.ranks[pairs[bonds, :2]].T
+            i, j = self.places[pairs[bonds, :2]].T
             H[bonds] = two_centre_blocks(coupling, reference.offsite(z_i, z_j, pairs.distances[bonds]), pairs.vectors[bonds])
             H[bonds] += shifted(S[bonds], self.shifts[z_i][i], self.shifts[z_j][j])
         near = bonds & (rows >= 0)

@@ -33,7 +33,7 @@ from ase import Atoms
 
 from ..angular import real_spherical_harmonics
 from ..operators import Operators
-from ..pairs import rank_in_element
+from ..pairs import place_in_element
 from .coupling import Coupling, coupled_groups
 from .polarization import neutral_charges, potentials
 
@@ -181,7 +181,7 @@ def onsite_blocks(
     numbers, elements = operators.atoms.numbers, sorted(coupling.basis)
     of_atoms = features(graph, elements, coupling.lmax, near_angstrom, charges)
     shell = densities(graph, elements, 0, reach_angstrom=shell_angstrom or near_angstrom)[:, 0]
-    result = OnsiteBlocks({}, {}, {}, {}, rank_in_element(numbers))
+    result = OnsiteBlocks({}, {}, {}, {}, place_in_element(numbers))
     for z in np.unique(numbers).tolist():
         atoms = np.flatnonzero(numbers == z)
         result.features[z], result.blocks[z] = of_atoms.rows(atoms), np.zeros((len(atoms), coupling[z, z].size))

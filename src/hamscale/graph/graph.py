@@ -13,7 +13,7 @@ from ase import Atoms
 from ..basis import Basis
 from ..files import create_h5, open_h5
 from ..operators import read_basis, read_structure, write_basis, write_structure
-from ..pairs import PairList, rank_in_element
+from ..pairs import PairList, place_in_element
 from .neighbours import edges_within
 
 SCHEMA = "graph/2"
@@ -68,7 +68,7 @@ class Graph:
     def atom_rows(self) -> np.ndarray:
         """Return the row of every owned atom among the owned atoms of its element, -1 for other atoms, (A,)."""
         row = np.full(len(self.atoms), -1)
-        row[self.owned] = rank_in_element(self.atoms.numbers[self.owned])
+        row[self.owned] = place_in_element(self.atoms.numbers[self.owned])
         return row
 
     def atoms_of(self, z: int) -> np.ndarray:

@@ -198,7 +198,7 @@ def block_plan(graph: Graph, halo: Halo, elements: list[int]) -> tuple[dict, dic
 
     Returns the rows (N,) to send, and the numbers of rows to receive.
     """
-    cut, rows = _cut_edges(graph, halo), graph.edges.rank_in_elements
+    cut, rows = _cut_edges(graph, halo), graph.edges.place_in_elements
     numbers = graph.atoms.numbers[graph.edges[cut.edges, :2]]
     send, receive = {n: {} for n in halo.send}, {n: {} for n in halo.send}
     for z_i, z_j in graph.elements:

@@ -90,7 +90,7 @@ def _inputs(piece: Graph, known: np.ndarray, reference: Reference, lmax: int, dt
 
 def _make_hermitian(graph: Graph, coupling: Coupling, offsite: dict):
     """Replace each block by the mean of itself and the adjoint of (j, i, -R), in place, some pairs at a time."""
-    rows, flipped = graph.edges.rank_in_elements, graph.edges.find(flip(graph.edges.table))
+    rows, flipped = graph.edges.place_in_elements, graph.edges.find(flip(graph.edges.table))
     for first in range(0, len(graph.edges), EDGES_AT_ONCE):
         some = np.arange(first, min(first + EDGES_AT_ONCE, len(graph.edges)))
         some = some[some < flipped[some]]

@@ -111,6 +111,8 @@ class TrainedModel:
     def crystal_field(self, part: RankPart, world: World = World()) -> dict:  # noqa: B008
         """Return the coupled reference blocks z -> (A_z, n) of all atoms of a structure, gathered from all ranks, Hartree."""
         graph, result = part.graph, {}
+        if world.size == 1:
+            return graph.crystal_field
         for z in np.unique(graph.atoms.numbers).tolist():
             atoms, here = np.flatnonzero(graph.atoms.numbers == z), graph.atoms_of(z)
             whole = torch.zeros(len(atoms), self.reference.coupling[z, z].size, dtype=torch.float64, device=world.device)

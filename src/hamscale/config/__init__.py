@@ -1,0 +1,22 @@
+"""Settings that a user writes: their schemas (schema.py), and the functions that read them (reading.py)."""
+
+from .reading import check_configuration, load_config, load_material, load_model, sha256, validate
+from .schema import (
+    EXCHANGES,
+    EXPORTS,
+    PAPER_FIGURES,
+    PARTITIONERS,
+    Analysis,
+    Config,
+    Material,
+    MeltQuench,
+    Model,
+    Network,
+    StructureSet,
+    Training,
+)
+
+__all__ = [
+    "EXCHANGES", "EXPORTS", "PAPER_FIGURES", "PARTITIONERS", "Analysis", "Config", "Material", "MeltQuench", "Model", "Network",
+    "StructureSet", "Training", "check_configuration", "load_config", "load_material", "load_model", "sha256", "validate",
+]  # fmt: skip
