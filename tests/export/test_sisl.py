@@ -5,14 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import sisl
 
 from hamscale.angular import real_spherical_harmonics
 from hamscale.export import export, siesta
 from hamscale.export.stream import stored
 from hamscale.units import HARTREE_IN_EV
 from helpers import KPOINTS, bands_hartree, written
-
-sisl = pytest.importorskip("sisl")
 
 
 def bands_ev(hamiltonian):

@@ -55,7 +55,6 @@ def project(tmp_path):
 @pytest.fixture(scope="module")
 def finished(cp2k, tmp_path_factory):
     """The same, run to its end with its exports, with its report."""
-    pytest.importorskip("sisl")
     folder = copy_workflow(tmp_path_factory.mktemp("finished"), TOY, {"tiny": MODEL})
     config = folder / "config" / "config.yaml"
     config.write_text(config.read_text() + "export: [quatrex, tbtrans]\n")
