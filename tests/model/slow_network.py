@@ -48,7 +48,7 @@ class SlowNetwork:
         out = [layer_norm(x[:, :1], x.shape[2:], module.scalar.weight, module.scalar.bias, module.scalar.eps)]
         for l, own in self.degrees():
             if l:
-                out.append(x[:, own] * module.weight[l - 1] / torch.sqrt(power + module.eps)[:, None, None])
+                out.append(x[:, own] * module.weight[l - 1] / torch.sqrt(power + 1e-6)[:, None, None])
         return torch.cat(out, 1)
 
     def linear(self, module, x):

@@ -1,18 +1,21 @@
 """Run an update over chunks of edges as one step of automatic differentiation, in buffers that are reused.
 
-An update is a module with the methods weights() and constants(), which return values by name, short(), which converts to
-the type of its messages, outputs(), and forward_chunk() and adjoint_chunk() for one chunk (updates.py). The inputs are kept
-for the adjoint and, unless `keep` is off, so is the result of forward_chunk.
+`Update` says what an update is; those of the network are in updates.py. The inputs are kept for the adjoint and, unless
+`keep` is off, so is the result of forward_chunk.
 """
 
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+Weights = dict[str, Tensor]  # weights of an update, or gradients of them, by name
 
 
 @dataclass
@@ -50,7 +53,8 @@ class Buffers:
 
     def __init__(self, dtype: torch.dtype, device: torch.device):
         self.dtype, self.memory, self.overflow = dtype, torch.empty(0, dtype=torch.uint8, device=device), 0
-        self.top, self.scopes = 0, []
+        self.top = 0
+        self.scopes: list[int] = []
 
     def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         dtype = dtype or self.dtype
@@ -62,6 +66,7 @@ class Buffers:
         return self.memory[first : first + size].view(dtype).view(shape)
 
     def like(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the same shape and type."""
         return self(*tensor.shape, dtype=tensor.dtype)
 
     def __enter__(self):
@@ -71,6 +76,75 @@ class Buffers:
         self.top = self.scopes.pop()
         if not self.scopes and self.overflow > len(self.memory):
             self.memory = self.memory.new_empty(self.overflow)
+
+
+@dataclass
+class Task:
+    """One chunk to which an update is applied, with everything that the update reads.
+
+    number: of the chunk among those of the graph.
+    weights: those of the update, and its constants.
+    x (A, ...): features of the nodes.
+    e: features of the chunk's edges; empty for the update that makes the first ones.
+    """
+
+    number: int
+    chunk: Chunk
+    weights: Weights
+    x: Tensor
+    e: Tensor
+    buffers: Buffers
+
+
+@dataclass
+class Gradients:
+    """Gradients to which the adjoints of the chunks of one thread add; None for those that nobody asked for."""
+
+    weights: Weights
+    x: Tensor
+    distances: Tensor | None
+    rotations: Tensor | None
+
+
+class ChunkedGraph(Protocol):
+    """Graph whose edges are divided into chunks; `network.Inputs` is one."""
+
+    distances: Tensor
+    rotations: Tensor
+    spans: list[tuple[int, int, int, int]]
+    pairs: dict
+
+    @property
+    def atoms(self) -> int:
+        """Return the number of atoms into which the edges point."""
+
+    def chunk(self, k: int, distances: Tensor, rotations: Tensor) -> Chunk:
+        """Return the edges of span k; distances and rotations are those of all edges."""
+
+
+class Update(Protocol):
+    """Update of node or edge features, whose forward and adjoint run chunk by chunk."""
+
+    def weights(self) -> Weights:
+        """Return the weights in the form that the chunks use, differentiable with respect to the parameters."""
+
+    def constants(self) -> Weights:
+        """Return further values that the chunks need and that receive no gradient."""
+
+    def short(self, w: Weights, x: Tensor) -> tuple[Weights, Tensor]:
+        """Convert weights and node features to the type in which messages are computed."""
+
+    def outputs(self, graph: ChunkedGraph, x: Tensor) -> list[Tensor]:
+        """Allocate the outputs of all chunks."""
+
+    def forward_chunk(self, task: Task, outputs: list[Tensor], keep: bool) -> Tensor | None:
+        """Write the outputs of a chunk. Returns what the adjoint needs besides the task, or None unless `keep` is true."""
+
+    def adjoint_chunk(self, task: Task, kept: Tensor | None, d_outputs: Sequence[Tensor], g: Gradients) -> Tensor | None:
+        """Add the gradients of a chunk to g, and return that of its edge features.
+
+        kept: the result of forward_chunk.
+        """
 
 
 _threads = threading.local()
@@ -88,8 +162,8 @@ class _Update(torch.autograd.Function):
     """One update over all chunks; its tensors are x, distances, rotations, edge features by chunk, and weights."""
 
     @staticmethod
-    def forward(ctx, update, graph, keep, names, n_edges, x, distances, rotations, *tensors):
-        edges = list(tensors[:n_edges]) or [None] * len(graph.spans)
+    def forward(ctx, update: Update, graph: ChunkedGraph, keep, names, n_edges, x, distances, rotations, *tensors):
+        edges = list(tensors[:n_edges]) or [x.new_empty(0)] * len(graph.spans)
         outputs, kept = _run(update, graph, keep, dict(zip(names, tensors[n_edges:])), x, distances, rotations, edges)
         ctx.save_for_backward(x, distances, rotations, *tensors, *kept)
         ctx.update, ctx.graph, ctx.names, ctx.n_edges = update, graph, names, n_edges
@@ -100,21 +174,21 @@ class _Update(torch.autograd.Function):
         update, graph, n_edges = ctx.update, ctx.graph, ctx.n_edges
         x, distances, rotations, *tensors = ctx.saved_tensors
         weights = dict(zip(ctx.names, tensors[n_edges:]))
-        edges, kept = tensors[:n_edges] or [None] * len(graph.spans), tensors[n_edges + len(weights) :]
+        edges, kept = tensors[:n_edges] or [x.new_empty(0)] * len(graph.spans), tensors[n_edges + len(weights) :]
         w, short_x = update.short(update.constants() | weights, x)
         d_distances, d_rotations = (
             torch.zeros_like(t) if wanted else None for t, wanted in zip((distances, rotations), ctx.needs_input_grad[6:8])
         )
-        d_edges, sums = [None] * len(graph.spans), []
+        d_edges: list[Tensor | None] = [None] * len(graph.spans)
+        sums: list[list[Tensor]] = []  # of each thread
 
         def start():
-            d_x, g = torch.zeros_like(x), {name: torch.zeros_like(weight) for name, weight in weights.items()}
-            sums.append([d_x, *g.values()])
+            d_weights = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+            g = Gradients(d_weights, torch.zeros_like(x), d_distances, d_rotations)
+            sums.append([g.x, *g.weights.values()])
 
             def work(k, chunk, buffers):
-                d_edges[k] = update.adjoint_chunk(
-                    k, chunk, w, g, short_x, edges[k], kept[k], d_outputs, d_x, d_distances, d_rotations, buffers
-                )
+                d_edges[k] = update.adjoint_chunk(Task(k, chunk, w, short_x, edges[k], buffers), kept[k], d_outputs, g)
 
             return work
 
@@ -123,23 +197,35 @@ class _Update(torch.autograd.Function):
         return None, None, None, None, None, d_x, d_distances, d_rotations, *d_edges[:n_edges], *g
 
 
-def _run(update, graph, keep, weights, x, distances, rotations, edges: list):
+def _run(
+    update: Update,
+    graph: ChunkedGraph,
+    keep: bool,
+    weights: Weights,
+    x: Tensor,
+    distances: Tensor,
+    rotations: Tensor,
+    edges: list,
+) -> tuple[list[Tensor], list[Tensor | None]]:
     """Compute the outputs of an update, and the tensors of each chunk that are kept for the adjoint.
 
     The items of `edges` are released one by one.
     """
-    outputs, kept = update.outputs(graph, x), [None] * len(graph.spans)
+    outputs = update.outputs(graph, x)
+    kept: list[Tensor | None] = [None] * len(graph.spans)
     w, x = update.short(update.constants() | weights, x)
 
-    def work(k, chunk, buffers):
-        kept[k] = update.forward_chunk(k, chunk, w, x, edges[k], outputs, buffers, keep)
+    def work(k: int, chunk: Chunk, buffers: Buffers):
+        kept[k] = update.forward_chunk(Task(k, chunk, w, x, edges[k], buffers), outputs, keep)
         edges[k] = None
 
     _over_chunks(graph, distances, rotations, lambda: work)
     return outputs, kept
 
 
-def _over_chunks(graph, distances: Tensor, rotations: Tensor, start):
+def _over_chunks(
+    graph: ChunkedGraph, distances: Tensor, rotations: Tensor, start: Callable[[], Callable[[int, Chunk, Buffers], None]]
+):
     """Call work(k, chunk, buffers) for all chunks that have edges; `start` returns the work function of one thread.
 
     On a CPU each of torch's threads takes every n-th chunk, because the operations on a chunk are too small to be divided.
@@ -176,7 +262,9 @@ def _workers(n: int) -> ThreadPoolExecutor:
     return pool
 
 
-def apply(update, graph, x: Tensor, edges: list[Tensor], keep: bool = True, last_use: bool = False):
+def apply(
+    update: Update, graph: ChunkedGraph, x: Tensor, edges: list[Tensor], keep: bool = True, last_use: bool = False
+) -> list[Tensor]:
     """Run `update` over all chunks of a graph and return its outputs.
 
     edges: features by chunk, or empty. Without gradients, edges that are used for the last time are released chunk by
@@ -184,6 +272,8 @@ def apply(update, graph, x: Tensor, edges: list[Tensor], keep: bool = True, last
     """
     w = {name: weight.contiguous() for name, weight in update.weights().items()}
     if torch.is_grad_enabled():
-        return _Update.apply(update, graph, keep, list(w), len(edges), x, graph.distances, graph.rotations, *edges, *w.values())
+        tensors = x, graph.distances, graph.rotations, *edges, *w.values()
+        return list(_Update.apply(update, graph, keep, list(w), len(edges), *tensors))
     given_up = edges if last_use else list(edges)
-    return _run(update, graph, False, w, x, graph.distances, graph.rotations, given_up or [None] * len(graph.spans))[0]
+    given_up = given_up or [x.new_empty(0)] * len(graph.spans)
+    return _run(update, graph, False, w, x, graph.distances, graph.rotations, given_up)[0]

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from .chunks import Buffers, Chunk
+from .chunks import Buffers, Chunk, Gradients, Task, Weights
+from .layers import NORM_EPS, SCALAR_EPS
 from .rotations import Layout
 
 
@@ -34,7 +35,7 @@ def add_product(target: Tensor, a: Tensor, b: Tensor):
 # ------------------------------------------------------------------------------------------------------------- radial network
 
 
-def radial(w: dict, basis: Tensor, pair: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def radial(w: Weights, basis: Tensor, pair: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the radial network W3 silu(W2 silu(W1 basis + b1[pair]) + b2) + b3, (E, n) -> (E, outputs).
 
     Returns the result and the two arguments of silu.
@@ -44,7 +45,7 @@ def radial(w: dict, basis: Tensor, pair: Tensor) -> tuple[Tensor, Tensor, Tensor
     return torch.addmm(w["radial.out.bias"], silu(second), w["radial.out"]), first, second
 
 
-def radial_adjoint(w: dict, g: dict, basis: Tensor, pair: Tensor, first: Tensor, second: Tensor, d_out: Tensor) -> Tensor:
+def radial_adjoint(w: Weights, g: Weights, basis: Tensor, pair: Tensor, first: Tensor, second: Tensor, d_out: Tensor) -> Tensor:
     """Add the gradients of the weights and return the gradient of the first argument of silu.
 
     The gradient of the basis follows from the returned gradient.
@@ -81,28 +82,26 @@ def scale_degrees_adjoint(layout: Layout, x: Tensor, d_out: Tensor, d_factors: T
 # Norms: `layers.Norm` without its scales of l > 0, which are multiplied into the weights of the next layer.
 
 
-def inverse_norm(w: dict, name: str, x: Tensor, buffers: Buffers) -> Tensor:
+def inverse_norm(w: Weights, name: str, x: Tensor, buffers: Buffers) -> Tensor:
     """Compute, for each edge, the inverse of the common root mean square of the degrees l > 0: x (K, E, C) -> (E,)."""
     K, edges, channels = x.shape
     with buffers:
         square = torch.mul(x, x, out=buffers.like(x))
         power = (w[f"{name}.balance"] @ square.view(K, -1)).view(edges, channels).mean(1)
-    return power.add_(w[f"{name}.eps"]).rsqrt_()
+    return power.add_(NORM_EPS).rsqrt_()
 
 
-def inverse_norm_adjoint(w: dict, name: str, x: Tensor, inverse: Tensor, d_inverse: Tensor, d_x: Tensor):
+def inverse_norm_adjoint(w: Weights, name: str, x: Tensor, inverse: Tensor, d_inverse: Tensor, d_x: Tensor):
     along = d_inverse * inverse**3 / -x.shape[2]
     d_x.addcmul_(x, (w[f"{name}.balance"][:, None] * along)[:, :, None])
 
 
-def scalar_norm(w: dict, name: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def scalar_norm(w: Weights, name: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the layer norm of the scalars (E, C); also returns the mean and inverse deviation that the adjoint needs."""
-    return torch.native_layer_norm(
-        x, [x.shape[1]], w[f"{name}.scalar.weight"], w[f"{name}.scalar.bias"], w[f"{name}.scalar.eps"]
-    )
+    return torch.native_layer_norm(x, [x.shape[1]], w[f"{name}.scalar.weight"], w[f"{name}.scalar.bias"], SCALAR_EPS)
 
 
-def scalar_norm_adjoint(w: dict, g: dict, name: str, x: Tensor, mean: Tensor, deviation: Tensor, d_out: Tensor) -> Tensor:
+def scalar_norm_adjoint(w: Weights, g: Weights, name: str, x: Tensor, mean: Tensor, deviation: Tensor, d_out: Tensor) -> Tensor:
     d_x, scale, shift = torch.ops.aten.native_layer_norm_backward(
         d_out, x, [x.shape[1]], mean, deviation, w[f"{name}.scalar.weight"], w[f"{name}.scalar.bias"], [True] * 3
     )
@@ -111,7 +110,7 @@ def scalar_norm_adjoint(w: dict, g: dict, name: str, x: Tensor, mean: Tensor, de
     return d_x
 
 
-def norm(w: dict, name: str, x: Tensor, out: Tensor, buffers: Buffers) -> tuple:
+def norm(w: Weights, name: str, x: Tensor, out: Tensor, buffers: Buffers) -> tuple:
     """Write the norm of x (K, E, C) to out; returns the values that the adjoint needs."""
     inverse = inverse_norm(w, name, x, buffers)
     torch.mul(x, inverse[:, None], out=out)
@@ -119,7 +118,7 @@ def norm(w: dict, name: str, x: Tensor, out: Tensor, buffers: Buffers) -> tuple:
     return inverse, mean, deviation
 
 
-def norm_adjoint(w: dict, g: dict, name: str, x: Tensor, saved: tuple, d_out: Tensor, d_x: Tensor, buffers: Buffers):
+def norm_adjoint(w: Weights, g: Weights, name: str, x: Tensor, saved: tuple, d_out: Tensor, d_x: Tensor, buffers: Buffers):
     """Add the gradient of x to d_x, which must not be the same tensor as d_out."""
     inverse, mean, deviation = saved
     with buffers:
@@ -129,7 +128,7 @@ def norm_adjoint(w: dict, g: dict, name: str, x: Tensor, saved: tuple, d_out: Te
     inverse_norm_adjoint(w, name, x, inverse, d_inverse, d_x)
 
 
-def feed_forward(layout: Layout, w: dict, x: Tensor, out: Tensor | None, buffers: Buffers, keep: bool = True) -> tuple:
+def feed_forward(layout: Layout, w: Weights, x: Tensor, out: Tensor | None, buffers: Buffers, keep: bool = True) -> tuple:
     """Compute out = x + W2 gate(W1 norm(x)) per degree, (K, E, C); out may be x.
 
     Returns the values that the adjoint needs; they are valid only if `keep` is true.
@@ -152,9 +151,9 @@ def feed_forward(layout: Layout, w: dict, x: Tensor, out: Tensor | None, buffers
     return normed, saved, up, gates, gated
 
 
-def feed_forward_adjoint(layout: Layout, w: dict, g: dict, x: Tensor, parts: tuple, d_out: Tensor, buffers: Buffers):
+def feed_forward_adjoint(layout: Layout, w: Weights, g: Weights, x: Tensor, forward: tuple, d_out: Tensor, buffers: Buffers):
     """Turn d_out (K, E, C) into the gradient of x, through both the feed-forward layer and its residual connection."""
-    normed, saved, up, gates, gated = parts
+    normed, saved, up, gates, gated = forward
     g["ff.down"].baddbmm_(gated.transpose(1, 2), d_out)
     g["ff.down.bias"] += d_out[0].sum(0)
     d_gated = torch.bmm(d_out, w["ff.down"].transpose(1, 2), out=gated)  # overwrites gated, which is not needed any more
@@ -176,7 +175,7 @@ def feed_forward_adjoint(layout: Layout, w: dict, g: dict, x: Tensor, parts: tup
 # ---------------------------------------------------------------------------------------------------------- SO(2) convolutions
 
 
-def _products(w: dict, name: str, x: Tensor, y: Tensor):
+def _products(w: Weights, name: str, x: Tensor, y: Tensor):
     """Yield (m, weight, columns of x, columns of y) for each |m|; the columns of successive |m| follow one another."""
     m, row, column = 0, 0, 0
     while (weight := w.get(f"{name}.{m}")) is not None:
@@ -185,7 +184,7 @@ def _products(w: dict, name: str, x: Tensor, y: Tensor):
         m, row, column = m + 1, row + rows, column + columns
 
 
-def so2(w: dict, name: str, x: Tensor, out: Tensor):
+def so2(w: Weights, name: str, x: Tensor, out: Tensor):
     """Compute one product per |m|: x (E, columns) -> out (E, columns); the columns of successive |m| follow one another."""
     for m, weight, a, target in _products(w, name, x, out):
         if m == 0:
@@ -194,13 +193,13 @@ def so2(w: dict, name: str, x: Tensor, out: Tensor):
             torch.mm(a, weight, out=target)
 
 
-def so2_transposed(w: dict, name: str, d_out: Tensor, d_x: Tensor):
+def so2_transposed(w: Weights, name: str, d_out: Tensor, d_x: Tensor):
     """Compute the gradient of the input of `so2`."""
     for _, weight, target, d in _products(w, name, d_x, d_out):
         torch.mm(d, weight.T, out=target)
 
 
-def so2_gradient(g: dict, name: str, x: Tensor, d_out: Tensor):
+def so2_gradient(g: Weights, name: str, x: Tensor, d_out: Tensor):
     """Add the gradient of the weights of `so2`."""
     for m, gradient, a, d in _products(g, name, x, d_out):
         add_product(gradient, a.T, d)
@@ -212,7 +211,7 @@ class Columns:
     """Positions of the values of each degree in edge-first rows (E, columns), run by run.
 
     runs: (first factor, columns here, columns there). Factors per degree and channel, (E, (lmax+1) C), are applied from the
-    column `first factor` on. "Here" are the rows of one part, m-major; "there" are the same values in a row that also holds
+    column `first factor` on. "Here" are the rows of one input, m-major; "there" are the same values in a row that also holds
     other values.
     """
 
@@ -234,22 +233,22 @@ class Columns:
             d_factors[:, first : first + own.stop - own.start].addcmul_(here[:, own], d_there[:, other])
 
 
-def joined_columns(layout: Layout, parts: dict[str, bool], channels: int) -> dict[str, Columns]:
-    """Place several parts side by side, one |m| after the other: the input of one product per |m|.
+def joined_columns(layout: Layout, inputs: dict[str, bool], channels: int) -> dict[str, Columns]:
+    """Place several inputs side by side, one |m| after the other: the factor of one product per |m|.
 
-    parts: for each part, true if it has all degrees, false if it has scalars only.
+    inputs: for each input, true if it has all degrees, false if it has scalars only.
     """
-    columns, there = {part: Columns() for part in parts}, 0
-    here = dict.fromkeys(parts, 0)
+    columns, there = {name: Columns() for name in inputs}, 0
+    here = dict.fromkeys(inputs, 0)
     for m in range(layout.lmax + 1):
-        for part, full in parts.items():
+        for name, full in inputs.items():
             if not full and m:
                 continue
             rows = layout.lmax + 1 - m if full else 1
             for _ in range(1 if m == 0 else 2):
-                own = slice(here[part], here[part] + rows * channels)
-                columns[part].runs.append((m * channels, own, slice(there, there + rows * channels)))
-                here[part], there = own.stop, there + rows * channels
+                own = slice(here[name], here[name] + rows * channels)
+                columns[name].runs.append((m * channels, own, slice(there, there + rows * channels)))
+                here[name], there = own.stop, there + rows * channels
     return columns
 
 
@@ -271,7 +270,7 @@ def gate_columns(layout: Layout, channels: int, scalars: int, axial: bool) -> Co
     return columns
 
 
-def gate(columns: Columns, y: Tensor, n_factors: int, out: Tensor) -> Tensor:
+def edge_gate(columns: Columns, y: Tensor, n_factors: int, out: Tensor) -> Tensor:
     """Apply silu to l = 0, and sigmoid(gate_l) y_l to the other degrees: y (E, columns there) -> out (E, columns here).
 
     The gates follow the l = 0 channels in y. Returns the factors, which are the sigmoids (E, n_factors) of both.
@@ -281,7 +280,7 @@ def gate(columns: Columns, y: Tensor, n_factors: int, out: Tensor) -> Tensor:
     return factors
 
 
-def gate_adjoint(columns: Columns, y: Tensor, factors: Tensor, d_out: Tensor, d_y: Tensor):
+def edge_gate_adjoint(columns: Columns, y: Tensor, factors: Tensor, d_out: Tensor, d_y: Tensor):
     """Write the gradient of y to d_y, in all columns except those of scalars that are not gates."""
     d_factors, channels = torch.zeros_like(factors), columns.runs[0][1].stop
     columns.scale_adjoint(d_out, y, d_factors)
@@ -295,91 +294,85 @@ def gate_adjoint(columns: Columns, y: Tensor, factors: Tensor, d_out: Tensor, d_
 
 
 @dataclass
-class Message:
-    """Parts of a message and their scaled form.
+class ScaledInputs:
+    """Inputs of a message convolution and their scaled form.
 
-    parts: j is D x_j, i is D x_i, e the features of the edge, edge-first (E, K C), or (E, C) if there are only scalars.
-    f: for each part the factor of each degree and channel, (E, (lmax+1) C) or (E, C).
-    scaled: the parts times their factors, side by side.
+    inputs: j is D x_j, i is D x_i, e the features of the edge, edge-first (E, K C), or (E, C) if there are only scalars.
+    factors: for each input the factor of each degree and channel, (E, (lmax+1) C) or (E, C).
+    scaled: the inputs times their factors, side by side.
     """
 
     D: Tensor
-    parts: dict[str, Tensor]
-    f: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    factors: dict[str, Tensor]
     scaled: Tensor
 
 
-def message(
-    columns: dict[str, Columns],
-    chunk: Chunk,
-    D: Tensor,
-    x: Tensor,
-    e: Tensor,
-    scalars: Tensor | None,
-    f: dict[str, Tensor],
-    buffers: Buffers,
-) -> Message:
-    """Build the messages of a chunk from the features of sources, targets and edges.
+def scale_inputs(
+    columns: dict[str, Columns], task: Task, D: Tensor, scalars: Tensor | None, factors: dict[str, Tensor]
+) -> ScaledInputs:
+    """Build the inputs of the messages of a chunk from the features of sources, targets and edges.
 
-    x (A, K, C): l-major, normed. e (K, E, C). Either may be scalars, (A, C) and (E, C).
-    D and x have the type of messages, which may be shorter than that of e and f.
+    task.x (A, K, C): l-major, normed. task.e (K, E, C). Either may be scalars, (A, C) and (E, C).
+    D and x have the type of messages, which may be shorter than that of e and the factors.
     scalars: the normed values that replace the scalars of e.
     """
+    chunk, x, e, buffers = task.chunk, task.x, task.e, task.buffers
     edges, C = len(chunk), x.shape[-1]
     if x.dim() == 2:
-        parts = {"j": x[chunk.source], "i": x[chunk.atoms][chunk.target]}
+        inputs = {"j": x[chunk.source], "i": x[chunk.atoms][chunk.target]}
     else:
         K = x.shape[1]
-        parts = {"j": buffers(edges, K * C, dtype=x.dtype), "i": buffers(edges, K * C, dtype=x.dtype)}
+        inputs = {"j": buffers(edges, K * C, dtype=x.dtype), "i": buffers(edges, K * C, dtype=x.dtype)}
         with buffers:
             x_j = torch.index_select(x, 0, chunk.source, out=buffers(edges, K, C, dtype=x.dtype))
-            torch.bmm(D, x_j, out=parts["j"].view(edges, K, C))
+            torch.bmm(D, x_j, out=inputs["j"].view(edges, K, C))
         # all edges of an atom rotate the same x_i: one product (degree K, K) (K, C)
         rows = [degree * K for degree in chunk.degrees]
-        for d, r, x_i in zip(D.view(-1, K).split(rows), parts["i"].view(-1, C).split(rows), x[chunk.atoms]):
+        for d, r, x_i in zip(D.view(-1, K).split(rows), inputs["i"].view(-1, C).split(rows), x[chunk.atoms]):
             torch.mm(d, x_i, out=r)
     if e.dim() == 2:
-        parts["e"] = e
+        inputs["e"] = e
     else:
-        parts["e"] = buffers(edges, len(e), C, dtype=x.dtype).copy_(e.transpose(0, 1)).view(edges, -1)
-        parts["e"][:, :C] = scalars
-    scaled = buffers(edges, sum(value.shape[1] for value in parts.values()), dtype=x.dtype)
-    for part, value in parts.items():
-        columns[part].scale(value, f[part], scaled)
-    return Message(D, parts, f, scaled)
+        inputs["e"] = buffers(edges, len(e), C, dtype=x.dtype).copy_(e.transpose(0, 1)).view(edges, -1)
+        inputs["e"][:, :C] = scalars
+    scaled = buffers(edges, sum(value.shape[1] for value in inputs.values()), dtype=x.dtype)
+    for name, value in inputs.items():
+        columns[name].scale(value, factors[name], scaled)
+    return ScaledInputs(D, inputs, factors, scaled)
 
 
-def message_adjoint(
+def scale_inputs_adjoint(
     layout: Layout,
     columns: dict[str, Columns],
-    chunk: Chunk,
-    x: Tensor,
-    m: Message,
+    task: Task,
+    forward: ScaledInputs,
     d_scaled: Tensor,
-    d_f: dict[str, Tensor],
-    d_x: Tensor,
-    d_rotations: Tensor | None,
-    buffers: Buffers,
+    d_factors: dict[str, Tensor],
+    g: Gradients,
 ) -> Tensor:
-    """Return the gradient of e; the gradients of f, x and the packed rotations are added to d_f, d_x and d_rotations."""
-    edges, C, d = len(chunk), x.shape[-1], {}
-    for part, value in m.parts.items():
-        d[part] = buffers.like(value)
-        columns[part].scale_adjoint(value, d_scaled, d_f[part])
-        columns[part].scale_back(d_scaled, m.f[part], d[part])
+    """Return the gradient of e; the gradients of the factors, x and the packed rotations are added to d_factors and g."""
+    chunk, x, buffers = task.chunk, task.x, task.buffers
+    edges, C = len(chunk), x.shape[-1]
+    d: dict[str, Tensor] = {}
+    for name, value in forward.inputs.items():
+        d[name] = buffers.like(value)
+        columns[name].scale_adjoint(value, d_scaled, d_factors[name])
+        columns[name].scale_back(d_scaled, forward.factors[name], d[name])
     if x.dim() == 2:
-        d_x.index_add_(0, chunk.source, d["j"].to(d_x.dtype))
-        d_x[chunk.atoms].index_add_(0, chunk.target, d["i"].to(d_x.dtype))
+        g.x.index_add_(0, chunk.source, d["j"].to(g.x.dtype))
+        g.x[chunk.atoms].index_add_(0, chunk.target, d["i"].to(g.x.dtype))
     else:
         K = x.shape[1]
-        if d_rotations is not None:
-            ends = (d["j"], x[chunk.source]), (d["i"], x[chunk.atoms][chunk.target])
-            add_rotation_gradient(layout, chunk, sum(a.view(edges, K, C) @ b.transpose(1, 2) for a, b in ends), d_rotations)
+        if g.rotations is not None:
+            d_D = d["j"].view(edges, K, C) @ x[chunk.source].transpose(1, 2)
+            d_D = d_D + d["i"].view(edges, K, C) @ x[chunk.atoms][chunk.target].transpose(1, 2)
+            add_rotation_gradient(layout, chunk, d_D, g.rotations)
         with buffers:
-            d_x_j = torch.bmm(m.D.transpose(1, 2), d["j"].view(edges, K, C), out=buffers(edges, K, C, dtype=x.dtype))
-            d_x.index_add_(0, chunk.source, d_x_j.to(d_x.dtype))
+            d_x_j = torch.bmm(forward.D.transpose(1, 2), d["j"].view(edges, K, C), out=buffers(edges, K, C, dtype=x.dtype))
+            g.x.index_add_(0, chunk.source, d_x_j.to(g.x.dtype))
         rows = [degree * K for degree in chunk.degrees]
-        for D, r, target in zip(m.D.view(-1, K).split(rows), d["i"].view(-1, C).split(rows), d_x[chunk.atoms]):
+        for D, r, target in zip(forward.D.view(-1, K).split(rows), d["i"].view(-1, C).split(rows), g.x[chunk.atoms]):
             add_product(target, D.T, r)
     if d["e"].shape[1] == C:
         return d["e"].clone()

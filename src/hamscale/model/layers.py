@@ -9,6 +9,9 @@ from torch.nn.functional import silu
 
 from .rotations import layout
 
+# Added to mean squares before their inverse root is taken: those of degrees l > 0, and those of scalars.
+NORM_EPS, SCALAR_EPS = 1e-6, 1e-5
+
 
 def envelope(distances: Tensor, cutoff: float) -> Tensor:
     """Compute 1 - 10 u^3 + 15 u^4 - 6 u^5 with u = d / cutoff, (E,).
@@ -37,19 +40,27 @@ class SO2Convolution(nn.Module):
     """Linear map y_+m + i y_-m = (W_r + i W_i)(x_+m + i x_-m) that commutes with rotations about the edge.
 
     It mixes all degrees and channels of one |m|.
-    parts: channels of each input that has all degrees.
+    full: channels of each input that has all degrees.
     invariants: number of values of each input that enters m = 0 only.
-    Input columns, one |m| after the other: those of each part, +m then -m.
+    Input columns, one |m| after the other: those of each input, +m then -m.
     Output columns: for m = 0 the l = 0 channels, then `scalars` further invariants, then the channels of l > 0; for each m
     > 0, c_out columns of each row.
     axial: if true, there is only m = 0.
     Reference: S. Passaro, C. L. Zitnick, "Reducing SO(3) convolutions to SO(2) for efficient equivariant GNNs", ICML 2023.
     """
 
-    def __init__(self, lmax: int, parts: dict, invariants: dict, c_out: int, scalars: int = 0, axial: bool = False):
+    def __init__(
+        self,
+        lmax: int,
+        full: dict[str, int],
+        invariants: dict[str, int],
+        c_out: int,
+        scalars: int = 0,
+        axial: bool = False,
+    ):
         super().__init__()
-        self.lmax, self.parts, self.invariants = lmax, parts, invariants
-        c_in = sum(parts.values())
+        self.lmax, self.full, self.invariants = lmax, full, invariants
+        c_in = sum(full.values())
         self.zero = nn.Linear((lmax + 1) * c_in + sum(invariants.values()), (lmax + 1) * c_out + scalars)
         self.real, self.imaginary = nn.ParameterList(), nn.ParameterList()
         for m in range(1, 1 if axial else lmax + 1):
@@ -62,7 +73,7 @@ class SO2Convolution(nn.Module):
         """Return the weights: one real matrix `name.m` per |m|, and the bias."""
         w = {f"{name}.0": self.zero.weight.T, f"{name}.bias": self.zero.bias}
         for m, (real, imaginary) in enumerate(zip(self.real, self.imaginary), start=1):
-            widths, blocks = [(self.lmax + 1 - m) * c for c in self.parts.values()], []
+            widths, blocks = [(self.lmax + 1 - m) * c for c in self.full.values()], []
             for r, i in zip(real.split(widths), imaginary.split(widths)):
                 blocks += [torch.cat([r, i], 1), torch.cat([-i, r], 1)]
             w[f"{name}.{m}"] = torch.cat(blocks)
@@ -95,10 +106,10 @@ class Norm(nn.Module):
     scalars also have a bias. (A, K, C) l-major.
     """
 
-    def __init__(self, lmax: int, channels: int, eps: float = 1e-6):
+    def __init__(self, lmax: int, channels: int):
         super().__init__()
-        self.lmax, self.eps = lmax, eps
-        self.scalar = nn.LayerNorm(channels)
+        self.lmax = lmax
+        self.scalar = nn.LayerNorm(channels, SCALAR_EPS)
         self.weight = nn.Parameter(torch.ones(lmax, channels))
 
     def weights(self, name: str) -> dict[str, Tensor]:
@@ -109,21 +120,18 @@ class Norm(nn.Module):
         """Return the scales of all degrees, (lmax+1, C); those of l = 0 are one."""
         return torch.cat([torch.ones_like(self.weight[:1]), self.weight])
 
-    def constants(self, name: str) -> dict:
-        return {
-            f"{name}.eps": self.eps,
-            f"{name}.scalar.eps": self.scalar.eps,
-            f"{name}.balance": layout(self.lmax).balance.to(self.weight),
-        }
+    def constants(self, name: str) -> dict[str, Tensor]:
+        """Return the weights of squares in the common mean square of the degrees l > 0, (K,)."""
+        return {f"{name}.balance": layout(self.lmax).balance.to(self.weight)}
 
     def forward(self, x: Tensor) -> Tensor:
         parts = x.split([2 * l + 1 for l in range(self.lmax + 1)], 1)
-        power = sum(p.square().mean((1, 2)) for p in parts[1:]) / self.lmax
-        inverse = torch.rsqrt(power + self.eps)[:, None, None]
+        power = sum((p.square().mean((1, 2)) for p in parts[1:]), x.new_zeros(len(x))) / self.lmax
+        inverse = torch.rsqrt(power + NORM_EPS)[:, None, None]
         return torch.cat([self.scalar(parts[0]), *(p * (w * inverse) for p, w in zip(parts[1:], self.weight))], 1)
 
 
-def gate(x: Tensor, gates: Tensor) -> Tensor:
+def node_gate(x: Tensor, gates: Tensor) -> Tensor:
     """Apply silu to the scalars, and multiply each degree l > 0 with the sigmoid of its own gate.
 
     x (A, K, C), gates (A, lmax C).
@@ -159,4 +167,4 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        return x + self.down(gate(self.up(y), self.gates(y[:, 0])))
+        return x + self.down(node_gate(self.up(y), self.gates(y[:, 0])))

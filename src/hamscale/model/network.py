@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..config import Network
 from .chunks import Chunk, apply
 from .layers import DegreeLinear, FeedForward, Norm
-from .readout import SMALL_READOUT
-from .updates import EdgeEmbedding, EdgeUpdate, Messages
+from .readout import SMALL_READOUT, Slots, hermitian_mean
+from .updates import EdgeEmbedding, EdgeUpdate, MessageSum
 
 
 class NoExchange:
@@ -136,7 +136,7 @@ class CrystalFieldEmbedding(nn.Module):
     that mix it with all other features.
     """
 
-    def __init__(self, lmax: int, slots: dict, channels: int):
+    def __init__(self, lmax: int, slots: Slots, channels: int):
         super().__init__()
         self.lmax, self.channels = lmax, channels
         self.slots = {s: of for (s, other), of in slots.items() if s == other}
@@ -165,12 +165,12 @@ class NodeUpdate(nn.Module):
     The first update also adds the embedding of the crystal field.
     """
 
-    def __init__(self, lmax: int, species: int, cutoff: float, c: Network, slots: dict | None):
+    def __init__(self, lmax: int, species: int, cutoff: float, c: Network, slots: Slots | None):
         first = slots is not None
         super().__init__()
         # before the first layer all features are scalars that depend on the element alone: there is nothing to normalise
         self.norm = nn.Identity() if first else Norm(lmax, c.channels)
-        self.messages = Messages(lmax, species, cutoff, c, first)
+        self.messages = MessageSum(lmax, species, cutoff, c, first)
         self.out = DegreeLinear(lmax, c.heads * c.values, c.channels)
         self.crystal_field = CrystalFieldEmbedding(lmax, slots, c.channels) if first and c.crystal_field else None
         self.feed_forward = FeedForward(lmax, c.channels, c.feed_forward)
@@ -190,7 +190,7 @@ class HamiltonianNetwork(nn.Module):
     c: the fields of config.Network.
     """
 
-    def __init__(self, lmax: int, species: int, cutoff: float, slots: dict, c: Network):
+    def __init__(self, lmax: int, species: int, cutoff: float, slots: Slots, c: Network):
         super().__init__()
         self.lmax, self.species, self.cutoff, self.slots = lmax, species, cutoff, slots
         C, layers = c.channels, c.layers
@@ -231,37 +231,45 @@ class HamiltonianNetwork(nn.Module):
         recompute: saves memory at the cost of a little more time.
         """
         x = self.embed(inputs.species)
-        edges = apply(self.edge_embedding, inputs, x[:, 0], [])
-        for node_update, edge_update, norm in zip(self.node_updates, self.edge_updates, self.edge_update_norms):
-            x = exchange(node_update(x, edges, inputs, not recompute))
-            edges = apply(edge_update, inputs, norm(x), edges, not recompute, last_use=True)
+        edges = self.first_edges(inputs, x)
+        for layer in range(len(self.node_updates)):
+            x = exchange(self.next_nodes(layer, inputs, x, edges, not recompute))
+            edges = self.next_edges(layer, inputs, x, edges, not recompute)
         raw = dict(zip(inputs.pairs, edges))
         known = exchange.edges(raw)
         offsite = {
-            (s_i, s_j): torch.addcmul(raw[s_i, s_j], known[s_j, s_i][p.flipped].index_select(1, p.adjoint), p.sign).mul_(0.5)
+            (s_i, s_j): hermitian_mean(raw[s_i, s_j], known[s_j, s_i][p.flipped], p.adjoint, p.sign)
             for (s_i, s_j), p in inputs.pairs.items()
         }
-        return offsite, self.read_onsite(inputs, self.read_norm(x))
+        return offsite, self.read_onsite(inputs, x)
 
     def embed(self, species: Tensor) -> Tensor:
         """Compute the first features of atoms, (A, K, C): scalars that depend on the element alone."""
         scalars = self.atom_embedding[species]
         return torch.cat([scalars[:, None], scalars.new_zeros(len(scalars), (self.lmax + 1) ** 2 - 1, scalars.shape[1])], 1)
 
-    def edge_features(self, inputs: Inputs, x: list[Tensor], layer: int) -> list[Tensor]:
-        """Recompute the features of edges before node update `layer`.
+    def first_edges(self, inputs: Inputs, x: Tensor) -> list[Tensor]:
+        """Compute the first features of edges, by chunk (E, C), from those of atoms."""
+        return apply(self.edge_embedding, inputs, x[:, 0], [])
 
-        x[0..layer]: the features of the atoms before the first layer and after each earlier layer. If layer is the number
-        of layers, the result is the read-out, (G, n) for each of inputs.pairs, before it is averaged with that of the
-        reversed edges.
+    def next_nodes(self, layer: int, inputs: Inputs, x: Tensor, edges: list[Tensor], keep: bool = False) -> Tensor:
+        """Compute the features of the owned atoms after a layer, from those of all atoms and edges before it.
+
+        keep: keeps the largest intermediate of every edge for the adjoint.
         """
-        edges = apply(self.edge_embedding, inputs, x[0][:, 0], [])
-        for update, norm, features in zip(self.edge_updates, self.edge_update_norms, x[1 : layer + 1]):
-            edges = apply(update, inputs, norm(features), edges, False, last_use=True)
-        return edges
+        return self.node_updates[layer](x, edges, inputs, keep)
+
+    def next_edges(self, layer: int, inputs: Inputs, x: Tensor, edges: list[Tensor], keep: bool = False) -> list[Tensor]:
+        """Compute the features of edges after a layer, from those of atoms after it and those of edges before it.
+
+        After the last layer these are the read-outs (G, n) of each of inputs.pairs, before they are averaged with those of
+        the flipped edges. Without gradients, the features before the layer are released.
+        """
+        return apply(self.edge_updates[layer], inputs, self.edge_update_norms[layer](x), edges, keep, last_use=True)
 
     def read_onsite(self, inputs: Inputs, x: Tensor) -> dict[int, Tensor]:
-        onsite = {}
+        """Compute the onsite blocks of each element, (A_s, n), from the features of atoms after the last layer."""
+        x, onsite = self.read_norm(x), {}
         for s, a in inputs.atoms_of.items():
             own = x[a.atoms]
             parts = [
@@ -271,5 +279,5 @@ class HamiltonianNetwork(nn.Module):
                 for L, n in self.slots[s, s].items()
             ]
             read = torch.cat(parts, 1)
-            onsite[s] = 0.5 * (read + read[:, a.adjoint] * a.sign) * a.scale
+            onsite[s] = hermitian_mean(read, read, a.adjoint, a.sign) * a.scale
         return onsite

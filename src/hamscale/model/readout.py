@@ -1,5 +1,6 @@
 """Read out edges: map features in the edge frame to the coupled components of blocks between two elements."""
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -7,12 +8,22 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from . import kernels
-from .chunks import Buffers, Chunk
+from .chunks import Task, Weights
 from .layers import Norm
 from .rotations import layout
 
 # initial size of the output relative to the scale: training starts near the reference, not as far from it as DFT is
 SMALL_READOUT = 0.05
+
+Slots = dict[tuple[int, int], dict[int, int]]  # (s_i, s_j) -> {L: number of coupled components of degree L}
+
+
+def hermitian_mean(read: Tensor, partner: Tensor, adjoint: Tensor, sign: Tensor) -> Tensor:
+    """Compute the mean of blocks and the adjoints of their partners (j, i, -R), all as coupled components (G, n).
+
+    adjoint (n,), sign (n,): the component `adjoint` of a partner, times the sign, is a component of its adjoint.
+    """
+    return torch.addcmul(read, partner.index_select(1, adjoint), sign).mul_(0.5)
 
 
 class EdgeReadout(nn.Module):
@@ -22,7 +33,7 @@ class EdgeReadout(nn.Module):
     slots: {(s_i, s_j): {L: slots}}. Components with L above lmax stay zero.
     """
 
-    def __init__(self, lmax: int, channels: int, slots: dict):
+    def __init__(self, lmax: int, channels: int, slots: Slots):
         super().__init__()
         self.lmax, self.channels, self.slots = lmax, channels, slots
         self.slot_count = {pair: max(degrees.values()) for pair, degrees in slots.items()}
@@ -36,7 +47,7 @@ class EdgeReadout(nn.Module):
             }
         )
 
-    def constants(self) -> dict:
+    def constants(self) -> Weights:
         return self.norm.constants("read.norm")
 
     def weights(self) -> dict[str, Tensor]:
@@ -76,31 +87,32 @@ class EdgeReadout(nn.Module):
             result[pair] = torch.tensor(columns), torch.tensor(where)
         return result
 
-    def _groups(self, k, chunk, outputs):
+    def _groups(self, task: Task, outputs: Sequence[Tensor]):
         """Yield the pairs of elements that occur in a chunk, with the rows of their edges.
 
         Each item is (pair, its inputs, rows of the chunk's edges, span of its output, output).
         """
-        for (pair, p), raw in zip(chunk.pairs.items(), outputs):
-            span = p.spans[k]
+        for (pair, p), raw in zip(task.chunk.pairs.items(), outputs):
+            span = p.spans[task.number]
             if span.stop > span.start:
-                yield pair, p, p.edges[span] - chunk.edges.start, span, raw
+                yield pair, p, p.edges[span] - task.chunk.edges.start, span, raw
 
-    def read(self, k: int, chunk: Chunk, w: dict, x: Tensor, outputs: list[Tensor], buffers: Buffers):
+    def read(self, task: Task, x: Tensor, outputs: Sequence[Tensor]):
         """Read out the features x (K, E, C) of a chunk into its rows of the outputs."""
-        normed = buffers.like(x)
-        kernels.norm(w, "read.norm", x, normed, buffers)
-        for (s_i, s_j), p, rows, span, raw in self._groups(k, chunk, outputs):
+        w, normed = task.weights, task.buffers.like(x)
+        kernels.norm(w, "read.norm", x, normed, task.buffers)
+        for (s_i, s_j), p, rows, span, raw in self._groups(task, outputs):
             columns, where = (t.to(raw.device) for t in self._components[s_i, s_j])
             read = torch.bmm(normed.index_select(1, rows), w[f"read.{s_i}-{s_j}"])
             raw[span, columns] = read.transpose(0, 1).flatten(1).index_select(1, where)
             raw[span] *= p.scale[span]
 
-    def read_adjoint(self, k: int, chunk: Chunk, w: dict, g: dict, x: Tensor, d_outputs: tuple, d_x: Tensor, buffers: Buffers):
-        """Add the gradient of x to d_x."""
+    def read_adjoint(self, task: Task, g: Weights, x: Tensor, d_outputs: Sequence[Tensor], d_x: Tensor):
+        """Add the gradient of x to d_x, and those of the weights to g."""
+        w, buffers = task.weights, task.buffers
         normed, order, d_sorted = buffers.like(x), [], []
         saved = kernels.norm(w, "read.norm", x, normed, buffers)
-        for (s_i, s_j), p, rows, span, d_raw in self._groups(k, chunk, d_outputs):
+        for (s_i, s_j), p, rows, span, d_raw in self._groups(task, d_outputs):
             columns, where = (t.to(d_raw.device) for t in self._components[s_i, s_j])
             weight = w[f"read.{s_i}-{s_j}"]
             d_read = d_raw.new_zeros(len(rows), len(weight) * weight.shape[2])

@@ -4,6 +4,7 @@
 is kept for the adjoint; keeping any other intermediate would not be worth its memory.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +13,10 @@ from torch.nn.functional import layer_norm, leaky_relu
 
 from ..config import Network
 from . import kernels
-from .chunks import Buffers, Chunk
-from .kernels import aggregate, aggregate_adjoint, message, message_adjoint, so2, so2_gradient, so2_transposed
+from .chunks import Buffers, Chunk, ChunkedGraph, Gradients, Task, Weights
+from .kernels import aggregate, aggregate_adjoint, so2, so2_gradient, so2_transposed
 from .layers import DegreeLinear, FeedForward, Norm, RadialNetwork, SO2Convolution, envelope
-from .readout import EdgeReadout
+from .readout import EdgeReadout, Slots
 from .rotations import layout
 
 
@@ -27,7 +28,7 @@ class Convolved:
     first: Tensor
     second: Tensor
     norm: tuple | None
-    message: kernels.Message
+    message: kernels.ScaledInputs
 
 
 class _EdgeModule(nn.Module):
@@ -38,7 +39,7 @@ class _EdgeModule(nn.Module):
         self.lmax, self.cutoff, self.layout = lmax, cutoff, layout(lmax)
         self.radial = RadialNetwork(c.gaussians, c.radial, species, outputs)
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> Weights:
         r = self.radial
         return {
             "radial.first": r.distance.weight.T,
@@ -49,11 +50,12 @@ class _EdgeModule(nn.Module):
             "radial.out.bias": r.out.bias,
         }
 
-    def constants(self) -> dict:
+    def constants(self) -> Weights:
         """Return the values that the chunks need and that receive no gradient."""
         return {}
 
-    def short(self, w: dict, x: Tensor) -> tuple[dict, Tensor]:
+    def short(self, w: Weights, x: Tensor) -> tuple[Weights, Tensor]:
+        """Return both as they are."""
         return w, x
 
     def basis(self, chunk: Chunk, buffers: Buffers) -> Tensor:
@@ -67,13 +69,18 @@ class _EdgeModule(nn.Module):
         # exp(-80) is practically zero, and denormal results would take ten times as long
         return basis.square_().mul_(-0.5).clamp_(min=-80).exp_()
 
-    def radial_adjoint(self, chunk, w, g, basis, first, second, d_f, d_distances):
-        d_first = kernels.radial_adjoint(w, g, basis, chunk.pair, first, second, d_f)
-        if d_distances is not None:
+    def radial_adjoint(self, task: Task, g: Gradients, basis: Tensor, first: Tensor, second: Tensor, d_out: Tensor):
+        """Add the gradients of the weights of the radial network, and of the distances, to g.
+
+        basis, first, second: input of the radial network, and the arguments of its silu; d_out: gradient of its output.
+        """
+        chunk, w = task.chunk, task.weights
+        d_first = kernels.radial_adjoint(w, g.weights, basis, chunk.pair, first, second, d_out)
+        if g.distances is not None:
             n = basis.shape[1]
             inverse = (n - 1) / self.cutoff
             offset = chunk.distances[:, None] * inverse - torch.arange(n).to(basis)
-            d_distances[chunk.edges] -= (d_first @ w["radial.first"].T * basis * offset).sum(1) * inverse
+            g.distances[chunk.edges] -= (d_first @ w["radial.first"].T * basis * offset).sum(1) * inverse
 
 
 class EdgeEmbedding(_EdgeModule):
@@ -83,43 +90,45 @@ class EdgeEmbedding(_EdgeModule):
         super().__init__(lmax, species, cutoff, c, c.channels)
         self.channels = c.channels
 
-    def outputs(self, graph, x):
+    def outputs(self, graph: ChunkedGraph, x: Tensor) -> list[Tensor]:
         return [x.new_empty(0, self.channels)] * len(graph.spans)
 
-    def forward_chunk(self, k, chunk, w, x, e, outputs, buffers, keep):
-        outputs[k], _, _ = kernels.radial(w, self.basis(chunk, buffers), chunk.pair)
+    def forward_chunk(self, task: Task, outputs: list[Tensor], keep: bool) -> None:
+        outputs[task.number], _, _ = kernels.radial(task.weights, self.basis(task.chunk, task.buffers), task.chunk.pair)
 
-    def adjoint_chunk(self, k, chunk, w, g, x, e, y, d_outputs, d_x, d_distances, d_rotations, buffers):
-        basis = self.basis(chunk, buffers)
-        _, first, second = kernels.radial(w, basis, chunk.pair)
-        self.radial_adjoint(chunk, w, g, basis, first, second, d_outputs[k], d_distances)
+    def adjoint_chunk(self, task: Task, kept: Tensor | None, d_outputs: Sequence[Tensor], g: Gradients) -> None:
+        basis = self.basis(task.chunk, task.buffers)
+        _, first, second = kernels.radial(task.weights, basis, task.chunk.pair)
+        self.radial_adjoint(task, g, basis, first, second, d_outputs[task.number])
 
 
 class _MessageModule(_EdgeModule):
     """Base class of the updates by messages: an SO(2) convolution of [D x_j, D x_i, e].
 
-    Each part is scaled per degree and channel by the radial network.
+    Each of these inputs is scaled per degree and channel by the radial network.
+    full: those of j, i, e that have all degrees; invariants: those that are scalars.
     """
 
     def __init__(
-        self, lmax: int, species: int, cutoff: float, c: Network, parts: tuple, invariants: tuple, scalars: int, axial: bool
+        self, lmax: int, species: int, cutoff: float, c: Network, full: tuple, invariants: tuple, scalars: int, axial: bool
     ):
         C = c.channels
-        widths = {part: (lmax + 1) * C for part in parts} | {part: C for part in invariants}
+        widths = {name: (lmax + 1) * C for name in full} | {name: C for name in invariants}
         super().__init__(lmax, species, cutoff, c, sum(widths.values()))
         self.widths, self.channels, self.hidden, self.scalars = widths, C, c.hidden, scalars
         self.rows = lmax + 1 if axial else (lmax + 1) ** 2
-        as_channels = [{part: C for part in some} for some in (parts, invariants)]
-        self.convolution = SO2Convolution(lmax, *as_channels, self.hidden, scalars, axial)
-        self.dtype = None  # type of messages, if it differs from that of x
-        self.columns = kernels.joined_columns(self.layout, {part: part in parts for part in widths}, C)
+        self.convolution = SO2Convolution(
+            lmax, dict.fromkeys(full, C), dict.fromkeys(invariants, C), self.hidden, scalars, axial
+        )
+        self.dtype: torch.dtype | None = None  # type of messages, if it differs from that of x
+        self.columns = kernels.joined_columns(self.layout, {name: name in full for name in widths}, C)
         self.gate_columns = kernels.gate_columns(self.layout, self.hidden, scalars, axial)
-        self.edge_norm = Norm(lmax, C) if "e" in parts else None
+        self.edge_norm = Norm(lmax, C) if "e" in full else None
 
-    def constants(self):
+    def constants(self) -> Weights:
         return self.edge_norm.constants("edge_norm") if self.edge_norm else {}
 
-    def weights(self):
+    def weights(self) -> Weights:
         w = super().weights() | self.convolution.weights("convolution")
         if self.edge_norm is None:
             return w
@@ -127,7 +136,7 @@ class _MessageModule(_EdgeModule):
         for m in range(self.lmax + 1):
             # scales of the rows of one sign of m: x_j and x_i include their scales already
             own = scales[m:].flatten()
-            rows = [s for part in self.widths for s in [own if part == "e" else torch.ones_like(own)] * (1 if m == 0 else 2)]
+            rows = [s for name in self.widths for s in [own if name == "e" else torch.ones_like(own)] * (1 if m == 0 else 2)]
             w[f"convolution.{m}"] = torch.cat(rows)[:, None] * w[f"convolution.{m}"]
         return w | self.edge_norm.weights("edge_norm")
 
@@ -141,57 +150,59 @@ class _MessageModule(_EdgeModule):
         out = buffers(len(chunk), self.rows, self.layout.size, dtype=dtype)
         return self.layout.dense(chunk.rotations.to(dtype), self.rows, out)
 
-    def short(self, w: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def short(self, w: Weights, x: Tensor) -> tuple[Weights, Tensor]:
         """Convert the weights of convolutions and the node features to the type of messages."""
         if self.dtype is None:
             return w, x
         return {n: v.to(self.dtype) if n.startswith(("convolution", "values")) else v for n, v in w.items()}, x.to(self.dtype)
 
-    def convolve(self, chunk: Chunk, w: dict, D: Tensor, x: Tensor, e: Tensor, buffers: Buffers) -> Convolved:
+    def convolve(self, task: Task, D: Tensor) -> Convolved:
         """Compute all steps up to the SO(2) convolution, which is `so2` of the message."""
-        f, first, second = kernels.radial(w, basis := self.basis(chunk, buffers), chunk.pair)
-        by_part, norm, scalars = self.by_part(f), None, None
+        w, e, buffers = task.weights, task.e, task.buffers
+        f, first, second = kernels.radial(w, basis := self.basis(task.chunk, buffers), task.chunk.pair)
+        factors, norm, scalars = self.by_input(f), None, None
         if self.edge_norm:
             C, inverse = self.channels, kernels.inverse_norm(w, "edge_norm", e, buffers)
             scalars, mean, deviation = kernels.scalar_norm(w, "edge_norm", e[0])
-            norm = inverse, mean, deviation, by_part["e"][:, C:].clone()
-            by_part["e"][:, C:] *= inverse[:, None]
-        m = message(self.columns, chunk, D, x, e, scalars, by_part, buffers)
-        return Convolved(basis, first, second, norm, m)
+            norm = inverse, mean, deviation, factors["e"][:, C:].clone()
+            factors["e"][:, C:] *= inverse[:, None]
+        return Convolved(basis, first, second, norm, kernels.scale_inputs(self.columns, task, D, scalars, factors))
 
-    def convolve_again(self, chunk: Chunk, w: dict, x: Tensor, e: Tensor, y: Tensor | None, buffers: Buffers):
+    def convolve_again(self, task: Task, y: Tensor | None) -> tuple[Tensor, Convolved, Tensor]:
         """Recompute the rotations, the input of the convolution and, if it was not kept, its output y."""
-        D = self.rotations(chunk, x.dtype, buffers)
-        c = self.convolve(chunk, w, D, x, e, buffers)
+        D = self.rotations(task.chunk, task.x.dtype, task.buffers)
+        c = self.convolve(task, D)
         if y is None:
-            so2(w, "convolution", c.message.scaled, y := self.y(chunk, x, False, buffers))
+            so2(task.weights, "convolution", c.message.scaled, y := self.y(task.chunk, task.x, False, task.buffers))
         return D, c, y
 
-    def by_part(self, f: Tensor) -> dict[str, Tensor]:
+    def by_input(self, f: Tensor) -> dict[str, Tensor]:
+        """Split the output of the radial network into the factors of each input."""
         return dict(zip(self.widths, f.split(list(self.widths.values()), 1)))
 
-    def convolve_adjoint(self, chunk, w, g, x, e, c: Convolved, d_y, d_e, d_x, d_distances, d_rotations, buffers) -> Tensor:
+    def convolve_adjoint(self, task: Task, c: Convolved, d_y: Tensor, d_e: Tensor | None, g: Gradients) -> Tensor:
         """Return the gradient of e, including the gradient d_e that reaches it on other paths."""
+        w, e, buffers = task.weights, task.e, task.buffers
         d_scaled = buffers.like(c.message.scaled)
-        so2_gradient(g, "convolution", c.message.scaled, d_y)
+        so2_gradient(g.weights, "convolution", c.message.scaled, d_y)
         so2_transposed(w, "convolution", d_y, d_scaled)
-        d_f = chunk.distances.new_zeros(len(chunk), sum(self.widths.values()))
-        by_part = self.by_part(d_f)
-        d_part = message_adjoint(self.layout, self.columns, chunk, x, c.message, d_scaled, by_part, d_x, d_rotations, buffers)
-        if self.edge_norm is None:
-            d_e = d_part if d_e is None else d_part + d_e
+        d_f = task.chunk.distances.new_zeros(len(task.chunk), sum(self.widths.values()))
+        d_factors = self.by_input(d_f)
+        own = kernels.scale_inputs_adjoint(self.layout, self.columns, task, c.message, d_scaled, d_factors, g)
+        if c.norm is None:
+            d_e = own if d_e is None else own + d_e
         else:
             inverse, mean, deviation, f = c.norm
-            d_f_e = by_part["e"][:, self.channels :]
-            d_part[0] = kernels.scalar_norm_adjoint(w, g, "edge_norm", e[0], mean, deviation, d_part[0])
-            d_e = d_part.clone() if d_e is None else d_part + d_e
+            d_f_e = d_factors["e"][:, self.channels :]
+            own[0] = kernels.scalar_norm_adjoint(w, g.weights, "edge_norm", e[0], mean, deviation, own[0])
+            d_e = own.clone() if d_e is None else own + d_e
             kernels.inverse_norm_adjoint(w, "edge_norm", e, inverse, (d_f_e * f).sum(1), d_e)
             d_f_e *= inverse[:, None]
-        self.radial_adjoint(chunk, w, g, c.basis, c.first, c.second, d_f, d_distances)
+        self.radial_adjoint(task, g, c.basis, c.first, c.second, d_f)
         return d_e
 
 
-class Messages(_MessageModule):
+class MessageSum(_MessageModule):
     """Sums of messages into atoms, (A, K, heads V), in the global frame.
 
     A message is an SO(2) convolution of [D x_j, D x_i, e], gated, convolved once more per head, weighted with the attention
@@ -201,14 +212,14 @@ class Messages(_MessageModule):
 
     def __init__(self, lmax: int, species: int, cutoff: float, c: Network, first: bool):
         H, heads, V, alpha = c.hidden, c.heads, c.values, c.attention
-        parts, invariants = ((), ("j", "i", "e")) if first else (("j", "i", "e"), ())
-        super().__init__(lmax, species, cutoff, c, parts, invariants, lmax * H + heads * alpha, axial=first)
+        full, invariants = ((), ("j", "i", "e")) if first else (("j", "i", "e"), ())
+        super().__init__(lmax, species, cutoff, c, full, invariants, lmax * H + heads * alpha, axial=first)
         self.heads, self.value_channels, self.first = heads, V, first
         self.values = nn.ModuleList(SO2Convolution(lmax, {"z": H}, {}, V, axial=first) for _ in range(heads))
         self.attention_norm = nn.LayerNorm(alpha)
         self.attention = nn.Parameter(torch.randn(heads, alpha) / alpha**0.5)
 
-    def weights(self):
+    def weights(self) -> Weights:
         w = super().weights()
         for h, values in enumerate(self.values):
             w |= values.weights(f"values{h}")
@@ -218,7 +229,7 @@ class Messages(_MessageModule):
             "attention.norm.bias": self.attention_norm.bias,
         }
 
-    def attend(self, chunk: Chunk, w: dict, scalars: Tensor, distances: Tensor) -> Tensor:
+    def attend(self, chunk: Chunk, w: Weights, scalars: Tensor, distances: Tensor) -> Tensor:
         """Compute softmax over the edges into each atom of a . leaky_relu(norm(s)), times the envelope of the distance.
 
         Returns (E, heads).
@@ -233,16 +244,17 @@ class Messages(_MessageModule):
         total = torch.segment_reduce(weights, "sum", lengths=lengths, axis=0)
         return weights / total[chunk.target] * envelope(distances, self.cutoff)[:, None]
 
-    def outputs(self, graph, x):
+    def outputs(self, graph: ChunkedGraph, x: Tensor) -> list[Tensor]:
         return [x.new_zeros(graph.atoms, (self.lmax + 1) ** 2, self.heads * self.value_channels)]
 
-    def forward_chunk(self, k, chunk, w, x, e, outputs, buffers, keep):
+    def forward_chunk(self, task: Task, outputs: list[Tensor], keep: bool) -> Tensor | None:
+        chunk, w, x, buffers = task.chunk, task.weights, task.x, task.buffers
         H, V = self.hidden, self.value_channels
         D, y = self.rotations(chunk, x.dtype, buffers), self.y(chunk, x, keep, buffers)
         with buffers:
-            so2(w, "convolution", self.convolve(chunk, w, D, x, e, buffers).message.scaled, y)
+            so2(w, "convolution", self.convolve(task, D).message.scaled, y)
         z = buffers(len(chunk), self.rows * H, dtype=x.dtype)
-        kernels.gate(self.gate_columns, y, (self.lmax + 1) * H, z)
+        kernels.edge_gate(self.gate_columns, y, (self.lmax + 1) * H, z)
         alpha = self.attend(chunk, w, y[:, (self.lmax + 1) * H : H + self.scalars], chunk.distances)
         v = short_v = buffers(len(chunk), self.rows, V, dtype=x.dtype)
         if self.dtype is not None:  # sums are computed in full precision
@@ -253,20 +265,21 @@ class Messages(_MessageModule):
             aggregate(D, chunk, v, outputs[0][chunk.atoms, :, h * V : (h + 1) * V])
         return y if keep else None
 
-    def adjoint_chunk(self, k, chunk, w, g, x, e, y, d_outputs, d_x, d_distances, d_rotations, buffers):
-        D, c, y = self.convolve_again(chunk, w, x, e, y, buffers)
-        d_y = buffers.like(y)
-        with buffers:
+    def adjoint_chunk(self, task: Task, kept: Tensor | None, d_outputs: Sequence[Tensor], g: Gradients) -> Tensor:
+        D, c, y = self.convolve_again(task, kept)
+        d_y = task.buffers.like(y)
+        with task.buffers:
             if self.dtype is not None:
-                D = self.rotations(chunk, buffers.dtype, buffers)
-            self._attend_adjoint(chunk, w, g, y, D, d_outputs[0][chunk.atoms], d_y, d_distances, d_rotations, buffers)
-        return self.convolve_adjoint(chunk, w, g, x, e, c, d_y, None, d_x, d_distances, d_rotations, buffers)
+                D = self.rotations(task.chunk, task.buffers.dtype, task.buffers)
+            self._attend_adjoint(task, y, D, d_outputs[0][task.chunk.atoms], d_y, g)
+        return self.convolve_adjoint(task, c, d_y, None, g)
 
-    def _attend_adjoint(self, chunk, w, g, y, D, d_sums, d_y, d_distances, d_rotations, buffers):
+    def _attend_adjoint(self, task: Task, y: Tensor, D: Tensor, d_sums: Tensor, d_y: Tensor, g: Gradients):
         """Compute the gradient of y from the gradient of the sums (atoms, K, heads V)."""
+        chunk, w, buffers = task.chunk, task.weights, task.buffers
         H, V = self.hidden, self.value_channels
         z = buffers(len(chunk), self.rows * H, dtype=y.dtype)
-        factors = kernels.gate(self.gate_columns, y, (self.lmax + 1) * H, z)
+        factors = kernels.edge_gate(self.gate_columns, y, (self.lmax + 1) * H, z)
         own = slice((self.lmax + 1) * H, H + self.scalars)
         names = ("attention", "attention.norm.weight", "attention.norm.bias")
         with torch.enable_grad():  # there are few values here, so automatic differentiation is fast enough
@@ -281,22 +294,22 @@ class Messages(_MessageModule):
         d_z, d_z_h = buffers.like(z).zero_(), buffers.like(z)
         for h in range(self.heads):
             name, d_sum, a = f"values{h}", d_sums[..., h * V : (h + 1) * V], alpha[:, h, None].detach()
-            if d_rotations is not None:
+            if g.rotations is not None:
                 so2(w, name, z, short_d_v.flatten(1))
                 d_D = torch.bmm(short_d_v * a[:, None], d_sum[chunk.target].transpose(1, 2))
-                kernels.add_rotation_gradient(self.layout, chunk, d_D, d_rotations)
+                kernels.add_rotation_gradient(self.layout, chunk, d_D, g.rotations)
             aggregate_adjoint(D, chunk, d_sum, d_v)
             # the gradient of z without the factor alpha; its product with z, plus that of the bias, is the gradient of alpha
             so2_transposed(w, name, short_d_v.copy_(d_v).flatten(1), d_z_h)
             d_alpha[:, h] = torch.linalg.vecdot(d_z_h, z) + d_v[:, : self.lmax + 1].flatten(1) @ w[f"{name}.bias"].to(d_v.dtype)
             d_z.addcmul_(d_z_h, a)
-            so2_gradient(g, name, z, torch.mul(d_v, a[:, None], out=short_d_v).flatten(1))
-        kernels.gate_adjoint(self.gate_columns, y, factors, d_z, d_y)
+            so2_gradient(g.weights, name, z, torch.mul(d_v, a[:, None], out=short_d_v).flatten(1))
+        kernels.edge_gate_adjoint(self.gate_columns, y, factors, d_z, d_y)
         d_y[:, own], d_distance, *d_leaves = torch.autograd.grad(alpha, [scalars, distances, *leaves.values()], d_alpha)
         for name, d in zip(names, d_leaves):
-            g[name] += d
-        if d_distances is not None:
-            d_distances[chunk.edges] += d_distance
+            g.weights[name] += d
+        if g.distances is not None:
+            g.distances[chunk.edges] += d_distance
 
 
 class EdgeUpdate(_MessageModule):
@@ -308,90 +321,92 @@ class EdgeUpdate(_MessageModule):
     two elements.
     """
 
-    def __init__(self, lmax: int, species: int, cutoff: float, c: Network, first: bool, slots: dict | None = None):
+    def __init__(self, lmax: int, species: int, cutoff: float, c: Network, first: bool, slots: Slots | None = None):
         C, H = c.channels, c.hidden
-        parts, invariants = (("j", "i"), ("e",)) if first else (("j", "i", "e"), ())
-        super().__init__(lmax, species, cutoff, c, parts, invariants, lmax * H, axial=False)
+        full, invariants = (("j", "i"), ("e",)) if first else (("j", "i", "e"), ())
+        super().__init__(lmax, species, cutoff, c, full, invariants, lmax * H, axial=False)
         self.first = first
         self.out = DegreeLinear(lmax, H, C)
         self.feed_forward = FeedForward(lmax, C, c.feed_forward)
         self.readout = None if slots is None else EdgeReadout(lmax, C, slots)
 
-    def constants(self):
+    def constants(self) -> Weights:
         c = super().constants() | self.feed_forward.norm.constants("ff.norm")
         return c | self.readout.constants() if self.readout else c
 
-    def weights(self):
+    def weights(self) -> Weights:
         rows = self.layout.degree.to(self.out.weight.device)
         w = super().weights() | {"out": self.out.weight[rows], "out.bias": self.out.bias} | self.feed_forward.weights("ff")
         return w | self.readout.weights() if self.readout else w
 
-    def outputs(self, graph, x):
+    def outputs(self, graph: ChunkedGraph, x: Tensor) -> list[Tensor]:
         if self.readout is None:
             return [x.new_empty(self.rows, 0, self.channels)] * len(graph.spans)  # replaced chunk by chunk
         return [x.new_zeros(p.scale.shape) for p in graph.pairs.values()]
 
-    def _gated(self, w, e, y, u, buffers):
+    def _gated(self, task: Task, y: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute u = e + linear(gate(y)).
 
         Returns the gated y (K, E, H), the factors, and the edge-first output of the gate, which serves as a buffer.
         """
-        edges = len(y)
+        w, edges, buffers = task.weights, len(y), task.buffers
         z, gated = buffers(self.rows, edges, self.hidden), buffers(edges, self.rows, self.hidden, dtype=y.dtype)
-        factors = kernels.gate(self.gate_columns, y, (self.lmax + 1) * self.hidden, gated.view(edges, -1))
+        factors = kernels.edge_gate(self.gate_columns, y, (self.lmax + 1) * self.hidden, gated.view(edges, -1))
         z.copy_(gated.transpose(0, 1))
         if self.first:
-            u[0], u[1:] = e, 0
+            u[0], u[1:] = task.e, 0
         else:
-            u.copy_(e)
+            u.copy_(task.e)
         u.baddbmm_(z, w["out"])
         u[0] += w["out.bias"]
         return z, factors, gated
 
-    def forward_chunk(self, k, chunk, w, x, e, outputs, buffers, keep):
+    def forward_chunk(self, task: Task, outputs: list[Tensor], keep: bool) -> Tensor | None:
+        chunk, w, x, buffers = task.chunk, task.weights, task.x, task.buffers
         y = self.y(chunk, x, keep, buffers)
         with buffers:
             D = self.rotations(chunk, x.dtype, buffers)
-            so2(w, "convolution", self.convolve(chunk, w, D, x, e, buffers).message.scaled, y)
+            so2(w, "convolution", self.convolve(task, D).message.scaled, y)
         shape = (self.rows, len(chunk), self.channels)
         if self.readout is None:
-            outputs[k] = u = chunk.distances.new_empty(shape)  # memory released by an earlier chunk of e is reused
+            outputs[task.number] = u = chunk.distances.new_empty(shape)  # memory released by an earlier chunk of e is reused
         else:
             u = buffers(*shape)
         with buffers:
-            self._gated(w, e, y, u, buffers)
+            self._gated(task, y, u)
         with buffers:
             kernels.feed_forward(self.layout, w, u, u, buffers, keep=False)
         if self.readout is not None:
-            self.readout.read(k, chunk, w, u, outputs, buffers)
+            self.readout.read(task, u, outputs)
         return y if keep else None
 
-    def adjoint_chunk(self, k, chunk, w, g, x, e, y, d_outputs, d_x, d_distances, d_rotations, buffers):
-        _, c, y = self.convolve_again(chunk, w, x, e, y, buffers)
-        d_y, d_u = buffers.like(y), buffers(self.rows, len(chunk), self.channels)
+    def adjoint_chunk(self, task: Task, kept: Tensor | None, d_outputs: Sequence[Tensor], g: Gradients) -> Tensor:
+        buffers = task.buffers
+        _, c, y = self.convolve_again(task, kept)
+        d_y, d_u = buffers.like(y), buffers(self.rows, len(task.chunk), self.channels)
         with buffers:
-            self._gate_adjoint(k, chunk, w, g, e, y, d_outputs, d_u, d_y, buffers)
-        d_e = d_u[0] if self.first else d_u
-        return self.convolve_adjoint(chunk, w, g, x, e, c, d_y, d_e, d_x, d_distances, d_rotations, buffers)
+            self._gate_adjoint(task, y, d_outputs, d_u, d_y, g.weights)
+        return self.convolve_adjoint(task, c, d_y, d_u[0] if self.first else d_u, g)
 
-    def _gate_adjoint(self, k, chunk, w, g, e, y, d_outputs, d_u, d_y, buffers):
+    def _gate_adjoint(self, task: Task, y: Tensor, d_outputs: Sequence[Tensor], d_u: Tensor, d_y: Tensor, g: Weights):
         """Compute the gradients of u and y from the gradient of the output.
 
         That of u includes both the feed-forward layer and its residual connection.
         """
+        w, buffers = task.weights, task.buffers
         u = buffers.like(d_u)
-        z, factors, d_gated = self._gated(w, e, y, u, buffers)
+        z, factors, d_gated = self._gated(task, y, u)
         with buffers:
             if self.readout is None:
-                parts = kernels.feed_forward(self.layout, w, u, None, buffers)
-                d_u.copy_(d_outputs[k])
+                forward = kernels.feed_forward(self.layout, w, u, None, buffers)
+                d_u.copy_(d_outputs[task.number])
             else:
-                parts = kernels.feed_forward(self.layout, w, u, out := buffers.like(u), buffers)
+                forward = kernels.feed_forward(self.layout, w, u, out := buffers.like(u), buffers)
                 with buffers:
-                    self.readout.read_adjoint(k, chunk, w, g, out, d_outputs, d_u.zero_(), buffers)
-            kernels.feed_forward_adjoint(self.layout, w, g, u, parts, d_u, buffers)
+                    self.readout.read_adjoint(task, g, out, d_outputs, d_u.zero_())
+            kernels.feed_forward_adjoint(self.layout, w, g, u, forward, d_u, buffers)
         g["out"].baddbmm_(z.transpose(1, 2), d_u)
         g["out.bias"] += d_u[0].sum(0)
         d_z = torch.bmm(d_u, w["out"].transpose(1, 2), out=buffers.like(z))
         d_gated.copy_(d_z.transpose(0, 1))
-        kernels.gate_adjoint(self.gate_columns, y, factors, d_gated.view(len(chunk), -1), d_y)
+        kernels.edge_gate_adjoint(self.gate_columns, y, factors, d_gated.view(len(task.chunk), -1), d_y)

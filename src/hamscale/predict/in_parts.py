@@ -14,7 +14,8 @@ from ..graph.coupling import Coupling
 from ..graph.graph import Graph
 from ..graph.reference import Reference
 from ..inputs.tensors import piece_inputs
-from ..model.network import HamiltonianNetwork
+from ..model.network import HamiltonianNetwork, Inputs
+from ..model.readout import hermitian_mean
 from ..pairs import flip
 
 EDGES_AT_ONCE = 1 << 17
@@ -46,8 +47,8 @@ def forward_in_parts(
             inputs, atoms = _inputs(piece, known, reference, lmax, dtype, device)
             for network, x in zip(networks, features):
                 local = [values[atoms] for values in x[: layer + 1]]
-                edges = network.edge_features(inputs, local, layer)
-                x[-1][atoms[: inputs.atoms]] = network.node_updates[layer](local[layer], edges, inputs, False)
+                nodes = network.next_nodes(layer, inputs, local[-1], _edge_features(network, inputs, local))
+                x[-1][atoms[: inputs.atoms]] = nodes
     coupling, kept = reference.coupling, torch.empty(0, dtype=dtype).numpy().dtype
     offsite = {(a, b): np.zeros((len(graph.edges.between(a, b)), coupling[a, b].size), kept) for a, b in graph.elements}
     onsite = {z: [[] for _ in networks] for z in np.unique(graph.atoms.numbers).tolist()}
@@ -56,15 +57,23 @@ def forward_in_parts(
         inputs, atoms = _inputs(piece, known, reference, lmax, dtype, device)
         for k, (network, x) in enumerate(zip(networks, features)):
             local = [values[atoms] for values in x]
-            for (a, b), values in zip(inputs.pairs, network.edge_features(inputs, local, layers)):
+            for (a, b), values in zip(inputs.pairs, _edge_features(network, inputs, local)):
                 key = elements[a], elements[b]
                 offsite[key][done[key] : done[key] + len(values)] += (values / len(networks)).cpu().numpy()
-            for s, values in network.read_onsite(inputs, network.read_norm(local[-1][: inputs.atoms])).items():
+            for s, values in network.read_onsite(inputs, local[-1][: inputs.atoms]).items():
                 onsite[elements[s]][k].append(values.cpu().numpy())
         for (a, b), pair in inputs.pairs.items():
             done[elements[a], elements[b]] += len(pair.edges)
     _make_hermitian(graph, coupling, offsite)
     return offsite, {z: np.stack([np.concatenate(parts) for parts in of_networks]) for z, of_networks in onsite.items()}
+
+
+def _edge_features(network: HamiltonianNetwork, inputs: Inputs, x: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Recompute the features of edges after a layer from those of atoms: x[0] before the first, x[n] after layer n - 1."""
+    edges = network.first_edges(inputs, x[0])
+    for layer, nodes in enumerate(x[1:]):
+        edges = network.next_edges(layer, inputs, nodes, edges)
+    return edges
 
 
 def _pieces(graph: Graph, edges_at_once: int):
@@ -99,5 +108,6 @@ def _make_hermitian(graph: Graph, coupling: Coupling, offsite: dict):
             of_pair = (numbers == (a, b)).all(1)
             own, other = rows[some[of_pair]], rows[flipped[some[of_pair]]]
             (to_own, sign), (to_other, other_sign) = coupling[a, b].edge_adjoint, coupling[b, a].edge_adjoint
-            mean = 0.5 * (offsite[a, b][own] + offsite[b, a][other][:, to_own] * sign)
+            read, partner = torch.from_numpy(offsite[a, b][own]), torch.from_numpy(offsite[b, a][other])
+            mean = hermitian_mean(read, partner, torch.from_numpy(to_own), torch.from_numpy(sign).to(read.dtype)).numpy()
             offsite[a, b][own], offsite[b, a][other] = mean, mean[:, to_other] * other_sign
