@@ -7,6 +7,7 @@ shorter training than the model's own, with a cosine schedule, the same for all.
 
 import argparse
 import json
+import logging
 import tempfile
 import time
 from pathlib import Path
@@ -27,7 +28,7 @@ from hamscale.operators import read_operators
 from hamscale.train.loop import TrainingFiles, train
 
 # what `default` is, and all others but for their change
-DEFAULT = {"members": 1, "schedule": "cosine", "average": 0.0}
+DEFAULT = {"networks": 1, "schedule": "cosine", "average": 0.0}
 # name: fields of Network and Training; `graph`: of the material's; `structures` and `steps_factor` of this script
 VARIANTS = {
     "default": {},
@@ -53,8 +54,8 @@ VARIANTS = {
     "32 channels": {"channels": 32, "hidden": 32, "values": 32, "feed_forward": 128},
     "12 gaussians": {"gaussians": 12},
     "64 gaussians": {"gaussians": 64},
-    "2 networks": {"members": 2},
-    "4 networks": {"members": 4},
+    "2 networks": {"networks": 2},
+    "4 networks": {"networks": 4},
     "a quarter of the structures": {"structures": 0.25},
     "a third of the structures": {"structures": 1 / 3},
     "half of the structures": {"structures": 0.5},
@@ -97,18 +98,18 @@ def run(name: str, variant: dict, material, sets, o) -> pd.DataFrame:
             write_graph(folder / f"{id}.h5", BlockCodec(reference).encode(read_operators(operators[id])))
         files = [[folder / f"{id}.h5" for id in ids] for ids in (kept, sets["validation"])]
         started, cpu = time.time(), time.process_time()
-        show = lambda message: print(f"{name}: {message}", flush=True)  # noqa: E731
+        print(name, flush=True)
         model = Model.model_validate(content)
         of_kept = [operators[id] for id in kept] if model.training.eigenvalue_weight else []
-        networks = [folder / f"{k}" for k in range(model.training.members)]
+        networks = [folder / f"{k}" for k in range(model.training.networks)]
         for k, out in enumerate(networks):
             checkpoint = folder / f"checkpoint-{k}"
-            train(model, TrainingFiles(folder / "reference.h5", *files, of_kept), out, checkpoint, show, k)
+            train(model, TrainingFiles(folder / "reference.h5", *files, of_kept), out, checkpoint, k)
         join(networks, folder / "model")
         cost = {"train_cpu_s": round(time.process_time() - cpu), "train_wall_s": round(time.time() - started)}
         table = pd.read_csv(folder / "model" / "train.csv")
         rows, _ = evaluate(folder / "model", material, [operators[id] for id in sets["test"]])
-    of_networks = table.groupby("member")
+    of_networks = table.groupby("network")
     training_error = {
         "train_mae_mev": of_networks["train_mae_mev"].last().mean(),
         "validation_mae_mev": of_networks["validation_mae_mev"].min().mean(),
@@ -132,6 +133,7 @@ def main():
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, metavar="NAME")
     parser.add_argument("--out", type=Path, required=True)
     o = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     material = load_material(f"config/materials/{o.material}.yaml")
     left_out, steps, *chosen = CHOSEN[o.material]

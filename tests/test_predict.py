@@ -45,8 +45,8 @@ def test_several_networks_predict_their_mean(model, tmp_path):
     settings = Network(layers=2, channels=8, hidden=8, values=8).model_dump()
     torch.manual_seed(3)
     weights = [build_network(Network(**settings), reference).state_dict() for _ in range(3)]
-    for name, members in [("all", weights), *((f"{k}", [w]) for k, w in enumerate(weights))]:
-        save_model(tmp_path / name, members, settings, model / "reference.h5", {})
+    for name, networks in [("all", weights), *((f"{k}", [w]) for k, w in enumerate(weights))]:
+        save_model(tmp_path / name, networks, settings, model / "reference.h5", {})
     of = lambda name: predict(tmp_path / name, hafnia(5), dtype=torch.float64)  # noqa: E731
     apart, together = [of(name) for name in "012"], of("all")
     matrices = [p.operators().hamiltonian for p in apart]

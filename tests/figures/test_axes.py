@@ -46,7 +46,7 @@ def training():
     step = np.arange(1, 6) * 50
     columns = ("train_mae_mev", "validation_mae_mev", "validation_mae_mev_onsite", "validation_mae_mev_offsite")
     return pd.DataFrame(
-        {"member": 0, "step": step, "learning_rate": 1e-3}
+        {"network": 0, "step": step, "learning_rate": 1e-3}
         | {c: 100.0 / step + n for n, c in enumerate(columns)}
         | {"baseline_mae_mev": 9.0}
     )

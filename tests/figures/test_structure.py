@@ -28,7 +28,7 @@ def training():
         "validation_mae_mev_offsite",
         "baseline_mae_mev",
     )
-    return pd.DataFrame({"member": [0, 0], "step": [1, 2]} | {name: [2.0, 1.0] for name in names})
+    return pd.DataFrame({"network": [0, 0], "step": [1, 2]} | {name: [2.0, 1.0] for name in names})
 
 
 def test_every_figure_is_drawn_from_tables_alone_and_the_same_each_time(tables, training, tmp_path):

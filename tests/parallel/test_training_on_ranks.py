@@ -43,7 +43,7 @@ def run(world, data, folder, options=(), **training):
     model = Model.model_validate({"network": NETWORK, "training": TRAINING | training})
     options = dict(options)
     files = TrainingFiles(*data, partitions=options.pop("partitions", ()))
-    train(model, files, folder / "model", folder / "checkpoint", str, world=world, **options)
+    train(model, files, folder / "model", folder / "checkpoint", world=world, **options)
 
 
 def losses(folder) -> list[tuple[float, float, float]]:

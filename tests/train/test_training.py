@@ -2,7 +2,9 @@
 
 import csv
 import json
+import logging
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -37,10 +39,23 @@ def data(tmp_path_factory, szv):
     return root / "reference.h5", [root / f"{k}.h5" for k in range(4)], [root / f"{k}.h5" for k in (4, 5)]
 
 
+@contextmanager
+def told(receive):
+    """Pass every message of a training to `receive`, which may raise."""
+    handler, log = logging.Handler(), logging.getLogger("hamscale.train")
+    handler.emit = lambda record: receive(record.getMessage())
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
 def run(data, directory, messages=None, network=0, **training):
     model = Model.model_validate({"network": NETWORK, "training": {"steps": 12, "validate_every": 4} | training})
-    show = (messages if messages is not None else []).append
-    train(model, TrainingFiles(*data), directory / "model", directory / "checkpoint", show, network=network)
+    with told((messages if messages is not None else []).append):
+        train(model, TrainingFiles(*data), directory / "model", directory / "checkpoint", network=network)
     with open(directory / "model" / "train.csv") as file:
         return list(csv.DictReader(file)), load_file(directory / "model" / "weights.safetensors")
 
@@ -59,8 +74,8 @@ def test_a_resumed_run_repeats_an_undisturbed_one_bit_by_bit(data, tmp_path, sch
             raise Stopped
 
     model = Model.model_validate({"network": NETWORK, "training": settings})
-    with pytest.raises(Stopped):
-        train(model, TrainingFiles(*data), tmp_path / "broken" / "model", tmp_path / "broken" / "checkpoint", stop)
+    with pytest.raises(Stopped), told(stop):
+        train(model, TrainingFiles(*data), tmp_path / "broken" / "model", tmp_path / "broken" / "checkpoint")
     assert not (tmp_path / "broken" / "model").exists()
     messages = []
     again, resumed = run(data, tmp_path / "broken", messages, **settings)
@@ -75,7 +90,7 @@ def two(data, tmp_path_factory):
     """Folders of the two networks of a model."""
     root = tmp_path_factory.mktemp("two")
     for k in range(2):
-        run(data, root / f"{k}", network=k, members=2 + k, seed=5)  # the second of a model that has grown
+        run(data, root / f"{k}", network=k, networks=2 + k, seed=5)  # the second of a model that has grown
     return [root / f"{k}" / "model" for k in range(2)]
 
 
@@ -94,9 +109,9 @@ def test_a_model_joined_holds_its_networks_and_the_rows_of_all(two, tmp_path):
         assert all(torch.equal(value, alone.state_dict()[name]) for name, value in model.state_dict().items())
         assert of_one.cutoff_angstrom == reference.cutoff_angstrom
     rows = (tmp_path / "train.csv").read_text().splitlines()
-    assert [row.split(",")[:2] for row in rows] == [["member", "step"], *([k, n] for k in "01" for n in ("4", "8", "12"))]
+    assert [row.split(",")[:2] for row in rows] == [["network", "step"], *([k, n] for k in "01" for n in ("4", "8", "12"))]
     record = json.loads((tmp_path / "config.json").read_text())
-    assert (record["members"], len(record["training"]["seconds"])) == (2, 2)
+    assert (record["networks"], len(record["training"]["seconds"])) == (2, 2)
     each = [json.loads((directory / "config.json").read_text())["training"]["validation_mae_mev"] for directory in two]
     assert record["training"]["validation_mae_mev"] == each[0] + each[1]
 
@@ -104,7 +119,7 @@ def test_a_model_joined_holds_its_networks_and_the_rows_of_all(two, tmp_path):
 def test_what_is_no_model_together_is_not_joined(data, two, tmp_path):
     with pytest.raises(ValueError, match="holds network 0, as .* does"):
         join([two[0], two[0]], tmp_path / "model")
-    run(data, tmp_path / "other", network=1, members=2, seed=5, learning_rate=1e-3)
+    run(data, tmp_path / "other", network=1, networks=2, seed=5, learning_rate=1e-3)
     with pytest.raises(ValueError, match="settings of training other than in"):
         join([two[0], tmp_path / "other" / "model"], tmp_path / "model")
     with pytest.raises(ValueError, match=r"config\.json: no such file"):
@@ -118,14 +133,14 @@ def test_what_is_no_model_together_is_not_joined(data, two, tmp_path):
 
 @pytest.mark.parametrize("network", [-1, 2])
 def test_a_network_the_model_lacks_is_refused(data, tmp_path, network):
-    with pytest.raises(ValueError, match=rf"network {network}: found training.members 2, expected 0 to 1"):
-        run(data, tmp_path, network=network, members=2)
+    with pytest.raises(ValueError, match=rf"network {network}: found training.networks 2, expected 0 to 1"):
+        run(data, tmp_path, network=network, networks=2)
 
 
 def test_a_finished_network_is_not_trained_again_for_a_model_of_more(data, tmp_path):
     _, weights = run(data, tmp_path)
     messages = []
-    _, again = run(data, tmp_path, messages, members=3)
+    _, again = run(data, tmp_path, messages, networks=3)
     assert messages == ["resumed at step 12"]
     assert all(torch.equal(value, again[name]) for name, value in weights.items())
 

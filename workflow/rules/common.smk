@@ -110,14 +110,14 @@ def input_folder(wildcards, input):
 def model_settings(wildcards):
     """What a network's weights depend on."""
     return MODELS[wildcards.model].model_dump(
-        mode="json", exclude={"description": True, "training": {"members"}}
+        mode="json", exclude={"description": True, "training": {"networks"}}
     )
 
 
 def networks_of_model(wildcards):
     return expand(
         "results/{material}/networks/{model}-{network}/weights.safetensors",
-        network=range(MODELS[wildcards.model].training.members),
+        network=range(MODELS[wildcards.model].training.networks),
         allow_missing=True,
     )
 
@@ -127,7 +127,7 @@ def threads_of_training(wildcards):
     cores = workflow.resource_settings.cores if workflow.is_main_process else None
     if cores is None:
         return 8
-    return max(1, min(8, cores // MODELS[wildcards.model].training.members))
+    return max(1, min(8, cores // MODELS[wildcards.model].training.networks))
 
 
 def of_split(pattern, *splits):

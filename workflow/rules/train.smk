@@ -1,4 +1,4 @@
-# A job per network; members of a model go side by side where there are cores for it.
+# A job per network; networks of a model go side by side where there are cores for it.
 rule train:
     input:
         reference="results/{material}/reference.h5",

@@ -86,7 +86,7 @@ def run_many(inputs: list[Path], store: Path, at_once: int, command: str | None,
     """
     from ..dft.run import run_batch
 
-    errors = run_batch(inputs, store, at_once, command, lambda message: print(message, flush=True))
+    errors = run_batch(inputs, store, at_once, command)
     write_text(out, json.dumps({"runs": [path.stem for path in inputs], "errors": errors}, indent=2) + "\n")
 
 

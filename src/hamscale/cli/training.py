@@ -1,6 +1,7 @@
 """Define the commands of training: reference, graphs, partitions, networks."""
 
 import json
+import logging
 import warnings
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def cut(
         "--network",
         type=int,
         default=0,
-        help="which of the model's `members`, from 0; `join` makes one model of them",
+        help="which of the model's `networks`, from 0; `join` makes one model of them",
     ),
     OUT,
     argument("--checkpoint", required=True, metavar="DIR"),
@@ -164,15 +165,14 @@ def train_network(
     if not train:
         raise ValueError("--train: no graph was given, expected at least one. Give the material a set with split: train.")
     settings = config.load_model(model)
-    show = lambda message: print(message, flush=True)  # noqa: E731
     with ranks() as world:
         world.stop_on_signals()
         try:
             files = loop.TrainingFiles(reference, train, validation, operators, partitions)
-            loop.train(settings, files, out, checkpoint, show, network, world, ranks_per_structure, exchange)
+            loop.train(settings, files, out, checkpoint, network, world, ranks_per_structure, exchange)
         except loop.Stopped as stopped:
             if world.is_root:
-                show(str(stopped))
+                logging.getLogger(__name__).info(str(stopped))
             return STOPPED
     return 0
 

@@ -251,7 +251,7 @@ class Network(Section):
 
 
 class Training(Section):
-    members: PositiveInt = Field(
+    networks: PositiveInt = Field(
         1, description="networks, alike but for their seeds (seed, seed + 1, ...), whose mean is the prediction"
     )
     steps: PositiveInt = Field(1000, description="optimiser steps of each network")

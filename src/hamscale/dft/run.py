@@ -4,6 +4,7 @@ Many runs of one job (`run_batch`) go to a store that no rule of the workflow ow
 """
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -18,6 +19,8 @@ from ..basis import CP2K_BINARIES
 from .inputs import PROJECT
 from .log import OUTPUT, check_version, parse_output
 from .outputs import image_files
+
+log = logging.getLogger(__name__)
 
 
 class Aborted(ValueError):
@@ -103,7 +106,7 @@ def run_cp2k(input_path, directory, command: str | None = None):
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def run_batch(inputs: list[Path], store: Path, at_once: int = 1, command: str | None = None, progress=print) -> dict[str, str]:
+def run_batch(inputs: list[Path], store: Path, at_once: int = 1, command: str | None = None) -> dict[str, str]:
     """Run inputs, NAME.inp to store/NAME, `at_once` of them side by side, and return the error of each refused run by name.
 
     A run in the store that was accepted with the same input is not repeated. A run that failed for a cause that may not occur
@@ -115,24 +118,24 @@ def run_batch(inputs: list[Path], store: Path, at_once: int = 1, command: str | 
     def run(path: Path):
         kept = store / path.stem / f"{PROJECT}.inp"
         if kept.is_file() and kept.read_bytes() == path.read_bytes():
-            progress(f"{path.stem}: done before")
+            log.info(f"{path.stem}: done before")
             return
         try:
             run_cp2k(path, store / path.stem, command)
             errors.pop(path.stem, None)
-            progress(f"{path.stem}: accepted")
+            log.info(f"{path.stem}: accepted")
         except ValueError as error:
             errors[path.stem] = str(error)
             if isinstance(error, Aborted):
                 aborted.add(path.stem)
-            progress(str(error))
+            log.info(str(error))
 
     check_command(tuple(cp2k_command(command)))  # says what to install before anything runs
     with ThreadPoolExecutor(at_once) as pool:
         list(pool.map(run, inputs))
     for path in inputs:
         if path.stem in aborted:
-            progress(f"{path.stem}: once more, alone")
+            log.info(f"{path.stem}: once more, alone")
             run(path)
     return errors
 

@@ -125,8 +125,8 @@ def training(table: pd.DataFrame, ax: Axes) -> Axes:
         ("validation_mae_mev", "all", PREDICTED),
         ("train_mae_mev", "all, training", "0.6"),
     ):
-        for member, rows in table.groupby("member"):
-            ax.plot(rows["step"], rows[name], color=colour, label=None if member else label)
+        for network, rows in table.groupby("network"):
+            ax.plot(rows["step"], rows[name], color=colour, label=None if network else label)
     ax.axhline(table["baseline_mae_mev"].iloc[0], color=BASELINE, linestyle=":", label="reference")
     ax.set(yscale="log", xlabel="optimiser step", ylabel="mean absolute error (meV)")
     ax.legend(ncols=2)

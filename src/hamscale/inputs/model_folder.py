@@ -18,20 +18,20 @@ from ..graph.reference import Reference, read_reference
 from ..model.network import HamiltonianNetwork
 from .tensors import build_network
 
-SCHEMA = "model/2"
+SCHEMA = "model/3"
 OF_EACH = ("validation_mae_mev", "seconds")  # entries of the training record with one number for each network
 
 
-def save_model(directory, members: list[dict], network: dict, reference_path, training: dict):
+def save_model(directory, networks: list[dict], network: dict, reference_path, training: dict):
     """Write weights.safetensors, config.json and the reference: all files that prediction needs.
 
-    members: weights of each network.
+    networks: weights of each network.
     network: fields of config.Network, with lmax a number.
     reference_path: the reference that the networks were trained with.
     training: a record of the training.
     """
     directory = Path(directory)
-    tensors = {f"{k}.{name}": v.detach().contiguous() for k, weights in enumerate(members) for name, v in weights.items()}
+    tensors = {f"{k}.{name}": v.detach().contiguous() for k, weights in enumerate(networks) for name, v in weights.items()}
     with atomic(directory / "weights.safetensors") as temporary:
         save_file(tensors, temporary)
     with atomic(directory / "reference.h5") as temporary:
@@ -39,7 +39,7 @@ def save_model(directory, members: list[dict], network: dict, reference_path, tr
     content = {
         "schema": SCHEMA,
         "network": network,
-        "members": len(members),
+        "networks": len(networks),
         "training": training,
     } | provenance()
     write_text(directory / "config.json", json.dumps(content, indent=2) + "\n")
@@ -54,7 +54,7 @@ def join(directories: list[Path], out):
     contents, tables = [_config(d) for d in directories], [(d / "train.csv").read_text() for d in directories]
     first, reference = contents[0], directories[0] / "reference.h5"
     settings = lambda content: {k: v for k, v in content["training"].items() if k not in OF_EACH}  # noqa: E731
-    members = []
+    networks = []
     for k, (directory, content) in enumerate(zip(directories, contents)):
         for what, alike in (
             ("network's size", content["network"] == first["network"]),
@@ -72,9 +72,9 @@ def join(directories: list[Path], out):
             raise ValueError(
                 f"{directory / 'weights.safetensors'}: not readable ({error}). Train this network again."
             ) from None
-        members += [with_prefix(tensors, f"{n}.") for n in range(content["members"])]
+        networks += [with_prefix(tensors, f"{n}.") for n in range(content["networks"])]
     record = first["training"] | {name: sum((c["training"][name] for c in contents), []) for name in OF_EACH}
-    save_model(out, members, first["network"], reference, record)
+    save_model(out, networks, first["network"], reference, record)
     write_text(Path(out) / "train.csv", tables[0] + "".join(t.split("\n", 1)[1] for t in tables[1:]))
 
 
@@ -87,7 +87,7 @@ def load_model(directory) -> tuple[list[HamiltonianNetwork], Reference]:
     path, content = directory / "config.json", _config(directory)
     reference = read_reference(directory / "reference.h5")
     network = validate(path, content["network"], Network)
-    models = [build_network(network, reference).eval() for _ in range(content["members"])]
+    models = [build_network(network, reference).eval() for _ in range(content["networks"])]
     try:
         tensors = load_file(directory / "weights.safetensors")
         for k, model in enumerate(models):
@@ -106,7 +106,7 @@ def with_prefix(tensors: dict, prefix: str) -> dict:
 
 def _networks(table: str) -> set[int]:
     """Return the numbers of the networks that a train.csv describes."""
-    return {int(row["member"]) for row in csv.DictReader(table.splitlines())}
+    return {int(row["network"]) for row in csv.DictReader(table.splitlines())}
 
 
 def _config(directory: Path) -> dict:

@@ -8,12 +8,13 @@ import torch
 from ..graph.graph import Graph
 from ..graph.reference import Reference
 from ..graph.states import eigenvalue_directions
+from ..model.network import Exchange, NoExchange
 from ..operators import Operators
 from ..parallel.env import World
-from ..parallel.exchange import EXCHANGES, NoExchange
+from ..parallel.exchange import EXCHANGES
 from ..partition import partition
 from ..partition.halo import Halo, read_partition
-from .tensors import Example, block_plan, example, flat_directions
+from .tensors import Example, block_plan, count_components, example, flat_directions
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class RankPart:
 
     graph: Graph
     halo: Halo | None = None
-    exchange: NoExchange = NoExchange()
+    exchange: Exchange = NoExchange()
 
 
 def rank_part(
@@ -69,9 +70,8 @@ def rank_example(
     operators: those of the DFT calculation, from which as many `directions` are computed (graph/states.py).
     """
     part = rank_part(graph, reference, world, ranks, partitions, exchange)
-    counts = tuple(sum(t.size for t in targets.values()) for targets in (graph.offsite, graph.onsite))
     result = example(part.graph, reference, lmax, dtype, chunk, part.halo)
-    result = replace(result, exchange=part.exchange, counts=counts)
+    result = replace(result, exchange=part.exchange, counts=count_components(graph))
     if operators is not None:
         found = eigenvalue_directions(operators, part.graph, directions)
         result = replace(result, directions=flat_directions(found, result, sorted(reference.basis)))

@@ -1,6 +1,6 @@
 """Convert a graph and a reference into the input of the network, and its output into differences from the targets."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,21 +9,20 @@ from torch import Tensor
 from ..config import Network
 from ..graph.graph import Graph
 from ..graph.reference import Reference
-from ..model.network import AtomInputs, HamiltonianNetwork, Inputs, PairInputs
+from ..model.network import AtomInputs, Exchange, HamiltonianNetwork, Inputs, NoExchange, PairInputs, moved
 from ..model.rotations import layout
 from ..pairs import flip, sort_keys
-from ..parallel.exchange import NoExchange
 from ..partition.halo import Halo
 from ..units import hartree_to_mev
 
 
-@dataclass
+@dataclass(frozen=True)
 class Example:
     """A structure, or a rank's part of it, with its targets.
 
     offsite {(s_i, s_j): (G, n)} in edge frames, onsite {s: (A_s, n)}, Hartree.
-    exchange: communication with the ranks that have the other parts.
     counts: numbers of offsite and of onsite components of the whole structure.
+    exchange: communication with the ranks that have the other parts.
     directions: (D, offsite components) and (D, onsite components), whose products with the errors of components are sums of
     errors of eigenvalues (graph/states.py).
     """
@@ -31,24 +30,14 @@ class Example:
     inputs: Inputs
     offsite: dict
     onsite: dict
-    exchange: NoExchange = field(default_factory=NoExchange)
-    counts: tuple[int, int] | None = None
+    counts: tuple[int, int]
+    exchange: Exchange = NoExchange()
     directions: tuple[Tensor, Tensor] | None = None
 
-    def __post_init__(self):
-        if self.counts is None:
-            self.counts = tuple(sum(t.numel() for t in part.values()) for part in (self.offsite, self.onsite))
-
-    def to(self, device) -> "Example":
-        move = lambda part: {key: t.to(device) for key, t in part.items()}  # noqa: E731
-        directions = None if self.directions is None else tuple(d.to(device) for d in self.directions)
-        return replace(
-            self,
-            inputs=self.inputs.to(device),
-            offsite=move(self.offsite),
-            onsite=move(self.onsite),
-            directions=directions,
-        )
+    def to(self, device: torch.device | str) -> "Example":
+        """Return the same example on another device."""
+        tensors = {name: moved(getattr(self, name), device) for name in ("inputs", "offsite", "onsite", "directions")}
+        return replace(self, **tensors)
 
 
 def build_network(network: Network, reference: Reference) -> HamiltonianNetwork:
@@ -200,7 +189,8 @@ def block_plan(graph: Graph, halo: Halo, elements: list[int]) -> tuple[dict, dic
     """
     cut, rows = _cut_edges(graph, halo), graph.edges.place_in_elements
     numbers = graph.atoms.numbers[graph.edges[cut.edges, :2]]
-    send, receive = {n: {} for n in halo.send}, {n: {} for n in halo.send}
+    send: dict[int, dict] = {n: {} for n in halo.send}
+    receive: dict[int, dict] = {n: {} for n in halo.send}
     for z_i, z_j in graph.elements:
         of_pair = (numbers == (z_i, z_j)).all(1)
         for n in halo.send:
@@ -234,7 +224,12 @@ def example(
     }
     onsite = {elements.index(z): torch.from_numpy(t).to(dtype) for z, t in graph.onsite.items() if len(t)}
     inputs = graph_inputs(graph, reference, lmax, dtype, chunk, halo)
-    return Example(inputs, offsite, onsite)
+    return Example(inputs, offsite, onsite, count_components(graph))
+
+
+def count_components(graph: Graph) -> tuple[int, int]:
+    """Count the offsite and the onsite components of the targets of a graph."""
+    return sum(t.size for t in graph.offsite.values()), sum(t.size for t in graph.onsite.values())
 
 
 def flat_directions(directions: tuple[dict, dict], example: Example, elements: list[int]) -> tuple[Tensor, Tensor]:
@@ -246,13 +241,15 @@ def flat_directions(directions: tuple[dict, dict], example: Example, elements: l
     )
     empty, dtype = np.empty((len(next(iter(onsite.values()))), 0), np.float32), example.inputs.distances.dtype
     flat = lambda d: d.reshape(len(d), d.shape[1] * d.shape[2])  # noqa: E731
-    return tuple(torch.from_numpy(np.concatenate([empty, *map(flat, part)], 1)).to(dtype) for part in parts)
+    of_offsite, of_onsite = (torch.from_numpy(np.concatenate([empty, *map(flat, part)], 1)).to(dtype) for part in parts)
+    return of_offsite, of_onsite
 
 
 def differences_mev(predicted: tuple[dict, dict], example: Example) -> tuple[Tensor, Tensor]:
     """Subtract the targets from a prediction: all offsite and all onsite components, flat, meV."""
     empty = example.inputs.distances.new_zeros(0)
-    return tuple(
+    offsite, onsite = (
         hartree_to_mev(torch.cat([empty, *((part[key] - target).flatten() for key, target in targets.items())]))
         for part, targets in zip(predicted, (example.offsite, example.onsite))
     )
+    return offsite, onsite

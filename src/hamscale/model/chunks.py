@@ -147,12 +147,19 @@ class Update(Protocol):
         """
 
 
-_threads = threading.local()
+class _OfThread(threading.local):
+    """Buffers of each thread, by type and device."""
+
+    def __init__(self):
+        self.buffers: dict[tuple[torch.dtype, torch.device], Buffers] = {}
+
+
+_of_thread = _OfThread()
 
 
 def buffers_of_thread(dtype: torch.dtype, device: torch.device) -> Buffers:
     """Return the buffers of this thread, whose tensors have the given type unless another is requested."""
-    own = _threads.__dict__  # the dictionary of this thread
+    own = _of_thread.buffers
     if (dtype, device) not in own:
         own[dtype, device] = Buffers(dtype, device)
     return own[dtype, device]

@@ -315,7 +315,7 @@ def scale_inputs(
 
     task.x (A, K, C): l-major, normed. task.e (K, E, C). Either may be scalars, (A, C) and (E, C).
     D and x have the type of messages, which may be shorter than that of e and the factors.
-    scalars: the normed values that replace the scalars of e.
+    scalars: the normed values that replace the scalars of e; None if e are scalars.
     """
     chunk, x, e, buffers = task.chunk, task.x, task.e, task.buffers
     edges, C = len(chunk), x.shape[-1]
@@ -331,7 +331,7 @@ def scale_inputs(
         rows = [degree * K for degree in chunk.degrees]
         for d, r, x_i in zip(D.view(-1, K).split(rows), inputs["i"].view(-1, C).split(rows), x[chunk.atoms]):
             torch.mm(d, x_i, out=r)
-    if e.dim() == 2:
+    if scalars is None:
         inputs["e"] = e
     else:
         inputs["e"] = buffers(edges, len(e), C, dtype=x.dtype).copy_(e.transpose(0, 1)).view(edges, -1)

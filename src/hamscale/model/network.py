@@ -9,6 +9,7 @@ has no ghosts.
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +21,23 @@ from .readout import SMALL_READOUT, Slots, hermitian_mean
 from .updates import EdgeEmbedding, EdgeUpdate, MessageSum
 
 
+class Exchange(Protocol):
+    """Exchange of data between the ranks that share a structure."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Append the features of the ghosts to those of the owned atoms."""
+
+    def edges(self, blocks: dict[tuple[int, int], Tensor]) -> dict[tuple[int, int], Tensor]:
+        """Append the read-outs of the flipped edges that other ranks own."""
+
+
 class NoExchange:
     """Exchange of a single process, which owns every atom and every edge."""
 
     def __call__(self, x: Tensor) -> Tensor:
         return x
 
-    def edges(self, blocks: dict) -> dict:
+    def edges(self, blocks: dict[tuple[int, int], Tensor]) -> dict[tuple[int, int], Tensor]:
         return blocks
 
 
@@ -55,9 +66,9 @@ class Inputs:
     atoms_of: dict = field(default_factory=dict)
     n_species: int = 1
 
-    def to(self, device) -> "Inputs":
+    def to(self, device: torch.device | str) -> "Inputs":
         """Return the same inputs on another device."""
-        return _moved(self, device)
+        return moved(self, device)
 
     @property
     def atoms(self) -> int:
@@ -83,14 +94,21 @@ class Inputs:
         )
 
 
-def _moved(value, device):
+T = TypeVar("T")
+
+
+def moved(value: T, device: torch.device | str) -> T:
+    """Return a tensor, or a dict, tuple or dataclass with all its tensors, on another device; anything else as it is."""
+    result: object = value
     if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _moved(v, device) for key, v in value.items()}
-    if is_dataclass(value):
-        return replace(value, **{f.name: _moved(getattr(value, f.name), device) for f in fields(value)})
-    return value
+        result = value.to(device)
+    elif isinstance(value, dict):
+        result = {key: moved(v, device) for key, v in value.items()}
+    elif isinstance(value, tuple):
+        result = tuple(moved(v, device) for v in value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        result = replace(value, **{f.name: moved(getattr(value, f.name), device) for f in fields(value)})
+    return cast(T, result)
 
 
 @dataclass
@@ -166,13 +184,13 @@ class NodeUpdate(nn.Module):
     """
 
     def __init__(self, lmax: int, species: int, cutoff: float, c: Network, slots: Slots | None):
-        first = slots is not None
         super().__init__()
+        first = slots is not None
         # before the first layer all features are scalars that depend on the element alone: there is nothing to normalise
         self.norm = nn.Identity() if first else Norm(lmax, c.channels)
         self.messages = MessageSum(lmax, species, cutoff, c, first)
         self.out = DegreeLinear(lmax, c.heads * c.values, c.channels)
-        self.crystal_field = CrystalFieldEmbedding(lmax, slots, c.channels) if first and c.crystal_field else None
+        self.crystal_field = None if slots is None or not c.crystal_field else CrystalFieldEmbedding(lmax, slots, c.channels)
         self.feed_forward = FeedForward(lmax, c.channels, c.feed_forward)
 
     def forward(self, x: Tensor, edges: list[Tensor], inputs: Inputs, keep: bool) -> Tensor:
@@ -222,7 +240,12 @@ class HamiltonianNetwork(nn.Module):
             update.dtype = dtype
         return self
 
-    def forward(self, inputs: Inputs, exchange=NoExchange(), recompute: bool = False):  # noqa: B008
+    def forward(
+        self,
+        inputs: Inputs,
+        exchange: Exchange = NoExchange(),  # noqa: B008
+        recompute: bool = False,
+    ) -> tuple[dict[tuple[int, int], Tensor], dict[int, Tensor]]:
         """Compute offsite {(s_i, s_j): (G, n)} in edge frames and onsite {s: (A_s, n)}, Hartree.
 
         The result is Hermitian by construction: a block is the mean of its own read-out and of the adjoint of the read-out
@@ -265,7 +288,8 @@ class HamiltonianNetwork(nn.Module):
         After the last layer these are the read-outs (G, n) of each of inputs.pairs, before they are averaged with those of
         the flipped edges. Without gradients, the features before the layer are released.
         """
-        return apply(self.edge_updates[layer], inputs, self.edge_update_norms[layer](x), edges, keep, last_use=True)
+        update = cast(EdgeUpdate, self.edge_updates[layer])
+        return apply(update, inputs, self.edge_update_norms[layer](x), edges, keep, last_use=True)
 
     def read_onsite(self, inputs: Inputs, x: Tensor) -> dict[int, Tensor]:
         """Compute the onsite blocks of each element, (A_s, n), from the features of atoms after the last layer."""

@@ -76,7 +76,9 @@ class EdgeReadout(nn.Module):
         """
         result = {}
         for pair, degrees in self.slots.items():
-            columns, where, column = [], [], 0
+            columns: list[int] = []
+            where: list[int] = []
+            column = 0
             for L, n in degrees.items():
                 for M in range(2 * L + 1):
                     if self.lmax >= L:

@@ -4,8 +4,9 @@
 is kept for the adjoint; keeping any other intermediate would not be worth its memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -221,7 +222,7 @@ class MessageSum(_MessageModule):
 
     def weights(self) -> Weights:
         w = super().weights()
-        for h, values in enumerate(self.values):
+        for h, values in enumerate(cast(Iterable[SO2Convolution], self.values)):
             w |= values.weights(f"values{h}")
         return w | {
             "attention": self.attention,

@@ -4,10 +4,10 @@ A run is started by torchrun (RANK, WORLD_SIZE, MASTER_ADDR ...) or by Slurm's s
 ...); otherwise it has one process.
 """
 
+import logging
 import os
 import re
 import signal
-import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -16,6 +16,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = float(os.environ.get("HAMSCALE_TIMEOUT_SECONDS", 600))  # how long one rank waits for another
 BEAT_SECONDS = 1.0
@@ -167,7 +169,7 @@ def _beat(world: World, ended: threading.Event):
         except RuntimeError:  # the store is gone: the next communication reports it
             return
         if lost and not ended.is_set():
-            print(f"hamscale: error: {lost}", file=sys.stderr, flush=True)
+            log.error(lost)
             os._exit(1)  # an exception cannot reach a main thread that waits in C++
 
 

@@ -51,7 +51,7 @@ def forward_in_parts(
                 x[-1][atoms[: inputs.atoms]] = nodes
     coupling, kept = reference.coupling, torch.empty(0, dtype=dtype).numpy().dtype
     offsite = {(a, b): np.zeros((len(graph.edges.between(a, b)), coupling[a, b].size), kept) for a, b in graph.elements}
-    onsite = {z: [[] for _ in networks] for z in np.unique(graph.atoms.numbers).tolist()}
+    onsite: dict[int, list[list[np.ndarray]]] = {z: [[] for _ in networks] for z in np.unique(graph.atoms.numbers).tolist()}
     done = dict.fromkeys(offsite, 0)
     for piece, known in _pieces(graph, edges_at_once):
         inputs, atoms = _inputs(piece, known, reference, lmax, dtype, device)

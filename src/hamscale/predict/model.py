@@ -97,7 +97,8 @@ class TrainedModel:
         """Compute the result of `forward_in_parts` for a rank's part, with exchanges between layers."""
         device, elements = next(networks[0].parameters()).device, sorted(self.reference.basis)
         inputs = graph_inputs(part.graph, self.reference, networks[0].lmax, dtype, halo=part.halo).to(device)
-        means, onsite = {}, {}
+        means: dict[tuple[int, int], torch.Tensor] = {}
+        onsite: dict[int, list[np.ndarray]] = {}
         for network in networks:
             offsite, of_network = network(inputs, part.exchange)
             for pair, values in offsite.items():

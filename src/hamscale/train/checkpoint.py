@@ -4,6 +4,7 @@ A checkpoint holds everything on which the next step depends, so that a resumed 
 """
 
 import json
+import logging
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from safetensors.torch import save_file
 
 from ..files import atomic
 from ..inputs.model_folder import with_prefix
+
+log = logging.getLogger(__name__)
 
 SCHEMA = "checkpoint/2"
 CHECKPOINT = "checkpoint.safetensors"
@@ -32,7 +35,7 @@ def save_checkpoint(directory, learner, state: dict):
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(state)})
 
 
-def load_checkpoint(directory, learner, fingerprint: str, progress=print, is_root: bool = True) -> dict | None:
+def load_checkpoint(directory, learner, fingerprint: str, is_root: bool = True) -> dict | None:
     """Restore the learner and return the state, or return None if there is no checkpoint to resume from.
 
     A checkpoint that belongs to settings or data other than those of `fingerprint` is renamed by the root rank and not
@@ -52,7 +55,7 @@ def load_checkpoint(directory, learner, fingerprint: str, progress=print, is_roo
         old = path.with_name(f"{state['fingerprint'][:12]}.{CHECKPOINT}")
         if is_root:
             path.replace(old)
-        progress(f"the checkpoint found belongs to other settings or training data: starting anew; it is kept as {old}")
+            log.info(f"the checkpoint found belongs to other settings or training data: starting anew; it is kept as {old}")
         return None
     learner.model.load_state_dict(with_prefix(tensors, "model."))
     for name, p in learner.model.named_parameters():

@@ -1,5 +1,7 @@
 """Hold a network in training: its optimiser, learning rate, moving average and best weights so far."""
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -28,12 +30,12 @@ class Learner:
         )
         decay = settings.average
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
-        self.best = {}
+        self.best: dict[str, torch.Tensor] = {}
 
     @property
     def result(self) -> HamiltonianNetwork:
         """Return the network to validate and write: the moving average of the weights if there is one."""
-        return self.average.module if self.average else self.model
+        return cast(HamiltonianNetwork, self.average.module) if self.average else self.model
 
     def step(self):
         """Clip the gradients and update the weights."""
@@ -49,7 +51,7 @@ class Learner:
         if settings.schedule == "cosine":
             rate *= settings.learning_rate * 0.5 * (1 + np.cos(np.pi * step / settings.steps))
         elif settings.schedule == "plateau":
-            rate *= self.plateau.get_last_lr()[0]
+            rate *= float(self.plateau.get_last_lr()[0])
         else:
             rate *= settings.learning_rate
         for parameters in self.optimizer.param_groups:

@@ -7,11 +7,13 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from tqdm import tqdm
 from ..config import Model, Training
 from ..files import write_text
 from ..graph.graph import read_graph
-from ..graph.reference import read_reference
+from ..graph.reference import Reference, read_reference
 from ..inputs.model_folder import save_model
 from ..inputs.ranks import rank_example
 from ..inputs.tensors import Example, differences_mev
@@ -29,6 +31,8 @@ from ..parallel.env import World
 from . import checkpoint
 from .learner import Learner, dtype_of
 from .loss import Errors, eigenvalue_error, l1_l2
+
+log = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
@@ -62,7 +66,6 @@ def train(
     files: TrainingFiles,
     directory,
     checkpoint_directory,
-    progress: Callable = print,
     network: int = 0,
     world: World = World(),  # noqa: B008
     ranks_per_structure: int | None = None,
@@ -73,7 +76,7 @@ def train(
     The weights written are those with the lowest validation error. train.csv has a row per validation; errors are means
     over coupled components within the cutoff, those of edges in their frames. The result does not depend on the number of
     ranks, except for rounding.
-    network: which of training.members to train, from 0; its seed is training.seed + network.
+    network: which of training.networks to train, from 0; its seed is training.seed + network.
     ranks_per_structure: the number of ranks that share a structure, all by default. As many structures of a batch are
     processed at once as there are groups of ranks.
     Raises ValueError if there is no such network or the loss is not finite, and Stopped if any rank received a signal of
@@ -81,16 +84,16 @@ def train(
     """
     ranks = ranks_per_structure or world.size
     _check(model_config.training, files, network, world, ranks)
-    progress = progress if world.is_root else lambda message: None
-    trainer = Trainer(model_config, files, directory, checkpoint_directory, progress, network, world, ranks, exchange)
+    trainer = Trainer(model_config, files, directory, checkpoint_directory, network, world, ranks, exchange)
     trainer.run()
     trainer.write()
 
 
 def _check(settings: Training, files: TrainingFiles, network: int, world: World, ranks: int):
     """Raise ValueError if settings, files and ranks do not fit together."""
-    if not 0 <= network < settings.members:
-        raise ValueError(f"network {network}: found training.members {settings.members}, expected 0 to {settings.members - 1}.")
+    last = settings.networks - 1
+    if not 0 <= network <= last:
+        raise ValueError(f"network {network}: found training.networks {settings.networks}, expected 0 to {last}.")
     if world.size % ranks:
         raise ValueError(f"{world.size} ranks, {ranks} per structure: expected a divisor of the number of ranks.")
     structures = len(files.train) + len(files.validated())
@@ -121,7 +124,6 @@ class Trainer:
         files: TrainingFiles,
         directory,
         checkpoint_directory,
-        progress: Callable,
         network: int,
         world: World,
         ranks: int,
@@ -129,12 +131,12 @@ class Trainer:
     ):
         self.started, self.config, self.settings = time.time(), model_config, model_config.training
         self.files, self.directory, self.checkpoints = files, Path(directory), checkpoint_directory
-        self.progress, self.network, self.world, self.ranks = progress, network, world, ranks
+        self.network, self.world, self.ranks = network, world, ranks
         self.group, self.groups = world.rank // ranks, world.size // ranks
         reference = read_reference(files.reference)
         self.learner = Learner(model_config, reference, world, self.settings.seed + network)
         if not files.validation:
-            progress("no validation structures: the training structures are used instead")
+            self.report("no validation structures: the training structures are used instead")
         self.training, validation = self._examples(reference, exchange)
         self.validation = validation[self.group :: self.groups]
         self.baseline = _evaluate(None, self.validation, world)
@@ -144,31 +146,37 @@ class Trainer:
         )
         self.writer = _tensorboard(directory) if self.settings.tensorboard and world.is_root else None
 
-    def _examples(self, reference, exchange: str) -> tuple[list[Example], list[Example]]:
+    def report(self, message: str):
+        """Log a message, on the first rank alone."""
+        if self.world.is_root:
+            log.info(message)
+
+    def _examples(self, reference: Reference, exchange: str) -> tuple[list[Example], list[Example]]:
         """Read this rank's parts of the training and of the validation structures."""
         files, settings = self.files, self.settings
         paths = [*files.train, *files.validated()]
-        partitions = list(files.partitions) or [None] * len(paths)
-        operators = [*files.operators] if settings.eigenvalue_weight > 0 else [None] * len(files.train)
+        partitions: Sequence[Path | None] = files.partitions or [None] * len(paths)
+        weighted = settings.eigenvalue_weight > 0
+        operators = [*(files.operators if weighted else []), *[None] * len(paths)]
         parts = [
             rank_example(
                 read_graph(path), reference, self.learner.model.lmax, dtype_of(settings), settings.chunk, self.world,
-                self.ranks, partition, exchange, of and read_operators(of), settings.directions,
+                self.ranks, partition, exchange, read_operators(dft) if dft else None, settings.directions,
             )
-            for path, partition, of in zip(paths, partitions, operators + [None] * len(files.validated()))
+            for path, partition, dft in zip(paths, partitions, operators)
         ]  # fmt: skip
         return parts[: len(files.train)], parts[len(files.train) :]
 
     def _resume(self):
         """Start at the first step, or resume from the checkpoint if there is one."""
         fingerprint = _fingerprint(self.config, self.network, self.files)
-        self.state = {"step": 0, "best": float("inf"), "rows": [], "seconds": 0.0, "fingerprint": fingerprint}
+        self.state: dict[str, Any] = {"step": 0, "best": float("inf"), "rows": [], "seconds": 0.0, "fingerprint": fingerprint}
         self.recent = Errors()
-        found = checkpoint.load_checkpoint(self.checkpoints, self.learner, fingerprint, self.progress, self.world.is_root)
+        found = checkpoint.load_checkpoint(self.checkpoints, self.learner, fingerprint, self.world.is_root)
         if found:
             self.state = found
             self.recent = Errors(found["recent"]) if self.world.is_root else self.recent
-            self.progress(f"resumed at step {found['step']}")
+            self.report(f"resumed at step {found['step']}")
         self.world.barrier()  # no rank may write a checkpoint before all have read it
         self.before = self.state["seconds"]
 
@@ -218,7 +226,7 @@ class Trainer:
         learner, baseline, world = self.learner, self.baseline, self.world
         errors = _evaluate(learner.result, self.validation, world)
         learner.after_validation(errors["mae_mev"])
-        row = {"member": self.network, "step": step + 1, "learning_rate": rate}
+        row = {"network": self.network, "step": step + 1, "learning_rate": rate}
         row |= {"train_mae_mev": self.recent.over_ranks(world).means()["mae_mev"]}
         row |= {f"validation_{k}": v for k, v in errors.items()} | {f"baseline_{k}": v for k, v in baseline.items()}
         self.state["rows"].append(row | {"seconds": self.before + time.time() - self.started})
@@ -227,9 +235,10 @@ class Trainer:
             self.state["best"] = errors["mae_mev"]
             learner.best = {k: v.detach().clone() for k, v in learner.result.state_dict().items()}
         self.save(step + 1)
-        for name, value in row.items() if self.writer else ():
-            self.writer.add_scalar(name, value, step + 1)
-        self.progress(
+        if self.writer:
+            for name, value in row.items():
+                self.writer.add_scalar(name, value, step + 1)
+        self.report(
             f"step {step + 1} of {self.settings.steps}: training {row['train_mae_mev']:.3f}, "
             f"validation {errors['mae_mev']:.3f} meV "
             f"(onsite {errors['mae_mev_onsite']:.2f}, offsite {errors['mae_mev_offsite']:.3f}; "
@@ -253,7 +262,7 @@ class Trainer:
             raise ValueError("no validation error was a number. Lower training.learning_rate.")
         if self.world.is_root:
             write_text(self.directory / "train.csv", _table(self.state["rows"]))
-            record = self.settings.model_dump(exclude={"members"}) | {
+            record = self.settings.model_dump(exclude={"networks"}) | {
                 "validation_mae_mev": [self.state["best"]],
                 "seconds": [round(self.state["seconds"], 1)],
             }
@@ -284,9 +293,8 @@ def _evaluate(model, structures: list[Example], world: World) -> dict[str, float
     errors = Errors()
     for structure in structures:
         if model is None:
-            predicted = tuple(
-                {k: torch.zeros_like(v) for k, v in part.items()} for part in (structure.offsite, structure.onsite)
-            )
+            zero = lambda blocks: {k: torch.zeros_like(v) for k, v in blocks.items()}  # noqa: E731
+            predicted = zero(structure.offsite), zero(structure.onsite)
         else:
             predicted = model(structure.inputs, structure.exchange)
         errors.add(*differences_mev(predicted, structure))
@@ -298,13 +306,13 @@ def _batch(n: int, settings: Training, network: int, step: int) -> list[int]:
 
     The choice is a function of seeds and step alone, so that a resumed run repeats it.
     """
-    positions = np.arange(step * settings.batch, (step + 1) * settings.batch)
+    positions = range(step * settings.batch, (step + 1) * settings.batch)
     return [int(np.random.default_rng([settings.seed + network, p // n]).permutation(n)[p % n]) for p in positions]
 
 
 def _fingerprint(model_config: Model, network: int, files: TrainingFiles) -> str:
     """Compute a hash of the data and the settings on which the weights of a network depend."""
-    content = model_config.model_dump(mode="json", exclude={"description": True, "training": {"members"}})
+    content = model_config.model_dump(mode="json", exclude={"description": True, "training": {"networks"}})
     digest = hashlib.sha256(json.dumps([checkpoint.SCHEMA, network, content], sort_keys=True).encode())
     for path in (files.reference, *files.train, *files.validated(), *files.operators):
         digest.update(Path(path).read_bytes())
