@@ -74,7 +74,7 @@ def clebsch_gordan(l1: int, l2: int, L: int) -> np.ndarray:
     return coefficients
 
 
-def _racah(l1, m1, l2, m2, L, M) -> float:
+def _racah(l1: int, m1: int, l2: int, m2: int, L: int, M: int) -> float:
     f = factorial
     prefactor = (
         (2 * L + 1) * f(l1 + l2 - L) * f(l1 - l2 + L) * f(-l1 + l2 + L) / f(l1 + l2 + L + 1)

@@ -9,9 +9,11 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
@@ -92,21 +94,21 @@ class ElementBasis:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-class Basis(dict):
+class Basis(dict[int, ElementBasis]):
     """Mapping from atomic number to ElementBasis, for all elements of a material."""
 
-    def __init__(self, elements):
+    def __init__(self, elements: Iterable[ElementBasis]) -> None:
         super().__init__(sorted((element.number, element) for element in elements))
 
-    def __missing__(self, number):
+    def __missing__(self, number: int) -> NoReturn:
         known = ", ".join(element.element for element in self.values())
         raise ValueError(f"no basis for element {chemical_symbols[number]}; this basis holds {known}.")
 
-    def n_orbitals(self, numbers) -> np.ndarray:
+    def n_orbitals(self, numbers: Iterable[int]) -> np.ndarray:
         """Return the number of orbitals per atom, (A,)."""
         return np.array([self[int(z)].n_orbitals for z in numbers], dtype=np.int64)
 
-    def n_electrons(self, numbers) -> int:
+    def n_electrons(self, numbers: Iterable[int]) -> int:
         """Return the number of valence electrons of a neutral structure.
 
         Raises ValueError if the number of an element is not known.
@@ -141,15 +143,13 @@ def cp2k_data_directory() -> Path:
     if directory := os.environ.get("CP2K_DATA_DIR"):
         return Path(directory)
     for name in CP2K_BINARIES:
-        if shutil.which(name):
+        if binary := shutil.which(name):
             text = subprocess.run([name, "--version"], capture_output=True, text=True).stdout
             # CP2K breaks the list of flags at column 72, also within a word, and indents the next line
             match = re.search(r'__DATA_DIR="([^"]+)"', re.sub(r"\n\s+", "", text))
-            for directory in ([Path(match[1])] if match else []) + [
-                Path(shutil.which(name)).resolve().parents[1] / "share/cp2k"
-            ]:
-                if directory.is_dir():
-                    return directory
+            for folder in ([Path(match[1])] if match else []) + [Path(binary).resolve().parents[1] / "share/cp2k"]:
+                if folder.is_dir():
+                    return folder
     raise ValueError(
         "CP2K's basis and potential files were not found: CP2K_DATA_DIR is not set and no cp2k.psmp on PATH names its "
         "folder. Install CP2K (Debian: apt-get install cp2k) or set CP2K_DATA_DIR."
@@ -167,7 +167,9 @@ def find_data_file(name: str) -> Path:
     raise ValueError(f"{name}: no such file here or in {cp2k_data_directory()}. Expected a basis or potential file of CP2K.")
 
 
-def _entries(path: Path, element: str, parser):
+def _entries(
+    path: Path, element: str, parser: type[BasisSetData] | type[PseudopotentialData]
+) -> Iterator[BasisSetData | PseudopotentialData]:
     """Yield all entries of one element.
 
     Each entry is parsed by itself, because files contain kinds of entries that the library does not know.

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -20,13 +21,13 @@ from . import __version__
 
 
 @contextmanager
-def atomic(path):
+def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed to disk and renamed to `path`, else removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
-    temporary = Path(temporary)
+    temporary = Path(name)
     try:
         yield temporary
         with open(temporary, "rb") as written:
@@ -38,7 +39,7 @@ def atomic(path):
 
 
 @contextmanager
-def atomic_folder(path):
+def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success its files are flushed and it is renamed to `path`, else removed.
 
     Raises ValueError if `path` exists and is not an empty folder, because what it holds may be anything.
@@ -59,12 +60,12 @@ def atomic_folder(path):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_text(path, text: str):
+def write_text(path: str | Path, text: str) -> None:
     with atomic(path) as temporary:
         temporary.write_text(text)
 
 
-def write_table(path, table: pd.DataFrame, digits: int = 6, **facts):
+def write_table(path: str | Path, table: pd.DataFrame, digits: int = 6, **facts: object) -> None:
     """Write a csv whose first line, `# {...}`, says how it was made.
 
     The line has provenance, processor, versions, and the facts given.
@@ -73,13 +74,13 @@ def write_table(path, table: pd.DataFrame, digits: int = 6, **facts):
     write_text(path, f"# {json.dumps(about)}\n{table.to_csv(index=False, float_format=f'%.{digits}g')}")
 
 
-def read_table(path) -> pd.DataFrame:
+def read_table(path: str | Path) -> pd.DataFrame:
     """Read a csv, with or without the first line of `write_table`."""
     with open(path) as file:
         return pd.read_csv(path, skiprows=int(file.readline().startswith("#")))
 
 
-def facts(path) -> dict:
+def facts(path: str | Path) -> dict:
     """Return what the first line of a table says; empty if there is no such line."""
     with open(path) as file:
         line = file.readline()
@@ -87,7 +88,7 @@ def facts(path) -> dict:
 
 
 @contextmanager
-def create_h5(path, schema: str, **attributes):
+def create_h5(path: str | Path, schema: str, **attributes: object) -> Iterator[h5py.File]:
     """Open a new HDF5 file for writing, atomically, and set its attributes: `schema`, provenance and those given."""
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["schema"] = schema
@@ -97,7 +98,7 @@ def create_h5(path, schema: str, **attributes):
 
 
 @contextmanager
-def open_h5(path, schema: str):
+def open_h5(path: str | Path, schema: str) -> Iterator[h5py.File]:
     """Open an HDF5 file of the given schema for reading.
 
     Raises ValueError (file, what was found, what was expected) if the file is missing, cut short or of another schema.

@@ -4,15 +4,17 @@ A block (i, j, R) is <i, cell 0 | H | j, cell R>. H(k) = sum_R exp(+2 pi i k.R) 
 lattice. Atoms are wrapped as CP2K wraps them, so that R has the same meaning everywhere (docs/conventions.md).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import h5py
 import numpy as np
 import scipy.sparse as sp
 from ase import Atoms
+from numpy.typing import ArrayLike
 
 from .basis import Basis, ElementBasis
 from .files import create_h5, open_h5
@@ -25,6 +27,11 @@ PIECE = 1 << 17  # number of values that are processed at a time
 # attributes NAME_hartree of a file whose band edges are known (analysis/levels.py)
 ENERGIES = ("fermi_level", "valence_band_maximum", "conduction_band_minimum", "mid_gap", "fermi_level_standard_error")
 LEVELS_UNKNOWN = -1  # the attribute `metal` of a file whose band edges are not known yet
+
+# (z_i, z_j, pair indices (G,), value indices (G, n_i * n_j)) of some pairs of two elements
+SpeciesGroup: TypeAlias = tuple[int, int, np.ndarray, np.ndarray]
+# (slice of the values, H in Hartree, S)
+Piece: TypeAlias = tuple[slice, np.ndarray, np.ndarray]
 
 
 @dataclass
@@ -47,7 +54,7 @@ class Operators:
     attributes: dict = field(default_factory=dict)
     orbital_energies: tuple[np.ndarray, np.ndarray] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if getattr(self.pairs, "atoms", None) is not self.atoms:
             self.pairs = PairList(self.atoms, self.pairs)
         self.orbitals = self.basis.n_orbitals(self.atoms.numbers)  # (A,)
@@ -71,7 +78,7 @@ class Operators:
         i, j = self.pairs[b, :2]
         return values[self.offsets[b] : self.offsets[b + 1]].reshape(self.orbitals[i], self.orbitals[j])
 
-    def groups(self):
+    def groups(self) -> Iterator[SpeciesGroup]:
         """Yield the values of blocks by pair of elements, a portion at a time, as `group_by_species` does.
 
         Each item is (z_i, z_j, block indices (G,), value indices (G, n_i * n_j)).
@@ -111,7 +118,7 @@ class Operators:
             for name, values in (("hamiltonian", self.hamiltonian), ("overlap", self.overlap))
         }
 
-    def at_k(self, k) -> tuple[np.ndarray, np.ndarray]:
+    def at_k(self, k: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Compute dense H(k) in Hartree and S(k), (n, n), which are real at the Gamma point.
 
         k: in fractions of the reciprocal lattice.
@@ -145,7 +152,7 @@ class Operators:
         cell_of_value = np.repeat(of_pair.ravel(), np.diff(self.offsets))
         n = self.n_orbitals
         return {
-            tuple(int(x) for x in cell): sp.csr_matrix((values[mask], (rows[mask], columns[mask])), shape=(n, n))
+            (int(cell[0]), int(cell[1]), int(cell[2])): sp.csr_matrix((values[mask], (rows[mask], columns[mask])), shape=(n, n))
             for c, cell in enumerate(cells)
             if (mask := cell_of_value == c).any()
         }
@@ -164,7 +171,9 @@ class Operators:
         return replace(self, pairs=self.pairs.take(keep), hamiltonian=self.hamiltonian[values], overlap=self.overlap[values])
 
 
-def group_by_species(numbers, orbitals, pairs, offsets):
+def group_by_species(
+    numbers: np.ndarray, orbitals: np.ndarray, pairs: PairList | np.ndarray, offsets: np.ndarray
+) -> Iterator[SpeciesGroup]:
     """Yield pairs by species pair, in ascending order, a portion at a time.
 
     Each item is (z_i, z_j, pair indices (G,), value indices (G, n_i * n_j)), with at most PIECE values or one block. A
@@ -181,7 +190,7 @@ def group_by_species(numbers, orbitals, pairs, offsets):
             yield int(z // 1000), int(z % 1000), blocks, offsets[blocks][:, None] + within
 
 
-def write_operators(path, operators: Operators):
+def write_operators(path: str | Path, operators: Operators) -> None:
     """Write operators to a file of schema `operators/1`, atomically."""
     o = operators
     whole = [(slice(0, int(o.offsets[-1])), o.hamiltonian, o.overlap)]
@@ -189,15 +198,15 @@ def write_operators(path, operators: Operators):
 
 
 def write_pieces(
-    path,
+    path: str | Path,
     atoms: Atoms,
     basis: Basis,
     pairs: PairList,
-    pieces,
+    pieces: Iterable[Piece],
     attributes: dict | Callable[[], dict],
-    orbital_energies=None,
+    orbital_energies: tuple[np.ndarray, np.ndarray] | None = None,
     schema: str = SCHEMA,
-):
+) -> None:
     """Write `operators/1`, or a shard of it, atomically, with one piece in memory at a time.
 
     pieces: an iterable of (slice of the values, H in Hartree, S).
@@ -219,20 +228,23 @@ def write_pieces(
         file.attrs.update(attributes() if callable(attributes) else attributes)
 
 
-def join_shards(path, shards: list[Path], attributes: dict):
+def join_shards(path: str | Path, shards: list[Path], attributes: dict) -> None:
     """Write `operators/1` over shards in a folder beside it, as virtual datasets, without copying.
 
     The pairs come shard by shard. The file is written atomically; the shards must be complete.
     """
-    path, lengths, sizes, structure = Path(path), [], [], None
+    path, lengths, sizes = Path(path), [], []
+    structure: tuple[Atoms, Basis] | None = None
     for shard in shards:
         with open_h5(shard, SHARD) as file:
             sizes.append(np.diff(file["offsets"][:]))
             lengths.append({name: file[name].shape[0] for name in ("pairs", "hamiltonian", "overlap")})
             structure = structure or (read_structure(file), read_basis(file))
+    assert structure is not None, "a file has at least one shard"
+    atoms, basis = structure
     with create_h5(path, SCHEMA) as file:
-        write_structure(file, structure[0])
-        write_basis(file, structure[1])
+        write_structure(file, atoms)
+        write_basis(file, basis)
         file["offsets"] = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
         for name, dtype, width in (("pairs", np.int32, (5,)), ("hamiltonian", float, ()), ("overlap", float, ())):
             layout, first = h5py.VirtualLayout((sum(n[name] for n in lengths), *width), dtype), 0
@@ -248,7 +260,7 @@ def join_shards(path, shards: list[Path], attributes: dict):
         file.attrs.update(attributes)
 
 
-def store_levels(path, levels: dict) -> bool:
+def store_levels(path: str | Path, levels: dict) -> bool:
     """Store band edges in the places that a predicted file has for them, and return whether this was done.
 
     It is not done if the file has no such places, or if the band edges of a k-grid are known already.
@@ -265,7 +277,7 @@ def store_levels(path, levels: dict) -> bool:
     return True
 
 
-def _check_shards(file: h5py.File):
+def _check_shards(file: h5py.File) -> None:
     """Raise ValueError if a shard is missing, because its values would otherwise be read as fill values."""
     for source in file["hamiltonian"].virtual_sources() if file["hamiltonian"].is_virtual else ():
         if not (shard := Path(file.filename).parent / source.file_name).is_file():
@@ -273,7 +285,7 @@ def _check_shards(file: h5py.File):
 
 
 @contextmanager
-def _named(path):
+def _named(path: str | Path) -> Iterator[None]:
     """Add the path of the file to errors about its content."""
     try:
         yield
@@ -284,7 +296,7 @@ def _named(path):
 
 
 @contextmanager
-def open_operators(path):
+def open_operators(path: str | Path) -> Iterator[tuple[h5py.File, Atoms, Basis, PairList]]:
     """Open `operators/1` and check everything except the values: yields (file, atoms, basis, PairList as stored).
 
     Raises ValueError, with the path, if the file is missing, cut short, of another schema, has blocks that do not fit the
@@ -306,13 +318,13 @@ def open_operators(path):
         yield file, atoms, basis, pairs
 
 
-def check_finite(name: str, values: np.ndarray):
+def check_finite(name: str, values: np.ndarray) -> None:
     """Raise ValueError if a value of H or S is not finite."""
     if not np.isfinite(values).all():
         raise ValueError(f"{name} holds NaN or infinity. The run that made it went wrong: make it again.")
 
 
-def read_operators(path) -> Operators:
+def read_operators(path: str | Path) -> Operators:
     """Read and check `operators/1`.
 
     Raises ValueError as `open_operators` does, and if a value is not finite.
@@ -328,7 +340,7 @@ def read_operators(path) -> Operators:
         return operators.sorted() if file["pairs"].is_virtual else operators
 
 
-def write_structure(file: h5py.File, atoms: Atoms):
+def write_structure(file: h5py.File, atoms: Atoms) -> None:
     group = file.create_group("structure")
     group["numbers"] = atoms.numbers.astype(np.int32)
     group["positions"] = atoms.positions
@@ -350,7 +362,7 @@ def read_structure(file: h5py.File) -> Atoms:
     return atoms
 
 
-def write_basis(file: h5py.File, basis: Basis):
+def write_basis(file: h5py.File, basis: Basis) -> None:
     for element in basis.values():
         group = file.create_group(f"basis/{element.element}")
         group["l"] = np.array(element.l, np.int32)

@@ -5,9 +5,15 @@ i is an atom of the cell 0 and the row of a block, j an atom of the cell R and i
 """
 
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 from ase import Atoms
+from numpy.typing import ArrayLike, DTypeLike
+
+Index: TypeAlias = int | np.integer | slice | np.ndarray | list[int]
+ByElement: TypeAlias = dict[int, np.ndarray]  # z -> an array for the atoms of that element
+ByPair: TypeAlias = dict[tuple[int, int], np.ndarray]  # (z_i, z_j) -> an array for the pairs of atoms of these elements
 
 
 class PairList:
@@ -24,25 +30,25 @@ class PairList:
         pairs.flipped_index   # [1, 0]
     """
 
-    def __init__(self, atoms: Atoms, table):
+    def __init__(self, atoms: Atoms, table: ArrayLike) -> None:
         self.atoms = atoms
         self.table = np.asarray(table, np.int64).reshape(-1, 5)
-        self._between = {}
+        self._between: ByPair = {}
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, rows) -> np.ndarray:
+    def __getitem__(self, rows: Index | tuple[Index, ...]) -> np.ndarray:
         return self.table[rows]
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.table, dtype, copy=copy)
 
     def tolist(self) -> list[list[int]]:
         """Return the table as lists of five integers."""
         return self.table.tolist()
 
-    def take(self, rows) -> "PairList":
+    def take(self, rows: Index) -> "PairList":
         """Select some pairs by index, slice or mask (E,)."""
         return PairList(self.atoms, self.table[rows])
 
@@ -99,7 +105,7 @@ class PairList:
     def elements(self) -> list[tuple[int, int]]:
         """Return the pairs of elements (z_i, z_j) that occur, ascending."""
         numbers = self.atoms.numbers
-        return [tuple(map(int, p)) for p in np.unique(numbers[self.table[:, :2]].reshape(-1, 2), axis=0)]
+        return [(int(z_i), int(z_j)) for z_i, z_j in np.unique(numbers[self.table[:, :2]].reshape(-1, 2), axis=0)]
 
     def between(self, z_i: int, z_j: int) -> np.ndarray:
         """Return the rows of the pairs of two elements, ascending."""
@@ -118,11 +124,11 @@ class PairList:
             place[rows] = np.arange(len(rows))
         return place
 
-    def find(self, wanted) -> np.ndarray:
+    def find(self, wanted: ArrayLike) -> np.ndarray:
         """Find the row of each wanted pair (M, 5) in this list, which must be sorted; -1 if it is missing, (M,)."""
         return find_pairs(np.asarray(wanted), self.table)
 
-    def find_in_elements(self, wanted) -> np.ndarray:
+    def find_in_elements(self, wanted: ArrayLike) -> np.ndarray:
         """Find the place of each wanted pair (M, 5) among those of its two elements in this sorted list.
 
         The place is -1 if the pair is missing, (M,).
@@ -156,7 +162,7 @@ def sort_keys(table: np.ndarray) -> np.ndarray:
     return key
 
 
-def block_offsets(pairs, orbitals: np.ndarray) -> np.ndarray:
+def block_offsets(pairs: "PairList | np.ndarray", orbitals: np.ndarray) -> np.ndarray:
     """Return the position of the first value of every block among the values of all blocks, and their number, (E + 1,).
 
     pairs: a PairList or its table. orbitals (A,): number of orbitals of every atom; block (i, j, R) has

@@ -4,11 +4,13 @@ import contextlib
 import hashlib
 import importlib
 import sys
+from pathlib import Path
 
 import ase.build
 import ase.io
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import Calculator
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.neighborlist import neighbor_list
@@ -45,7 +47,7 @@ def _build(material: Material, identifier: str, tiles: tuple[str, ...], tile: At
         raise ValueError(f"no structure {identifier!r}. Structures: {', '.join(material.identifiers())}.")
     name, number = identifier.rsplit("-", 1)
     s = material.structures[name]
-    if identifier in tiles:
+    if s.tile and identifier in tiles:
         raise ValueError(f"structures.{name}: tile.of {s.tile.of!r} leads back to itself.")
     if s.tile:
         frames = [tile or _build(material, s.tile.of, (*tiles, identifier))]
@@ -80,6 +82,7 @@ def _source(name: str, s: StructureSet) -> list[Atoms]:
             return read_frames(s.file.path)
         if s.builder:
             return [getattr(ase.build, s.builder.name)(**s.builder.arguments)]
+        assert s.spacegroup is not None, "a set has exactly one source"
         symbols, *coordinates = zip(*s.spacegroup.basis)
         return [crystal(symbols, list(zip(*coordinates)), spacegroup=s.spacegroup.spacegroup, cellpar=s.spacegroup.cellpar)]
     except ValueError as error:
@@ -142,7 +145,7 @@ def melt_quench(where: str, atoms: Atoms, settings: MeltQuench, rng: np.random.G
     return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
 
 
-def _calculator(where: str, settings: MeltQuench):
+def _calculator(where: str, settings: MeltQuench) -> Calculator:
     module, _, name = settings.calculator.rpartition(".")
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -172,7 +175,7 @@ def _random_packing(atoms: Atoms, rng: np.random.Generator) -> np.ndarray:
     return placed
 
 
-def _distort(atoms: Atoms, s: StructureSet, rng: np.random.Generator):
+def _distort(atoms: Atoms, s: StructureSet, rng: np.random.Generator) -> None:
     if s.strain and atoms.pbc.any():
         strain = rng.normal(0, s.strain, (3, 3))
         atoms.set_cell(atoms.cell @ (np.eye(3) + (strain + strain.T) / 2), scale_atoms=True)
@@ -216,18 +219,19 @@ def given_cells(atoms: Atoms) -> np.ndarray | None:
     return cells.astype(np.int64) if np.abs(moved - cells).max(initial=0.0) < 1e-6 else None
 
 
-def kpoint_counts(atoms: Atoms, counts, length_angstrom: float | None) -> tuple[int, int, int]:
+def kpoint_counts(atoms: Atoms, counts: tuple[int, int, int], length_angstrom: float | None) -> tuple[int, int, int]:
     """Return the number of grid points along each cell vector: `counts`, or, with a length, round(length / |a|).
 
     With a length it is at least one, and one along a direction that is not periodic.
     """
     if length_angstrom is None:
-        return tuple(counts)
+        return counts
     lengths = np.where(atoms.pbc, atoms.cell.lengths(), np.inf)
-    return tuple(max(1, round(length_angstrom / length)) for length in lengths)
+    a, b, c = (max(1, round(length_angstrom / length)) for length in lengths)
+    return a, b, c
 
 
-def _check(where: str, atoms: Atoms, material: Material):
+def _check(where: str, atoms: Atoms, material: Material) -> None:
     unknown = sorted(set(atoms.get_chemical_symbols()) - set(material.species))
     if unknown:
         raise ValueError(
@@ -243,7 +247,7 @@ def _check(where: str, atoms: Atoms, material: Material):
     check_distances(where, atoms)
 
 
-def check_distances(where: str, atoms: Atoms):
+def check_distances(where: str, atoms: Atoms) -> None:
     """Raise ValueError if two atoms (or an atom and its image) are closer than 0.5 A."""
     i, j, d = neighbor_list("ijd", atoms, MINIMUM_DISTANCE_ANGSTROM)
     if len(d):
@@ -253,13 +257,13 @@ def check_distances(where: str, atoms: Atoms):
         )
 
 
-def write_structure_file(path, atoms: Atoms):
+def write_structure_file(path: str | Path, atoms: Atoms) -> None:
     """Write extxyz atomically. It holds 8 decimals of positions, to which `build_structure` rounds."""
     with atomic(path) as temporary:
         ase.io.write(temporary, atoms, format="extxyz", write_results=False)
 
 
-def read_structure_file(path, frame: int | None = None) -> Atoms:
+def read_structure_file(path: str | Path, frame: int | None = None) -> Atoms:
     """Read one structure from any file that ASE reads. frame: index of the structure in a trajectory, from 0.
 
     Raises ValueError as `read_frames` does, if there are several frames and none was chosen, and if there is no such frame.
@@ -275,7 +279,7 @@ def read_structure_file(path, frame: int | None = None) -> Atoms:
     return frames[frame or 0]
 
 
-def read_frames(path) -> list[Atoms]:
+def read_frames(path: str | Path) -> list[Atoms]:
     """Read all structures of a file that ASE reads.
 
     Raises ValueError if the file is missing or ASE cannot read it, and if a site is shared by elements or partly empty: ASE
@@ -287,6 +291,7 @@ def read_frames(path) -> list[Atoms]:
         raise ValueError(
             f"{path}: not a structure ASE reads ({type(error).__name__}: {error}). Expected extxyz, CIF, ..."
         ) from None
+    assert isinstance(frames, list), "ASE reads a list with the index ':'"
     for atoms in frames:
         # for every kind of site ASE lists the elements that share it, once for each of these elements
         kinds = {tuple(sorted(shares.items())) for shares in atoms.info.get("occupancy", {}).values()}

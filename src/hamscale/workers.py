@@ -8,14 +8,19 @@ large, and k-points and clusters are shared among processes.
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any, Literal, TypeVar, overload
 
+import numpy as np
 import scipy.linalg
 from threadpoolctl import ThreadpoolController
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 LARGE = 3000  # number of orbitals from which on several threads pay
 
@@ -26,7 +31,7 @@ def _threads() -> ThreadpoolController:
 
 
 @contextmanager
-def threads_for(n: int):
+def threads_for(n: int) -> Iterator[None]:
     """Limit BLAS to one thread while matrices of n orbitals are worked on.
 
     If n is LARGE or more, BLAS gets as many threads as there are workers.
@@ -44,13 +49,21 @@ def threads_for(n: int):
         _limit = before
 
 
-_limit = None  # number of BLAS threads inside `threads_for`
+_limit: int | None = None  # number of BLAS threads inside `threads_for`
 
 
-def eigh(H, S, **options):
+@overload
+def eigh(H: np.ndarray, S: np.ndarray, *, eigvals_only: Literal[True], **options: object) -> np.ndarray: ...
+@overload
+def eigh(
+    H: np.ndarray, S: np.ndarray, *, eigvals_only: Literal[False] = False, **options: object
+) -> tuple[np.ndarray, np.ndarray]: ...
+def eigh(
+    H: np.ndarray, S: np.ndarray, *, eigvals_only: bool = False, **options: object
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """Solve a generalised problem by scipy.linalg.eigh, on as many threads as pay. Raises LinAlgError as it does."""
     with threads_for(len(H)):
-        return scipy.linalg.eigh(H, S, **options)
+        return scipy.linalg.eigh(H, S, eigvals_only=eigvals_only, **options)
 
 
 def worker_count() -> int:
@@ -62,7 +75,7 @@ def worker_count() -> int:
     return int(told) if told.isdigit() and int(told) else len(os.sched_getaffinity(0))
 
 
-def in_processes(function: Callable, items: Iterable, workers: int | None = None) -> list:
+def in_processes(function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None) -> list[Result]:
     """Apply a function to items and return the results in their order; the items are shared among worker processes.
 
     With one worker or one item the work is done in this process. The function and the objects it refers to are not copied,
@@ -88,9 +101,10 @@ def in_processes(function: Callable, items: Iterable, workers: int | None = None
         _shared = None
 
 
-_shared = None
+_shared: tuple[Callable, list] | None = None  # function and items inside `in_processes`
 
 
-def _apply(k: int):
+def _apply(k: int) -> Any:
+    assert _shared is not None, "a worker is forked inside `in_processes`"
     function, items = _shared
     return function(items[k])

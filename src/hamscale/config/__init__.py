@@ -12,11 +12,13 @@ from .schema import (
     MeltQuench,
     Model,
     Network,
+    Split,
     StructureSet,
     Training,
 )
 
 __all__ = [
     "EXCHANGES", "EXPORTS", "PAPER_FIGURES", "PARTITIONERS", "Analysis", "Config", "Material", "MeltQuench", "Model", "Network",
-    "StructureSet", "Training", "check_configuration", "load_config", "load_material", "load_model", "sha256", "validate",
+    "Split", "StructureSet", "Training", "check_configuration", "load_config", "load_material", "load_model", "sha256",
+    "validate",
 ]  # fmt: skip

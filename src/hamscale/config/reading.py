@@ -4,18 +4,21 @@ import hashlib
 import json
 import typing
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from .schema import Config, Material, Model
 
+Schema = TypeVar("Schema", bound=BaseModel)
 
-def _load(path, model):
+
+def _load(path: str | Path, model: type[Schema]) -> Schema:
     return validate(path, _read(path), model)
 
 
-def _read(path):
+def _read(path: str | Path) -> object:
     path = Path(path)
     if not path.is_file():
         available = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
@@ -26,7 +29,7 @@ def _read(path):
         raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
 
 
-def validate(source, content, model):
+def validate(source: str | Path, content: object, model: type[Schema]) -> Schema:
     """Return the pydantic model of `content`.
 
     Raises one ValueError that names the source, every wrong field, and what the field expects.
@@ -43,7 +46,7 @@ def validate(source, content, model):
         raise ValueError("\n".join(lines)) from None
 
 
-def _fields(model, location) -> list[str]:
+def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Return the names of the fields at a place of a model: one of them may be what a misspelt key was meant to be."""
     for part in location:
         annotation = (
@@ -59,7 +62,7 @@ def _fields(model, location) -> list[str]:
     return list(getattr(model, "model_fields", {}))
 
 
-def load_material(path) -> Material:
+def load_material(path: str | Path) -> Material:
     """Return the material of a file, with the settings of the material that it extends filled in.
 
     Raises ValueError if an extension changes its structures or their DFT, because those belong to the other material.
@@ -91,7 +94,7 @@ def load_material(path) -> Material:
     return material
 
 
-def _merged(parent, content):
+def _merged(parent: object, content: object) -> object:
     """Merge `content` over `parent`, key by key; None removes a key."""
     if not (isinstance(parent, dict) and isinstance(content, dict)):
         return content
@@ -100,11 +103,11 @@ def _merged(parent, content):
     return {k: v for k, v in merged.items() if v is not None}
 
 
-def load_model(path) -> Model:
+def load_model(path: str | Path) -> Model:
     return _load(path, Model)
 
 
-def load_config(path) -> Config:
+def load_config(path: str | Path) -> Config:
     return _load(path, Config)
 
 

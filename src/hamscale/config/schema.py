@@ -101,7 +101,7 @@ class StructureSet(Section):
     seed: int = Field(0, description="with the set's name and the structure's number: the same numbers on every machine")
 
     @model_validator(mode="after")
-    def _one_source(self):
+    def _one_source(self) -> typing.Self:
         sources = [name for name in ("file", "builder", "spacegroup", "tile") if getattr(self, name)]
         if len(sources) != 1:
             raise ValueError(f"has sources {sources}, expected exactly one of file, builder, spacegroup, tile")
@@ -197,7 +197,7 @@ class Material(Section):
     analysis: Analysis = Analysis()
 
     @model_validator(mode="after")
-    def _splits(self):
+    def _splits(self) -> typing.Self:
         trajectories: dict[str, set[str]] = {}
         for name, s in self.structures.items():
             if not name.replace("_", "").isalnum():

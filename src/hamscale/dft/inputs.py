@@ -52,7 +52,7 @@ def cp2k_input(atoms: Atoms, material: Material, basis: Basis) -> str:
 
 
 @lru_cache
-def _grammar():
+def _grammar() -> tuple[CP2KInputGenerator, CP2KInputParser]:
     """Return the generator and the parser.
 
     Each reads 28 MB of CP2K's grammar, which takes seconds, so both are made once per process.
@@ -160,7 +160,7 @@ def _file(name: str) -> str:
     return str(path.resolve()) if "/" in name else name
 
 
-def _difference(a, b, where: str = "") -> str | None:
+def _difference(a: object, b: object, where: str = "") -> str | None:
     """Return a description of where two input trees differ, or None if they do not.
 
     Numbers are compared by value, words without regard to case, and repeated sections in any order.

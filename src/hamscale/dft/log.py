@@ -42,7 +42,7 @@ class RunOutput:
     basis_sets: dict[str, tuple[str, int]]
 
 
-def check_version(version: str):
+def check_version(version: str) -> None:
     """Raise ValueError if the formats of a version of CP2K are not known.
 
     Versions other than KNOWN_VERSIONS are accepted if $HAMSCALE_CP2K_VERSIONS lists them, separated by blanks.
@@ -54,7 +54,7 @@ def check_version(version: str):
         )
 
 
-def parse_output(path) -> RunOutput:
+def parse_output(path: str | Path) -> RunOutput:
     """Read the log run.out of a run.
 
     Raises ValueError, naming the file, if a part is missing, if the version of CP2K is not known, or if the matrices of a
@@ -65,7 +65,7 @@ def parse_output(path) -> RunOutput:
         raise ValueError(f"{path}: no such file. Expected the log of a CP2K run.")
     text = path.read_text(errors="replace")
 
-    def find(pattern, what):
+    def find(pattern: str, what: str) -> str:
         match = re.search(pattern, text, re.M)
         if not match:
             raise ValueError(f"{path}: {what} is missing. Expected the complete log of CP2K {', '.join(KNOWN_VERSIONS)}.")
@@ -91,7 +91,7 @@ def parse_output(path) -> RunOutput:
         images,
         kpoints,
         scheme[1] if scheme else "Gamma",
-        tuple(int(n) for n in grid.groups()) if grid else None,
+        (int(grid[1]), int(grid[2]), int(grid[3])) if grid else None,
         _orbital_energies(path, text, len(kpoints)),
         float(find(r"E\(Fermi\): +(\S+) a\.u\.", "the Fermi level")),
         float(find(r"ENERGY\| Total FORCE_EVAL .*\]:? +(\S+)$", "the total energy")),
@@ -106,17 +106,17 @@ def parse_output(path) -> RunOutput:
 
 def _images(path: Path, text: str, periodicity: str) -> np.ndarray | None:
     """Return the table of periodic images of H and S; None for a molecule. Raises ValueError as `parse_output` does."""
-    tables = [image_table(text, name) for name in ("KS", "S")]
-    if (tables[0] is None) != (tables[1] is None) or (tables[0] is not None and not np.array_equal(*tables)):
+    of_h, of_s = (image_table(text, name) for name in ("KS", "S"))
+    if (of_h is None) != (of_s is None) or (of_h is not None and of_s is not None and not np.array_equal(of_h, of_s)):
         raise ValueError(f"{path}: the image tables of H and S differ. They must belong to one run.")
-    if tables[0] is None and periodicity != "NONE":
+    if of_h is None and periodicity != "NONE":
         raise ValueError(
             f"{path}: the run is periodic along {periodicity} and has no k-points, so CP2K folded the matrices of all periodic "
             "images into one, from which H(R) cannot be had back. Add &KPOINTS with SCHEME MONKHORST-PACK 1 1 1 (the Gamma "
             "point alone), and REAL_SPACE .TRUE. in &KS_CSR_WRITE and &S_CSR_WRITE, as `hamscale input` does; a molecule needs "
             "PERIODIC NONE in &CELL and &POISSON."
         )
-    return tables[0]
+    return of_h
 
 
 def _kpoints(path: Path, text: str, has_images: bool) -> np.ndarray:

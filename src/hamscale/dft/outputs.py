@@ -16,7 +16,7 @@ from scipy.sparse import bsr_array, csr_array
 
 from ..basis import Basis
 from ..operators import Operators
-from ..pairs import block_offsets, sort_keys
+from ..pairs import PairList, block_offsets, sort_keys
 from ..units import angstrom_to_bohr
 from ..workers import eigh
 from .inputs import PROJECT
@@ -30,7 +30,7 @@ KPOINT_ROUNDING = 6e-6  # the log prints 5 decimals of k-points
 HERMITICITY_TOLERANCE = 1e-7  # Hartree for H, 1 for S
 
 
-def image_files(directory, output: RunOutput) -> dict[str, list[Path]]:
+def image_files(directory: str | Path, output: RunOutput) -> dict[str, list[Path]]:
     """Return the CSR files of H ("KS") and S ("S"), in the order of the image table.
 
     Raises ValueError if the files there and the table disagree, or if a file does not consist of whole records.
@@ -71,7 +71,7 @@ def _is_binary(path: Path) -> bool:
     return not start or b"\0" in start
 
 
-def read_csr(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_csr(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Read row and column (counted from 0) and value of every entry of a CSR file, binary or text.
 
     Raises ValueError if the file is cut short or holds complex numbers (a matrix at a k-point: REAL_SPACE was not set).
@@ -104,7 +104,7 @@ def read_csr(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return table[:, 0].astype(np.int32) - 1, table[:, 1].astype(np.int32) - 1, table[:, 2]
 
 
-def read_run(directory, atoms: Atoms, basis: Basis, attributes: dict | None = None) -> Operators:
+def read_run(directory: str | Path, atoms: Atoms, basis: Basis, attributes: dict | None = None) -> Operators:
     """Read H and S of an accepted run as block-sparse operators.
 
     They have every block in which H or S has an element. Onsite blocks are symmetrised: CP2K's differ from their transpose by
@@ -124,7 +124,7 @@ def read_run(directory, atoms: Atoms, basis: Basis, attributes: dict | None = No
     operators = Operators(
         atoms,
         basis,
-        pairs,
+        PairList(atoms, pairs),
         values["KS"],
         values["S"],
         {
@@ -144,7 +144,7 @@ def read_run(directory, atoms: Atoms, basis: Basis, attributes: dict | None = No
     return operators
 
 
-def exact_kpoints(directory, output: RunOutput, cell: np.ndarray) -> np.ndarray:
+def exact_kpoints(directory: str | Path, output: RunOutput, cell: np.ndarray) -> np.ndarray:
     """Return the k-points of a run without the log's rounding to five decimals, (K, 3), in fractions of the reciprocal lattice.
 
     A grid of n divisions has k = (2 r - n - 1) / (2 n) + shift along each vector, r = 1..n (H. J. Monkhorst, J. D. Pack, Phys.
@@ -185,7 +185,7 @@ def _threshold(directory: Path) -> dict[str, float]:
     return {"eps_threshold": max(map(float, found))} if found else {}
 
 
-def _check_structure(directory: Path, output: RunOutput, atoms: Atoms, basis: Basis):
+def _check_structure(directory: Path, output: RunOutput, atoms: Atoms, basis: Basis) -> None:
     if output.elements != atoms.get_chemical_symbols() or np.abs(output.positions - atoms.positions).max() > 1e-5:
         raise ValueError(
             f"{directory / OUTPUT}: atoms of the run ({len(output.elements)}) are not those of the structure ({len(atoms)} "
@@ -277,7 +277,7 @@ def _row_of_block(matrix: bsr_array) -> np.ndarray:
     return np.repeat(np.arange(len(matrix.indptr) - 1), np.diff(matrix.indptr))
 
 
-def _check_diagonal(directory: Path, operators: Operators):
+def _check_diagonal(directory: Path, operators: Operators) -> None:
     """Check that every diagonal element of H(R=0) and S(R=0) is there.
 
     A file that was cut by whole records loses the last one first.
@@ -285,8 +285,8 @@ def _check_diagonal(directory: Path, operators: Operators):
     # pairs are sorted, so the blocks are in the order of atoms
     blocks, orbitals = np.flatnonzero(operators.pairs.onsite), operators.orbitals
     if len(blocks) < len(orbitals):
-        atom = int(np.setdiff1d(np.arange(len(orbitals)), operators.pairs[blocks, 0])[0])
-        raise ValueError(f"{directory}: atom {atom} has no onsite block in H and S. Was a CSR file cut short? Run CP2K again.")
+        bare = int(np.setdiff1d(np.arange(len(orbitals)), operators.pairs[blocks, 0])[0])
+        raise ValueError(f"{directory}: atom {bare} has no onsite block in H and S. Was a CSR file cut short? Run CP2K again.")
     atom = np.repeat(np.arange(len(orbitals)), orbitals)
     within = np.arange(len(atom)) - (np.cumsum(orbitals) - orbitals)[atom]
     diagonal = operators.offsets[blocks][atom] + within * (orbitals[atom] + 1)
@@ -299,7 +299,7 @@ def _check_diagonal(directory: Path, operators: Operators):
             )
 
 
-def _make_hermitian(directory: Path, operators: Operators):
+def _make_hermitian(directory: Path, operators: Operators) -> None:
     """Check H = H^+ and S = S^+ block by block, then make both exact; it is the onsite blocks that need it."""
     for name in ("hamiltonian", "overlap"):
         try:
@@ -315,6 +315,7 @@ def _make_hermitian(directory: Path, operators: Operators):
 
 def eigenvalue_check(operators: Operators) -> float:
     """Return max |eigenvalues of H(k), S(k) - those CP2K printed|, in Hartree, over all k-points and orbitals of the run."""
+    assert operators.orbital_energies is not None, "operators of a CP2K run hold its orbital energies"
     kpoints, energies = operators.orbital_energies
     deviations = []
     for k, printed in zip(kpoints, energies, strict=True):

@@ -45,7 +45,7 @@ def cp2k_command(command: str | None = None) -> list[str]:
 
 
 @lru_cache
-def check_command(words: tuple[str, ...]):
+def check_command(words: tuple[str, ...]) -> None:
     """Refuse a CP2K whose formats are not known before it computes anything, by calling `WORDS --version` once.
 
     Raises ValueError as `outputs.check_version` does. If the command does not print a version, the check of its log decides.
@@ -61,7 +61,7 @@ def check_command(words: tuple[str, ...]):
             raise ValueError(f"{shlex.join(words)}: {error}") from None
 
 
-def run_cp2k(input_path, directory, command: str | None = None):
+def run_cp2k(input_path: str | Path, directory: str | Path, command: str | None = None) -> None:
     """Run one input; afterwards `directory` holds run.inp, run.out and the CSR files of an accepted run.
 
     The run takes place in a scratch folder beside `directory`, which is then renamed as a whole. Raises ValueError if the run
@@ -115,7 +115,7 @@ def run_batch(inputs: list[Path], store: Path, at_once: int = 1, command: str | 
     errors: dict[str, str] = {}
     aborted: set[str] = set()
 
-    def run(path: Path):
+    def run(path: Path) -> None:
         kept = store / path.stem / f"{PROJECT}.inp"
         if kept.is_file() and kept.read_bytes() == path.read_bytes():
             log.info(f"{path.stem}: done before")
@@ -140,7 +140,7 @@ def run_batch(inputs: list[Path], store: Path, at_once: int = 1, command: str | 
     return errors
 
 
-def collect(input_path: Path, store: Path, record: Path, directory: Path):
+def collect(input_path: Path, store: Path, record: Path, directory: Path) -> None:
     """Link the files of an accepted run of the store into `directory`, without a copy.
 
     Raises ValueError with the error of a refused run. The record of the batch is then removed, so that the next start repeats
@@ -164,7 +164,7 @@ def collect(input_path: Path, store: Path, record: Path, directory: Path):
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def check_run(directory: Path, returncode: int):
+def check_run(directory: Path, returncode: int) -> None:
     """Accept a run, or raise ValueError with the cause.
 
     A run is accepted if its exit code is 0, its log has "SCF run converged", no "NOT converged", and "PROGRAM ENDED AT", and

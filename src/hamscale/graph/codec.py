@@ -18,8 +18,8 @@ from itertools import pairwise
 import numpy as np
 
 from ..angular import edge_rotations
-from ..operators import Operators, group_by_species
-from ..pairs import PairList, block_offsets, place_in_element
+from ..operators import Operators, Piece, group_by_species
+from ..pairs import ByElement, ByPair, PairList, block_offsets, place_in_element
 from .coupling import coupled_groups
 from .crystal_field import onsite_blocks, shifted
 from .graph import Graph, structure_graph
@@ -83,7 +83,7 @@ class BlockCodec:
         }
         return replace(graph, offsite=offsite, onsite=onsite, crystal_field=onsite_reference, attributes=attributes)
 
-    def _mean_of_blocks(self, offsite: dict, onsite: dict) -> float:
+    def _mean_of_blocks(self, offsite: ByPair, onsite: ByElement) -> float:
         """Compute the mean |x| over the matrix elements of blocks, which differs from the mean over coupled components."""
         coupling = self.reference.coupling
         targets = offsite | {(z, z, "onsite"): target for z, target in onsite.items()}
@@ -94,7 +94,9 @@ class BlockCodec:
         ]
         return float(sum(sums) / sum(target.size for target in targets.values()))
 
-    def decode(self, graph: Graph, offsite: dict, onsite: dict, crystal_field: dict | None = None) -> "DecodedBlocks":
+    def decode(
+        self, graph: Graph, offsite: ByPair, onsite: ByElement, crystal_field: ByElement | None = None
+    ) -> "DecodedBlocks":
         """Combine the reference and a residual into blocks, which are computed only when they are requested.
 
         offsite: (z_i, z_j) -> (G, n) in edge frames, and onsite: z -> (A_z, n), in Hartree. A pair of elements, or an
@@ -127,11 +129,11 @@ class DecodedBlocks:
     graph: Graph
     reference: Reference
     pairs: PairList
-    offsite: dict
-    onsite: dict
-    shifts: dict
+    offsite: ByPair
+    onsite: ByElement
+    shifts: ByElement
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.places = place_in_element(self.graph.atoms.numbers)
 
     def operators(self) -> Operators:
@@ -142,7 +144,7 @@ class DecodedBlocks:
             H[span], S[span] = hamiltonian, overlap
         return Operators(atoms, basis, self.pairs, H, S)
 
-    def pieces(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    def pieces(self) -> Iterator[Piece]:
         """Yield (slice of the values, H in Hartree, S) in the order of the pairs; no block is divided between pieces.
 
         A block and its transpose are both made from the lesser of the two pairs, so that both matrices are Hermitian to the
@@ -169,7 +171,9 @@ class DecodedBlocks:
                     values[index] = np.where(turned[of, None], transposed, block)
             yield slice(int(offsets[first]), int(offsets[last])), H, S
 
-    def _blocks(self, z_i: int, z_j: int, pairs: PairList, turned: np.ndarray, rows: np.ndarray, atom_rows: np.ndarray):
+    def _blocks(
+        self, z_i: int, z_j: int, pairs: PairList, turned: np.ndarray, rows: np.ndarray, atom_rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Compute H and S of pairs of two elements, (G, n_i * n_j) each.
 
         rows (G,): position in offsite of the edge of each pair, or of the flipped pair if `turned` is true; -1 beyond the

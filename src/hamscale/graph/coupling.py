@@ -7,14 +7,19 @@ slot of degree L is a pair of shells (a, b) that couples to L. The network, the 
 layout.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 
 from ..angular import clebsch_gordan, flip, row_product
-from ..basis import Basis
+from ..basis import Basis, ElementBasis
 from ..operators import Operators
+
+# (z_i, z_j, block indices (G,), onsite, coupled (G, n), vectors (G, 3)) of some blocks of two elements
+CoupledGroup: TypeAlias = tuple[int, int, np.ndarray, bool, np.ndarray, np.ndarray]
 
 
 @dataclass
@@ -119,7 +124,7 @@ def pair_coupling(basis: Basis, z_i: int, z_j: int) -> PairCoupling:
     return PairCoupling(z_i, z_j, slots, transform, np.array(degree), np.array(order), np.array(slot), adjoint)
 
 
-def _slots(first, second) -> dict[int, list[tuple[int, int]]]:
+def _slots(first: ElementBasis, second: ElementBasis) -> dict[int, list[tuple[int, int]]]:
     slots: dict[int, list[tuple[int, int]]] = {}
     for L in range(max(first.l) + max(second.l) + 1):
         pairs = [(a, b) for a, la in enumerate(first.l) for b, lb in enumerate(second.l) if abs(la - lb) <= L <= la + lb]
@@ -128,13 +133,13 @@ def _slots(first, second) -> dict[int, list[tuple[int, int]]]:
     return slots
 
 
-class Coupling(dict):
+class Coupling(dict[tuple[int, int], PairCoupling]):
     """Mapping (z_i, z_j) -> PairCoupling for a basis; each entry is made when it is first requested."""
 
-    def __init__(self, basis: Basis):
+    def __init__(self, basis: Basis) -> None:
         self.basis = basis
 
-    def __missing__(self, key):
+    def __missing__(self, key: tuple[int, int]) -> PairCoupling:
         self[key] = pair_coupling(self.basis, *key)
         return self[key]
 
@@ -144,7 +149,7 @@ class Coupling(dict):
         return 2 * self.basis.lmax
 
 
-def coupled_groups(operators: Operators, coupling: Coupling, gauge: float = 0.0):
+def coupled_groups(operators: Operators, coupling: Coupling, gauge: float = 0.0) -> Iterator[CoupledGroup]:
     """Yield the coupled blocks of H - gauge S by pair of elements, a portion at a time.
 
     Each item is (z_i, z_j, block indices, onsite, coupled (G, n), vectors).

@@ -33,8 +33,9 @@ from ase import Atoms
 
 from ..angular import real_spherical_harmonics
 from ..operators import Operators
-from ..pairs import place_in_element
+from ..pairs import ByElement, place_in_element
 from .coupling import Coupling, coupled_groups
+from .graph import Graph
 from .polarization import neutral_charges, potentials
 
 SPACING_ANGSTROM = 0.25
@@ -42,12 +43,13 @@ ATOMS_AT_ONCE = 2000
 SMALLEST_SPREAD_HARTREE = 1e-3  # quantities that vary less in the training structures are not magnified
 
 
-def densities(graph, elements: list[int], lmax: int, atoms: slice = slice(None), reach_angstrom: float = np.inf) -> np.ndarray:
+def densities(
+    graph: Graph, elements: list[int], lmax: int, atoms: slice = slice(None), reach_angstrom: float = np.inf
+) -> np.ndarray:
     """Compute the sums over neighbours sum_j f_k(r_ij) Y_LM(r_ij), in which the tables F are linear.
 
     Returns (owned atoms, (lmax+1)^2, elements * knots), with the sums of one element after another.
-    graph: a Graph, or an object with its attributes atoms, edges, owned and cutoff_angstrom.
-    atoms: selects some of its owned atoms.
+    atoms: selects some of the owned atoms of the graph.
     reach_angstrom: a cutoff below that of the graph.
     """
     owned, cutoff = graph.owned[atoms], min(graph.cutoff_angstrom, reach_angstrom)
@@ -85,7 +87,7 @@ class Ions:
     """
 
     near_angstrom: float = 4.5
-    charges: dict = field(default_factory=dict)
+    charges: dict[int, float] = field(default_factory=dict)
     far: bool = True
 
     def distributions(self, elements: list[int], structures: list[Atoms]) -> np.ndarray:
@@ -119,12 +121,18 @@ class Features:
     by_degree: list[np.ndarray]
     potentials: np.ndarray
 
-    def rows(self, rows) -> "Features":
+    def rows(self, rows: np.ndarray) -> "Features":
         return Features([f[rows] for f in self.by_degree], self.potentials[rows])
 
 
 def features(
-    graph, elements: list[int], lmax: int, near_angstrom: float, charges, atoms: slice = slice(None), far=None
+    graph: Graph,
+    elements: list[int],
+    lmax: int,
+    near_angstrom: float,
+    charges: np.ndarray,
+    atoms: slice = slice(None),
+    far: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
 ) -> Features:
     """Compute the features of owned atoms of a graph.
 
@@ -158,17 +166,17 @@ class OnsiteBlocks:
     rows (A,): row of each atom among the atoms of its element, which are in ascending order.
     """
 
-    blocks: dict
-    overlap: dict
-    features: dict
-    first_shell: dict
+    blocks: ByElement
+    overlap: ByElement
+    features: dict[int, Features]
+    first_shell: ByElement
     rows: np.ndarray
 
 
 def onsite_blocks(
     operators: Operators,
     coupling: Coupling,
-    graph,
+    graph: Graph,
     near_angstrom: float,
     charges: np.ndarray,
     shell_angstrom: float | None = None,
@@ -210,12 +218,12 @@ class CrystalField:
     coupling: Coupling
     near_angstrom: float
     charges: np.ndarray
-    centre: dict
-    mean: dict
-    tables: dict
+    centre: ByElement
+    mean: ByElement
+    tables: dict[int, list[np.ndarray]]
     coefficients: np.ndarray
-    overlap: dict
-    spread: dict
+    overlap: ByElement
+    spread: ByElement
 
     def onsite(self, z: int, of_z: Features) -> np.ndarray:
         """Compute the coupled onsite blocks of atoms of an element, (A_z, n), Hartree."""
@@ -230,14 +238,14 @@ class CrystalField:
             result += np.outer(of_z.potentials @ self.coefficients, self.overlap[z])
         return result
 
-    def of_graph(self, graph) -> dict[int, np.ndarray]:
+    def of_graph(self, graph: Graph) -> ByElement:
         """Compute z -> (A_z, n), the coupled onsite blocks of the owned atoms of each element in their order, Hartree.
 
         Only some atoms are processed at a time, to bound the memory.
         """
         numbers, elements = graph.atoms.numbers[graph.owned], sorted(self.coupling.basis)
         far = potentials(graph.atoms, elements, self.charges) if graph.atoms.pbc.all() else None
-        parts = {int(z): [] for z in np.unique(numbers)}
+        parts: dict[int, list[np.ndarray]] = {int(z): [] for z in np.unique(numbers)}
         for first in range(0, len(numbers), ATOMS_AT_ONCE):
             some = slice(first, first + ATOMS_AT_ONCE)
             of_atoms = features(graph, elements, self.coupling.lmax, self.near_angstrom, self.charges, some, far)
@@ -245,7 +253,7 @@ class CrystalField:
                 part.append(self.onsite(z, of_atoms.rows(numbers[some] == z)))
         return {z: np.concatenate(part) for z, part in parts.items()}
 
-    def known_of(self, graph) -> dict[int, np.ndarray]:
+    def known_of(self, graph: Graph) -> ByElement:
         """Return the crystal field that the graph holds, or compute it if the graph holds none."""
         return self.of_graph(graph) if graph.crystal_field is None else graph.crystal_field
 

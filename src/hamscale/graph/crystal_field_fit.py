@@ -11,6 +11,7 @@ import numpy as np
 from scipy.linalg import block_diag, eigh
 from scipy.optimize import lsq_linear
 
+from ..pairs import ByElement
 from .coupling import Coupling
 from .crystal_field import CrystalField, OnsiteBlocks
 from .polarization import potential_count
@@ -44,7 +45,9 @@ def fit_crystal_field(
         near = [{z: f.by_degree[0][:, 0] for z, f in s.features.items()} for s in structures]
         nothing = [{z: f.potentials[:, :0] for z, f in s.features.items()} for s in structures]
         gauges = _joint_fit(structures, coupling, near, of_fields[0], felt, nothing, (-np.inf, np.inf))
-    mean, tables, overlap = {}, {}, {}
+    mean: ByElement = {}
+    overlap: ByElement = {}
+    tables: dict[int, list[np.ndarray]] = {}
     for z in sorted({z for s in structures for z in s.blocks}):
         of = [(mu, s) for mu, s in zip(gauges, structures) if z in s.blocks]
         of_structure = np.repeat(np.arange(len(of)), [len(s.blocks[z]) for _, s in of])
@@ -108,7 +111,15 @@ def _coefficients(structures: list[OnsiteBlocks], coupling: Coupling, charges: n
     return _joint_fit(structures, coupling, tables, squares, nothing, felt, bounds)
 
 
-def _joint_fit(structures, coupling: Coupling, tables, of_fields: int, known, felt, bounds) -> np.ndarray:
+def _joint_fit(
+    structures: list[OnsiteBlocks],
+    coupling: Coupling,
+    tables: list[ByElement],
+    of_fields: int,
+    known: list[ByElement],
+    felt: list[ByElement],
+    bounds: tuple[float | np.ndarray, float | np.ndarray],
+) -> np.ndarray:
     """Fit the gauges of the structures, Hartree, or, if there are potentials to fit, their coefficients.
 
     For each structure, z -> values by atom: tables (A_z, features), known (A_z,) in Hartree, felt (A_z, p). With T the
@@ -165,7 +176,7 @@ class _Fit:
     costs only a few sums.
     """
 
-    def __init__(self, of_atoms: np.ndarray, L: int, fields: int, structures: np.ndarray):
+    def __init__(self, of_atoms: np.ndarray, L: int, fields: int, structures: np.ndarray) -> None:
         n = of_atoms.shape[2]
         X = of_atoms.reshape(-1, n)
         self.mean = X.mean(0) if L == 0 else np.zeros(n)

@@ -6,6 +6,7 @@ the schema `graph/2` in docs/files.md.
 """
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from ase import Atoms
@@ -13,7 +14,7 @@ from ase import Atoms
 from ..basis import Basis
 from ..files import create_h5, open_h5
 from ..operators import read_basis, read_structure, write_basis, write_structure
-from ..pairs import PairList, place_in_element
+from ..pairs import ByElement, ByPair, PairList, place_in_element
 from .neighbours import edges_within
 
 SCHEMA = "graph/2"
@@ -37,18 +38,12 @@ class Graph:
     basis: Basis
     cutoff_angstrom: float
     edges: PairList
-    offsite: dict = field(default_factory=dict)
-    onsite: dict = field(default_factory=dict)
-    crystal_field: dict | None = None
+    owned: np.ndarray
+    elements: list[tuple[int, int]]
+    offsite: ByPair = field(default_factory=dict)
+    onsite: ByElement = field(default_factory=dict)
+    crystal_field: ByElement | None = None
     attributes: dict = field(default_factory=dict)
-    owned: np.ndarray | None = None
-    elements: list[tuple[int, int]] | None = None
-
-    def __post_init__(self):
-        if self.owned is None:
-            self.owned = np.arange(len(self.atoms))
-        if self.elements is None:
-            self.elements = self.edges.elements
 
     def part(self, owned: np.ndarray) -> "Graph":
         """Return the part of the graph that belongs to a rank which owns the given atoms."""
@@ -80,10 +75,17 @@ def structure_graph(atoms: Atoms, basis: Basis, cutoff_angstrom: float) -> Graph
     """Build the graph of a structure, without targets and crystal field."""
     for z in np.unique(atoms.numbers):
         basis[int(z)]  # raises an error that names the known elements if this one is missing
-    return Graph(atoms, basis, float(cutoff_angstrom), edges_within(atoms, cutoff_angstrom))
+    edges = edges_within(atoms, cutoff_angstrom)
+    return Graph(atoms, basis, float(cutoff_angstrom), edges, np.arange(len(atoms)), edges.elements)
 
 
-def write_graph(path, graph: Graph):
+def elements_of(name: str) -> tuple[int, int]:
+    """Return (z_i, z_j) of the name "Z_I-Z_J" that a file gives to data of a pair of elements."""
+    z_i, z_j = name.split("-")
+    return int(z_i), int(z_j)
+
+
+def write_graph(path: str | Path, graph: Graph) -> None:
     """Write a graph to a file of schema `graph/2`, atomically."""
     with create_h5(path, SCHEMA, cutoff_angstrom=graph.cutoff_angstrom, **graph.attributes) as file:
         write_structure(file, graph.atoms)
@@ -93,25 +95,33 @@ def write_graph(path, graph: Graph):
             file[f"offsite/{z_i}-{z_j}"] = target
             file[f"offsite/{z_i}-{z_j}"].attrs["unit"] = "Hartree"
         for z, target in graph.onsite.items():
+            assert graph.crystal_field is not None, "targets are relative to the crystal field"
             file[f"onsite/{z}"] = target
             file[f"onsite/{z}"].attrs["unit"] = "Hartree"
             file[f"crystal_field/{z}"] = graph.crystal_field[z]
             file[f"crystal_field/{z}"].attrs["unit"] = "Hartree"
 
 
-def read_graph(path) -> Graph:
+def read_graph(path: str | Path) -> Graph:
     """Read a graph from a file of schema `graph/2`.
 
     Raises ValueError (path, found, expected) if the file is missing, cut short or of another schema.
     """
     with open_h5(path, SCHEMA) as file:
         atoms = read_structure(file)
+        edges = PairList(atoms, file["edges"][:])
+        onsite, crystal_field = (
+            {int(name): data[:] for name, data in file[group].items()} for group in ("onsite", "crystal_field")
+        )
         return Graph(
             atoms,
             read_basis(file),
             float(file.attrs["cutoff_angstrom"]),
-            PairList(atoms, file["edges"][:]),
-            {tuple(int(z) for z in name.split("-")): data[:] for name, data in file.get("offsite", {}).items()},
-            *({int(name): data[:] for name, data in file[group].items()} for group in ("onsite", "crystal_field")),
+            edges,
+            np.arange(len(atoms)),
+            edges.elements,
+            {elements_of(name): data[:] for name, data in file.get("offsite", {}).items()},
+            onsite,
+            crystal_field,
             {name: file.attrs[name].item() for name in ("gauge_hartree", "outside_fraction", "baseline_mae_hartree")},
         )

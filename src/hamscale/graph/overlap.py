@@ -6,6 +6,7 @@ by quintic splines. Every edge then costs a table look-up, a spherical harmonic 
 quadratic in the number of atoms.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
@@ -40,7 +41,7 @@ def two_centre_blocks(coupling: PairCoupling, radial: np.ndarray, vectors: np.nd
     return coupling.blocks(coupled)
 
 
-def _molecule(element: ElementBasis, heights_bohr):
+def _molecule(element: ElementBasis, heights_bohr: Iterable[float]) -> tuple[gto.Mole, np.ndarray]:
     """Build a PySCF molecule of one element's atoms on the z axis, and the index of CP2K's orbital order.
 
     The index takes PySCF's orbitals of an atom into CP2K's order.
@@ -61,7 +62,7 @@ def _molecule(element: ElementBasis, heights_bohr):
 class OverlapTable:
     """Overlap S_ij(R) of any structure in a basis, with an interpolation error below 1e-10."""
 
-    def __init__(self, basis: Basis):
+    def __init__(self, basis: Basis) -> None:
         self.basis = basis
         self.coupling = Coupling(basis)
         self._splines: dict[tuple[int, int], BSpline] = {}
@@ -112,10 +113,10 @@ class OverlapTable:
         for key, value in reach.items():
             limit[key] = value
         i, j = pairs[:, 0], pairs[:, 1]
-        pairs = pairs[pairs.distances < limit[atoms.numbers[i], atoms.numbers[j]]]
+        near = pairs[pairs.distances < limit[atoms.numbers[i], atoms.numbers[j]]]
         onsite = np.zeros((len(atoms), 5), np.int64)
         onsite[:, 0] = onsite[:, 1] = np.arange(len(atoms))
-        return PairList(atoms, np.concatenate([onsite, pairs])).sorted()
+        return PairList(atoms, np.concatenate([onsite, near])).sorted()
 
     def blocks(self, z_i: int, z_j: int, vectors: np.ndarray) -> np.ndarray:
         """Compute the overlap blocks (G, n_i n_j) of edges between two elements.

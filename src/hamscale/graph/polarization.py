@@ -72,7 +72,7 @@ def potentials(atoms: Atoms, elements: list[int], charges: np.ndarray) -> tuple[
 class _Waves:
     """Plane waves of a cell up to the reach of the Gaussians, and sums over them."""
 
-    def __init__(self, atoms: Atoms):
+    def __init__(self, atoms: Atoms) -> None:
         cell = angstrom_to_bohr(np.asarray(atoms.cell))
         width = angstrom_to_bohr(WIDTH_ANGSTROM)
         reach = REACH / width
@@ -88,10 +88,10 @@ class _Waves:
         self.weight = np.zeros(self.shape)
         self.weight[inner] = 4 * np.pi / abs(np.linalg.det(cell)) * np.exp(-square[inner] * width**2 / 2) / square[inner]
 
-    def of_charges(self, charges: np.ndarray):
+    def of_charges(self, charges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self._felt(self._structure_factor(charges))
 
-    def of_dipoles(self, dipoles: np.ndarray):
+    def of_dipoles(self, dipoles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self._felt(sum(-1j * k * self._structure_factor(p) for k, p in zip(self.k, dipoles.T)))
 
     def _structure_factor(self, strengths: np.ndarray) -> np.ndarray:
@@ -99,7 +99,7 @@ class _Waves:
         c = strengths.astype(complex)
         return finufft.nufft3d1(*self.points, c, self.shape, eps=ACCURACY, isign=-1, nthreads=1)
 
-    def _felt(self, factor: np.ndarray):
+    def _felt(self, factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Compute the potential (A,) and the field (A, 3) at the atoms."""
         waves = self.weight * factor
         there = lambda f: finufft.nufft3d2(*self.points, f, eps=ACCURACY, isign=1, nthreads=1).real  # noqa: E731

@@ -11,6 +11,8 @@ scale      root mean square of the remainder, by pair of elements, slot and dist
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from ase import Atoms
@@ -19,10 +21,11 @@ from ..angular import real_spherical_harmonics
 from ..basis import Basis
 from ..files import create_h5, open_h5
 from ..operators import Operators, read_basis, write_basis
-from .coupling import Coupling, coupled_groups
+from ..pairs import ByElement, ByPair
+from .coupling import Coupling, PairCoupling, coupled_groups
 from .crystal_field import CrystalField, Ions, OnsiteBlocks, less_shifts, onsite_blocks
 from .crystal_field_fit import fit_crystal_field, mean_blocks
-from .graph import structure_graph
+from .graph import elements_of, structure_graph
 from .neighbours import edges_within
 
 SCHEMA = "reference/5"
@@ -49,9 +52,9 @@ class Reference:
     reach_angstrom: float
     longest_cell_angstrom: float
     crystal_field: CrystalField
-    two_centre: dict
-    scale: dict
-    onsite_scale: dict
+    two_centre: ByPair
+    scale: ByPair
+    onsite_scale: ByElement
     outside_fraction: float
 
     @property
@@ -73,13 +76,15 @@ class Reference:
         self._known(z_i, z_j)
         return np.exp(_interpolate(np.log(self.scale[z_i, z_j]), distances))
 
-    def _known(self, z_i, z_j):
+    def _known(self, z_i: int, z_j: int) -> None:
         if (z_i, z_j) not in self.two_centre:
             known = ", ".join(f"{self.basis[a].element}-{self.basis[b].element}" for a, b in self.two_centre)
             raise ValueError(f"no training structure held the pair of elements {z_i}, {z_j}; known pairs: {known}.")
 
 
-def _remainder(field: CrystalField, periodic: bool, operators: Operators, of_atoms: OnsiteBlocks):
+def _remainder(
+    field: CrystalField, periodic: bool, operators: Operators, of_atoms: OnsiteBlocks
+) -> tuple[Operators, Coupling, float]:
     gauge = field.gauge(of_atoms) if periodic else 0.0
     return less_shifts(operators, of_atoms, field), field.coupling, gauge
 
@@ -98,7 +103,7 @@ def _interpolate(table: np.ndarray, distances: np.ndarray) -> np.ndarray:
 
 def fit_reference(
     structures: Iterable[Operators],
-    cutoff_angstrom,
+    cutoff_angstrom: float | Literal["auto"],
     auto_threshold_hartree: float = 1e-4,
     ions: Ions = Ions(),  # noqa: B008
     crystal_field: bool = True,
@@ -154,8 +159,9 @@ class _Survey:
     atoms: list[Atoms]
 
 
-def _survey(structures, cutoff, threshold) -> _Survey:
-    basis, reach, above, atoms, nearest = None, 0.0, 0.0, [], []
+def _survey(structures: Iterable[Operators], cutoff: float | Literal["auto"], threshold: float) -> _Survey:
+    basis: Basis | None = None
+    reach, above, atoms, nearest = 0.0, 0.0, [], []
     for operators in structures:
         if basis and (difference := basis.difference(operators.basis)):
             raise ValueError(f"training structures were calculated in different bases: {difference}. Run them again with one.")
@@ -177,8 +183,8 @@ def _survey(structures, cutoff, threshold) -> _Survey:
         )
     longest = max(a.cell.lengths().max() for a in atoms) if periodic[0] else 0.0
     first_shell = FIRST_SHELL * float(np.concatenate(nearest).mean())
-    cutoff = float(above if cutoff == "auto" else cutoff)
-    return _Survey(basis, periodic[0], cutoff, float(reach), float(longest), first_shell, atoms)
+    chosen = float(above if cutoff == "auto" else cutoff)
+    return _Survey(basis, periodic[0], chosen, float(reach), float(longest), first_shell, atoms)
 
 
 def outside_sums(operators: Operators, cutoff_angstrom: float) -> tuple[float, float]:
@@ -192,9 +198,12 @@ def _block_maximum(operators: Operators) -> np.ndarray:
     return np.maximum.reduceat(np.abs(operators.hamiltonian), operators.offsets[:-1])
 
 
-def _fit_two_centre(field: CrystalField, periodic: bool, n_knots: int, structures, of_structures) -> dict:
+def _fit_two_centre(
+    field: CrystalField, periodic: bool, n_knots: int, structures: Iterable[Operators], of_structures: list[OnsiteBlocks]
+) -> ByPair:
     """Fit the tables of the M = 0 components by pair of elements, (knots, slots), Hartree."""
-    normal, right = {}, {}
+    normal: ByPair = {}
+    right: ByPair = {}
     for operators, of_atoms in zip(structures, of_structures):
         for z_i, z_j, _, onsite, coupled, vectors in coupled_groups(*_remainder(field, periodic, operators, of_atoms)):
             coupling = field.coupling[z_i, z_j]
@@ -219,7 +228,7 @@ def _fit_two_centre(field: CrystalField, periodic: bool, n_knots: int, structure
     return tables
 
 
-def axial_components(coupling, coupled: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+def axial_components(coupling: PairCoupling, coupled: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """Compute the M = 0 components in the edge frame, sum_M Y_LM(edge) c_LM, by slot, (G, slots).
 
     This needs no Wigner matrix.
@@ -231,7 +240,7 @@ def axial_components(coupling, coupled: np.ndarray, vectors: np.ndarray) -> np.n
     return np.concatenate(parts, 1)
 
 
-def _check_reach(survey: _Survey, structures):
+def _check_reach(survey: _Survey, structures: Iterable[Operators]) -> None:
     if survey.cutoff_angstrom > survey.reach_angstrom:
         for operators in structures:
             if (edges_within(operators.atoms, survey.cutoff_angstrom).distances > survey.reach_angstrom + 1e-6).any():
@@ -241,12 +250,22 @@ def _check_reach(survey: _Survey, structures):
                 )
 
 
-def _fit_scale(field: CrystalField, periodic: bool, tables: dict, n_knots: int, structures, of_structures) -> tuple[dict, dict]:
+def _fit_scale(
+    field: CrystalField,
+    periodic: bool,
+    tables: ByPair,
+    n_knots: int,
+    structures: Iterable[Operators],
+    of_structures: list[OnsiteBlocks],
+) -> tuple[ByPair, ByElement]:
     """Compute the root mean squares of the remainder beyond the reference, Hartree.
 
     Returns them by pair of elements, (knots, slots), and for onsite blocks by element, (slots,).
     """
-    power, count, onsite_power, onsite_count = {}, {}, {}, {}
+    power: ByPair = {}
+    count: ByPair = {}
+    onsite_power: ByElement = {}
+    onsite_count: dict[int, int] = {}
     for operators, of_atoms in zip(structures, of_structures):
         for z_i, z_j, blocks, onsite, coupled, vectors in coupled_groups(*_remainder(field, periodic, operators, of_atoms)):
             coupling = field.coupling[z_i, z_j]
@@ -276,13 +295,13 @@ def _fit_scale(field: CrystalField, periodic: bool, tables: dict, n_knots: int, 
     return scale, {z: np.sqrt(p / onsite_count[z]) + SMALLEST_SCALE_HARTREE for z, p in onsite_power.items()}
 
 
-def _slot_power(coupling, coupled: np.ndarray) -> np.ndarray:
+def _slot_power(coupling: PairCoupling, coupled: np.ndarray) -> np.ndarray:
     """Sum the squares over M, by slot, (G, slots)."""
     parts = [(coupled[:, p].reshape(len(coupled), 2 * L + 1, -1) ** 2).sum(1) for L, p in coupling.slices.items()]
     return np.concatenate(parts, 1)
 
 
-def write_reference(path, reference: Reference):
+def write_reference(path: str | Path, reference: Reference) -> None:
     """Write a reference to a file of schema `reference/5`, atomically."""
     with create_h5(
         path, SCHEMA, periodic=reference.periodic, cutoff_angstrom=reference.cutoff_angstrom,
@@ -305,14 +324,14 @@ def write_reference(path, reference: Reference):
                 group[f"crystal_field/{L}"] = table
 
 
-def read_reference(path) -> Reference:
+def read_reference(path: str | Path) -> Reference:
     """Read a reference from a file of schema `reference/5`.
 
     Raises ValueError (path, found, expected) if the file is missing, cut short or of another schema.
     """
     with open_h5(path, SCHEMA) as file:
         a, basis = file.attrs, read_basis(file)
-        of_pairs = {tuple(int(z) for z in name.split("-")): group for name, group in file["offsite"].items()}
+        of_pairs = {elements_of(name): group for name, group in file["offsite"].items()}
         of_elements = {int(name): group for name, group in file["onsite"].items()}
         of = lambda name: {z: group[name][:] for z, group in of_elements.items()}  # noqa: E731
         field = CrystalField(
@@ -329,7 +348,9 @@ def read_reference(path) -> Reference:
         return Reference(
             basis,
             bool(a["periodic"]),
-            *(float(a[f"{name}_angstrom"]) for name in ("cutoff", "reach", "longest_cell")),
+            float(a["cutoff_angstrom"]),
+            float(a["reach_angstrom"]),
+            float(a["longest_cell_angstrom"]),
             field,
             {key: group["two_centre"][:] for key, group in of_pairs.items()},
             {key: group["scale"][:] for key, group in of_pairs.items()},

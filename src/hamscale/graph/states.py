@@ -13,13 +13,15 @@ sum is zero remove the common shift of all states, which is the energy gauge.
 import numpy as np
 
 from ..angular import edge_rotations
+from ..basis import ElementBasis
 from ..operators import Operators
+from ..pairs import ByElement, ByPair
 from ..workers import eigh
 from .coupling import Coupling
 from .graph import Graph
 
 
-def eigenvalue_directions(operators: Operators, graph: Graph, count: int, seed: int = 0):
+def eigenvalue_directions(operators: Operators, graph: Graph, count: int, seed: int = 0) -> tuple[ByPair, ByElement]:
     """Compute `count` directions, each at a random k, that project errors of H onto errors of eigenvalues.
 
     Returns (offsite (z_i, z_j) -> (count, G, n) in edge frames, onsite z -> (count, A_z, n)), with components in the order
@@ -35,7 +37,7 @@ def eigenvalue_directions(operators: Operators, graph: Graph, count: int, seed: 
     return directions(operators, graph, kpoints, (signs - signs.mean(1, keepdims=True)) / states**0.5)
 
 
-def directions(operators: Operators, graph: Graph, kpoints: np.ndarray, signs: np.ndarray) -> tuple[dict, dict]:
+def directions(operators: Operators, graph: Graph, kpoints: np.ndarray, signs: np.ndarray) -> tuple[ByPair, ByElement]:
     """Compute the weights of errors of H components in sum_n signs_n d e_n(k), for every k.
 
     kpoints (D, 3) with their signs (D, states). The errors of offsite (G, n) and onsite (A_z, n) components are multiplied
@@ -59,12 +61,14 @@ def directions(operators: Operators, graph: Graph, kpoints: np.ndarray, signs: n
             offsite[key][m] = pair.rotate(blocks @ pair.transform, turns)
     for z in np.unique(numbers).tolist():
         at, pair = starts[graph.atoms_of(z)], coupling[z, z]
-        blocks = [_blocks(density, at, at, basis[z], basis[z]).real @ pair.transform for density in densities]
-        onsite[z] = np.array(blocks, np.float32)
+        of_densities = [_blocks(density, at, at, basis[z], basis[z]).real @ pair.transform for density in densities]
+        onsite[z] = np.array(of_densities, np.float32)
     return offsite, onsite
 
 
-def _blocks(density, rows, columns, first, second) -> np.ndarray:
+def _blocks(
+    density: np.ndarray, rows: np.ndarray, columns: np.ndarray, first: ElementBasis, second: ElementBasis
+) -> np.ndarray:
     """Extract the blocks of pairs of atoms from a dense density matrix, (G, n_i * n_j)."""
     i = rows[:, None, None] + np.arange(first.n_orbitals)[:, None]
     j = columns[:, None, None] + np.arange(second.n_orbitals)

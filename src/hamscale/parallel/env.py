@@ -10,6 +10,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
@@ -31,13 +32,19 @@ class RankLost(RuntimeError):
 class World:
     """All ranks of a run. With one rank every method does nothing and no process group is made."""
 
-    def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu", store=None):
-        self.rank, self.size, self.device, self.store = rank, size, torch.device(device), store
+    def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu", store: dist.Store | None = None) -> None:
+        self.rank, self.size, self.device, self._store = rank, size, torch.device(device), store
         self.stop_requested = False
 
     @property
     def is_root(self) -> bool:
         return self.rank == 0
+
+    @property
+    def store(self) -> dist.Store:
+        """Return the store through which ranks tell each other why a run ends; a run of one rank has none."""
+        assert self._store is not None, "a run of one rank has no store"
+        return self._store
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over ranks, computed in place."""
@@ -46,11 +53,11 @@ class World:
                 dist.all_reduce(tensor)
         return tensor
 
-    def barrier(self):
+    def barrier(self) -> None:
         self.sum(torch.zeros(1, device=self.device))
 
     @contextmanager
-    def talking(self):
+    def talking(self) -> Iterator[None]:
         """Wrap every operation that waits for another rank, and attribute errors within it to that rank."""
         try:
             yield
@@ -79,7 +86,7 @@ class World:
         """Return why the run cannot continue, once any rank has found out; else None."""
         return self.store.get("lost").decode() if self.store.check(["lost"]) else None
 
-    def leave(self, cause: str):
+    def leave(self, cause: str) -> None:
         """End the run and tell the other ranks why.
 
         The heartbeat threads of the other ranks read the cause, so that a rank that is waiting for this one learns of it
@@ -88,7 +95,8 @@ class World:
         with suppress(RuntimeError):  # rank 0, which holds the store, may be the one that has ended
             self.store.compare_set("lost", "", cause)  # the cause that was reported first is kept
             self.store.set(f"left/{self.rank}", "")
-            others, beats = [r for r in range(self.size) if r != self.rank], {}
+            others = [r for r in range(self.size) if r != self.rank]
+            beats: dict[int, str] = {}
             deadline = time.monotonic() + (GRACE_SECONDS if self.is_root else 0)
             while time.monotonic() < deadline:
                 left, now = self._read("left", others), self._read("beat", others)
@@ -97,25 +105,25 @@ class World:
                 beats = now
                 time.sleep(4 * BEAT_SECONDS)
 
-    def _read(self, kind: str, ranks) -> dict[int, str]:
+    def _read(self, kind: str, ranks: Iterable[int]) -> dict[int, str]:
         return {r: self.store.get(f"{kind}/{r}").decode() for r in ranks if self.store.check([f"{kind}/{r}"])}
 
-    def stop_on_signals(self):
+    def stop_on_signals(self) -> None:
         """Make SIGUSR1 and SIGTERM request a stop at the end of a step: they set `stop_requested` on this rank."""
 
-        def ask(*_):
+        def ask(*_: object) -> None:
             self.stop_requested = True
 
         for number in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, ask)
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
 @contextmanager
-def world(device: str | None = None):
+def world(device: str | None = None) -> Iterator[World]:
     """Provide the World in which this process was started, for as long as the context lasts.
 
     Raises ValueError if only some of the required environment variables are set.
@@ -153,7 +161,7 @@ def world(device: str | None = None):
     dist.destroy_process_group()
 
 
-def _beat(world: World, ended: threading.Event):
+def _beat(world: World, ended: threading.Event) -> None:
     """Report every second that this rank is alive, and end it if the run is lost.
 
     The process has to be ended from this thread if its main thread is waiting in vain for a rank.

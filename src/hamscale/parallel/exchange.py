@@ -8,6 +8,7 @@ in each direction at the end: the Hermitian read-out averages a block and its ad
 import time
 from dataclasses import dataclass, field
 from math import prod
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,9 @@ from torch import Tensor
 from ..model.network import NoExchange
 from ..partition.halo import Halo
 from .env import World
+
+if TYPE_CHECKING:
+    from cupy.cuda.nccl import NcclCommunicator
 
 __all__ = ["CupyExchange", "NoExchange", "Statistics", "TorchExchange"]
 
@@ -47,15 +51,24 @@ class Statistics:
     exchange_s: float = 0.0
     unpack_s: float = 0.0
 
-    def clear(self):
-        self.__init__()
+    def clear(self) -> None:
+        vars(self).update(vars(Statistics()))
+
+
+class _SwapContext(Protocol):
+    """What `_Swap` keeps from its forward for its backward pass."""
+
+    exchange: "TorchExchange"
+    plan: Plan
+    kind: str
+    shapes: list[torch.Size]
 
 
 class _Swap(torch.autograd.Function):
     """Exchange that returns the ghost rows of every tensor, (sum of counts, width) each."""
 
     @staticmethod
-    def forward(ctx, exchange, plan: Plan, kind: str, *tensors: Tensor):
+    def forward(ctx: "_SwapContext", exchange: "TorchExchange", plan: Plan, kind: str, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.exchange, ctx.plan, ctx.kind = exchange, plan, kind
         ctx.shapes = [t.shape for t in tensors]
         started = time.perf_counter()
@@ -64,7 +77,7 @@ class _Swap(torch.autograd.Function):
         return tuple(exchange.swap(plan.neighbours, packed, sizes, kind, started))
 
     @staticmethod
-    def backward(ctx, *d_ghosts: Tensor):
+    def backward(ctx: "_SwapContext", *d_ghosts: Tensor) -> tuple[Tensor | None, ...]:
         plan, exchange = ctx.plan, ctx.exchange
         started = time.perf_counter()
         packed = [d.split(counts) for d, counts in zip(d_ghosts, plan.counts)]
@@ -89,7 +102,7 @@ class TorchExchange:
     inputs.tensors.
     """
 
-    def __init__(self, halo: Halo, world: World, first_rank: int = 0, edges: tuple[dict, dict] | None = None):
+    def __init__(self, halo: Halo, world: World, first_rank: int = 0, edges: tuple[dict, dict] | None = None) -> None:
         self.world, self.first_rank, self.statistics = world, first_rank, Statistics()
         neighbours = sorted(halo.send)
         on_device = lambda rows: torch.as_tensor(rows, device=world.device)  # noqa: E731
@@ -98,7 +111,8 @@ class TorchExchange:
             [[on_device(halo.send[n]) for n in neighbours]],
             [[halo.receive[n].stop - halo.receive[n].start for n in neighbours]],
         )
-        self.pairs, self.blocks = [], None
+        self.pairs: list[tuple[int, int]] = []
+        self.blocks: Plan | None = None
         if edges is not None:
             send, receive = edges
             self.pairs = sorted({pair for part in (*send.values(), *receive.values()) for pair in part})
@@ -148,7 +162,7 @@ class TorchExchange:
         statistics.unpack_s += time.perf_counter() - received_at
         return joined
 
-    def transfer(self, ranks: list[int], messages: list[Tensor], buffers: list[Tensor]):
+    def transfer(self, ranks: list[int], messages: list[Tensor], buffers: list[Tensor]) -> None:
         operations = [dist.P2POp(dist.irecv, buffer, rank) for rank, buffer in zip(ranks, buffers)]
         operations += [dist.P2POp(dist.isend, message, rank) for rank, message in zip(ranks, messages)]
         for request in dist.batch_isend_irecv(operations):
@@ -163,11 +177,11 @@ class CupyExchange(TorchExchange):
     All sends and receives of an exchange are in one group. Raises ValueError without CuPy or without a GPU.
     """
 
-    def __init__(self, halo: Halo, world: World, first_rank: int = 0, edges: tuple[dict, dict] | None = None):
+    def __init__(self, halo: Halo, world: World, first_rank: int = 0, edges: tuple[dict, dict] | None = None) -> None:
         super().__init__(halo, world, first_rank, edges)
         self.communicator = _communicator(world)
 
-    def transfer(self, ranks: list[int], messages: list[Tensor], buffers: list[Tensor]):
+    def transfer(self, ranks: list[int], messages: list[Tensor], buffers: list[Tensor]) -> None:
         import cupy
         from cupy.cuda import nccl
 
@@ -183,10 +197,10 @@ class CupyExchange(TorchExchange):
         stream.synchronize()
 
 
-_communicators: dict[int, object] = {}
+_communicators: dict[int, "NcclCommunicator"] = {}
 
 
-def _communicator(world: World):
+def _communicator(world: World) -> "NcclCommunicator":
     """Return CuPy's NCCL communicator of all ranks, which is made once."""
     try:
         import cupy
@@ -200,8 +214,8 @@ def _communicator(world: World):
     if id(world) not in _communicators:
         cupy.cuda.Device(world.device.index).use()
         if world.is_root:
-            world.store.set("nccl", bytes(nccl.get_unique_id()[k] & 0xFF for k in range(nccl.NCCL_UNIQUE_ID_BYTES)))
-        identifier = world.store.get("nccl")
+            world.store.set("nccl", bytes(nccl.get_unique_id()[k] & 0xFF for k in range(nccl.NCCL_UNIQUE_ID_BYTES)).hex())
+        identifier = bytes.fromhex(world.store.get("nccl").decode())
         signed = tuple(b - 256 if b > 127 else b for b in identifier)
         _communicators[id(world)] = nccl.NcclCommunicator(world.size, signed, world.rank)
     return _communicators[id(world)]

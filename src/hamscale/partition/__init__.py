@@ -5,7 +5,7 @@ ghosts.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from ase import Atoms
@@ -65,10 +65,10 @@ class TiledEdges:
     direction fastest.
     """
 
-    def __init__(self, edges: np.ndarray, n_atoms: int, repeat: tuple[int, int, int]):
+    def __init__(self, edges: np.ndarray, n_atoms: int, repeat: tuple[int, int, int]) -> None:
         self.edges, self.n_atoms, self.repeat = edges, n_atoms, np.array(repeat)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         i, j, R = self.edges[:, 0], self.edges[:, 1], self.edges[:, 2:]
         for tile, cell in enumerate(np.ndindex(*self.repeat)):
             source = np.ravel_multi_index(tuple(((R + cell) % self.repeat).T), self.repeat)

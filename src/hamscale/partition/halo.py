@@ -5,6 +5,7 @@ The schema `partition/1` is described in docs/files.md.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from ase import Atoms
@@ -139,10 +140,11 @@ def group_nodes(partition: Partition, ranks_per_node: int) -> Partition:
     """
     p = partition
     receiver, sender, first, last = p.messages.T
-    volume = {}
+    volume: dict[int, dict[int, int]] = {}
     for a, b, n in zip(receiver.tolist(), sender.tolist(), (last - first).tolist()):
         volume.setdefault(a, {})[b] = volume.setdefault(a, {}).get(b, 0) + n
     number, left = np.empty(p.parts, np.int64), dict.fromkeys(range(p.parts))
+    ties: dict[int, int] = {}
     for rank in range(p.parts):
         if rank % ranks_per_node == 0:
             part, ties = next(iter(left)), {}
@@ -165,7 +167,7 @@ def group_nodes(partition: Partition, ranks_per_node: int) -> Partition:
     return min(p, result, key=lambda q: q.between_nodes(ranks_per_node))
 
 
-def write_partition(path, partition: Partition, atoms: Atoms):
+def write_partition(path: str | Path, partition: Partition, atoms: Atoms) -> None:
     attributes = partition.attributes | partition.quality()
     with create_h5(path, SCHEMA, parts=partition.parts, **attributes) as file:
         write_structure(file, atoms)
@@ -175,7 +177,7 @@ def write_partition(path, partition: Partition, atoms: Atoms):
         file["edges"] = partition.edges
 
 
-def read_partition(path, atoms: Atoms, parts: int, cutoff_angstrom: float) -> Partition:
+def read_partition(path: str | Path, atoms: Atoms, parts: int, cutoff_angstrom: float) -> Partition:
     """Read a partition from a file of schema `partition/1`.
 
     Raises ValueError if the file is of another structure, number of parts or cutoff, or its lists do not fit together.

@@ -22,7 +22,7 @@ def low_nn(space: Space, degrees: np.ndarray, cutoff_angstrom: float, parts: int
     # in a structure without edges the number of atoms is balanced instead
     weights = degrees if degrees.any() else np.ones(len(degrees))
 
-    def cut(atoms, first, n, low, high, ring):
+    def cut(atoms: np.ndarray, first: int, n: int, low: np.ndarray, high: np.ndarray, ring: np.ndarray) -> None:
         if n == 1:
             owner[atoms] = first
             return

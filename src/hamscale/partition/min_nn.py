@@ -1,7 +1,9 @@
 """Partition by Min-NN, which chooses, of all nested cuts along lattice planes, those of least exchange and imbalance cost."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
+from typing import TypeAlias
 
 import numpy as np
 
@@ -28,6 +30,8 @@ class Cost:
         exchange = self.latency_s * neighbours + embeddings * self.embedding_bytes / self.bandwidth_bytes_s
         return exchange + self.seconds_per_edge * (edges_max - edges_mean)
 
+
+Candidate: TypeAlias = tuple[tuple[int, ...], int, int]  # order of the directions, p, q: see `min_nn`
 
 SHORTLIST = 12  # number of candidates that are cut and measured
 MEASURED = 64  # number of parts that are measured for each of them
@@ -57,7 +61,7 @@ def min_nn(
     return owners[int(np.argmin(costs))]
 
 
-def _candidates(space: Space, parts: int):
+def _candidates(space: Space, parts: int) -> Iterator[Candidate]:
     """Yield (order of directions, p, q), one for each distinct set of cuts."""
     seen = set()
     for order in permutations(range(3)):
@@ -70,7 +74,7 @@ def _candidates(space: Space, parts: int):
                     yield order, p, q
 
 
-def _estimate(space: Space, candidate, n_atoms: int, cutoff: float, parts: int, cost: Cost) -> float:
+def _estimate(space: Space, candidate: Candidate, n_atoms: int, cutoff: float, parts: int, cost: Cost) -> float:
     """Estimate the cost from the volume within the cutoff of the mean box.
 
     The volume is that of Steiner's formula, limited to the periodic cell.
@@ -89,7 +93,7 @@ def _estimate(space: Space, candidate, n_atoms: int, cutoff: float, parts: int, 
     return cost.of(neighbours, volume / lengths.prod() * n_atoms, 0, 0)
 
 
-def _cut(space: Space, weights: np.ndarray, parts: int, order, p: int, q: int) -> np.ndarray:
+def _cut(space: Space, weights: np.ndarray, parts: int, order: tuple[int, ...], p: int, q: int) -> np.ndarray:
     owner, first = np.empty(len(weights), np.int64), 0
     shares = even(parts, p)
     for slab, n in zip(split(space, weights, np.arange(len(weights)), order[0], shares), shares):
@@ -130,7 +134,9 @@ def _measure(space: Space, owner: np.ndarray, degrees: np.ndarray, cutoff: float
     return cost.of(neighbours / len(measured), ghosts / len(measured), edges.mean(), edges.max())
 
 
-def _gap(low, high, other_low, other_high, ring: float | None):
+def _gap(
+    low: float | np.ndarray, high: float | np.ndarray, other_low: np.ndarray, other_high: np.ndarray, ring: float | None
+) -> np.ndarray:
     """Compute the distance between intervals, on a ring or on a line."""
     ahead, behind = other_low - high, low - other_high
     apart = np.maximum(ahead, behind)

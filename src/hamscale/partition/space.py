@@ -23,7 +23,7 @@ class Space:
 
     PLANE = 0.02  # Angstrom: atoms whose heights differ by less belong to one lattice plane
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         planes = np.round(self.heights / self.PLANE)
         self.order = np.empty(self.heights.shape, np.int64)
         for d in range(3):
