@@ -13,7 +13,7 @@ from .operators import read_operators
 from .predict import predict
 
 
-def evaluate(model_directory, material: Material, operators_paths: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def evaluate(model_directory: str | Path, material: Material, operators_paths: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Compare a model with DFT's operators: one row per structure, and one row per slab of all structures.
 
     The rows of structures have identifier, set, and the columns of `summary_row`; those of slabs have identifier, set, and the
@@ -23,11 +23,12 @@ def evaluate(model_directory, material: Material, operators_paths: list[Path]) -
     for path in operators_paths:
         dft = read_operators(path)
         predicted, baseline = (predict(model_directory, dft.atoms, reference_only=only).operators() for only in (False, True))
-        blocks = [errors.block_errors(dft, o, float(predicted.attributes["cutoff_angstrom"])) for o in (predicted, baseline)]
+        cutoff = float(predicted.attributes["cutoff_angstrom"])
+        blocks, blocks_baseline = (errors.block_errors(dft, o, cutoff) for o in (predicted, baseline))
         comparison = spectra.compare_spectra(dft, predicted, baseline, material.analysis)
         of_slabs = slab_table(dft, predicted, baseline, material.analysis.slab_angstrom)
         name = {"structure": path.stem, "set": path.stem.rsplit("-", 1)[0]}
-        rows.append(name | summary_row(dft, predicted, *blocks, comparison, of_slabs))
+        rows.append(name | summary_row(dft, predicted, blocks, blocks_baseline, comparison, of_slabs))
         slabs.append(of_slabs.assign(**name)[[*name, *of_slabs]])
     return pd.DataFrame(rows), pd.concat(slabs, ignore_index=True)
 

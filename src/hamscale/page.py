@@ -14,7 +14,7 @@ LOWEST, HIGHEST = -3.0, 5.0  # log10 |H| (meV) of the darkest and the brightest 
 BAND_WINDOW_EV = (-12.0, 10.0)
 
 
-def index_page(results) -> str:
+def index_page(results: str | Path) -> str:
     """Return the page of all structures that have tables under RESULTS/MATERIAL/analysis/MODEL/ID."""
     found = sorted(Path(results).glob("*/analysis/*/*/atoms.csv"))
     if not found:
@@ -69,7 +69,11 @@ def _image(path: Path) -> dict:
 def _coded(values: np.ndarray, orbitals: int) -> dict:
     """Encode an image with one byte per pixel: 0 to 255 from LOWEST to HIGHEST."""
     scaled = np.clip((values - LOWEST) / (HIGHEST - LOWEST), 0, 1) * 255
-    return {"n": len(values), "orbitals": orbitals, "bytes": base64.b64encode(scaled.round().astype(np.uint8)).decode()}
+    return {
+        "n": len(values),
+        "orbitals": orbitals,
+        "bytes": base64.b64encode(scaled.round().astype(np.uint8).tobytes()).decode(),
+    }
 
 
 def _bands(table: pd.DataFrame) -> dict:

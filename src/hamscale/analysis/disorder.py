@@ -68,10 +68,10 @@ def coordination(structures: list[Atoms], distribution: pd.DataFrame) -> pd.Data
     return pd.DataFrame(rows, columns=["centre", "neighbour", "cutoff_angstrom", "number", "share"])
 
 
-def _distances(structures: list[Atoms]) -> dict:
+def _distances(structures: list[Atoms]) -> dict[int, dict[int, list[np.ndarray]]]:
     """Return found[a][b]: for each atom of element a, the distances (A) to the atoms of element b within REACH_ANGSTROM."""
     elements = sorted({int(z) for s in structures for z in s.numbers})
-    found = {a: {b: [] for b in elements} for a in elements}
+    found: dict[int, dict[int, list[np.ndarray]]] = {a: {b: [] for b in elements} for a in elements}
     for s in structures:
         edges = edges_within(s, REACH_ANGSTROM)
         d, ends = edges.distances, np.searchsorted(edges[:, 0], np.arange(len(s) + 1))

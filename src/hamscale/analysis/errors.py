@@ -9,7 +9,7 @@ from ..units import hartree_to_mev
 BIN_ANGSTROM = 0.5
 
 
-def check_same_structure(dft: Operators, predicted: Operators):
+def check_same_structure(dft: Operators, predicted: Operators) -> None:
     """Raise ValueError, naming the difference, if the atoms or the bases differ."""
     a, b = dft.atoms, predicted.atoms
     if len(a) != len(b) or (a.numbers != b.numbers).any():

@@ -61,15 +61,21 @@ class Levels:
 
 
 # placeholders for the levels of a structure that is too large for a k-grid, until `hamscale dos` computes them
-UNKNOWN = Levels(False, *[float("nan")] * 5).attributes() | {"metal": LEVELS_UNKNOWN}
+UNKNOWN = Levels(False, np.nan, np.nan, np.nan, np.nan, np.nan).attributes() | {"metal": LEVELS_UNKNOWN}
 
 
-def levels_on_grid(energies: np.ndarray, weights: np.ndarray, n_electrons: int, temperature_kelvin: float, kgrid=(0, 0, 0)):
+def levels_on_grid(
+    energies: np.ndarray,
+    weights: np.ndarray,
+    n_electrons: int,
+    temperature_kelvin: float,
+    kgrid: tuple[int, int, int] = (0, 0, 0),
+) -> Levels:
     """Find the Levels of eigenvalues (K, n) in Hartree at k-points with weights (K,) that sum to one.
 
     If no state lies above the occupied ones, the conduction band minimum is NaN.
     """
-    kgrid = tuple(int(n) for n in kgrid)
+    kgrid = int(kgrid[0]), int(kgrid[1]), int(kgrid[2])
     occupied, odd = divmod(n_electrons, 2)
     above = energies[:, occupied].min() if occupied < energies.shape[1] else np.nan
     top = energies[:, occupied - 1].max() if occupied else np.nan
@@ -104,7 +110,9 @@ def occupations(energies: np.ndarray, levels: Levels, n_electrons: int, temperat
     return result
 
 
-def density_of_states(energies_ev: np.ndarray, weights: np.ndarray, grid_ev: np.ndarray, sigma_ev: float = BROADENING_EV):
+def density_of_states(
+    energies_ev: np.ndarray, weights: np.ndarray, grid_ev: np.ndarray, sigma_ev: float = BROADENING_EV
+) -> np.ndarray:
     """Compute sum_k w_k sum_n 2 g(E - e_nk), in states per eV and cell.
 
     g is a Gaussian of standard deviation sigma, and each state counts for two spins.

@@ -12,9 +12,11 @@ cutting out clusters falls with their radius, and is seen where all eigenvalues 
 S^-1, which takes hundreds of steps where a basis is nearly linearly dependent: 500 for GeSb2Te4 in DZVP, to 1e-6.
 """
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -48,7 +50,7 @@ class Structure:
     basis: Basis
     pairs: PairList
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.offsets = self.file["offsets"][:]
         self.order = np.argsort(self.pairs[:, 0], kind="stable")
         self.starts = np.searchsorted(self.pairs[self.order, 0], np.arange(len(self.atoms) + 1))
@@ -71,20 +73,23 @@ class Structure:
         near = near[self.distances[near] <= radius]
         members = self.pairs[near, 1:]  # (m, 4)  | j, R
         place = {tuple(member): k for k, member in enumerate(members.tolist())}
-        pairs, values = [], {"hamiltonian": [], "overlap": []}
+        pairs = []
+        pieces: dict[str, list[np.ndarray]] = {"hamiltonian": [], "overlap": []}
         for k, (j, *R) in enumerate(members.tolist()):
             rows = self.rows(j)
             others = np.array([place.get(tuple(other), -1) for other in (self.pairs[rows, 1:] + [0, *R]).tolist()])
             kept = others >= 0
             pairs.append([(k, other, 0, 0, 0) for other in others[kept]])
             of_kept = np.repeat(kept, self.offsets[rows + 1] - self.offsets[rows])
-            for name, parts in values.items():
+            for name, parts in pieces.items():
                 parts.append(self.file[name][self.offsets[rows[0]] : self.offsets[rows[-1] + 1]][of_kept])
-        values = {name: np.concatenate(parts).astype(float) for name, parts in values.items()}
+        values = {name: np.concatenate(parts).astype(float) for name, parts in pieces.items()}
         for name, content in values.items():
             check_finite(name, content)
-        molecule = Operators(Atoms(self.atoms.numbers[members[:, 0]]), self.basis, np.concatenate(pairs), **values)
-        return molecule.sorted(), members[:, 0], self.distances[near]
+        molecule = Atoms(self.atoms.numbers[members[:, 0]])
+        table = PairList(molecule, np.concatenate(pairs))
+        operators = Operators(molecule, self.basis, table, values["hamiltonian"], values["overlap"])
+        return operators.sorted(), members[:, 0], self.distances[near]
 
 
 def shares(operators: Operators) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +107,7 @@ def shares(operators: Operators) -> tuple[np.ndarray, np.ndarray]:
 
 
 def dos_table(
-    path, clusters: int, radius: float, core: float, width_ev: float, window_ev: float, exact: bool = False
+    path: str | Path, clusters: int, radius: float, core: float, width_ev: float, window_ev: float, exact: bool = False
 ) -> tuple[pd.DataFrame, dict, Levels]:
     """Compute the density of states against energy from the Fermi level, which the number of electrons fixes.
 
@@ -181,7 +186,7 @@ class _Sampled:
     n_orbitals: int
 
 
-def _sample(path, clusters: int, radius: float, core: float, most_orbitals: int | None) -> _Sampled:
+def _sample(path: str | Path, clusters: int, radius: float, core: float, most_orbitals: int | None) -> _Sampled:
     """Cut clusters around atoms drawn at random, and diagonalise them. Raises ValueError as `dos_table` does."""
     with open_operators(path) as found:
         structure = Structure(*found)
@@ -203,7 +208,7 @@ def _sample(path, clusters: int, radius: float, core: float, most_orbitals: int 
         met = np.bincount(structure.pairs[structure.distances <= core, 0], minlength=len(atoms))
         elements = np.unique(atoms.numbers)
 
-        def sample(centre) -> _Cluster:
+        def sample(centre: int) -> _Cluster:
             with h5py.File(path, "r") as file:  # processes that share an open file share its position
                 opened = copy(structure)
                 opened.file = file
@@ -213,9 +218,9 @@ def _sample(path, clusters: int, radius: float, core: float, most_orbitals: int 
             of_element = operators.atoms.numbers == elements[:, None]
             return _Cluster(levels, (of_element * weight) @ share, (of_element * weight).sum(1), len(which))
 
-        found = in_processes(sample, np.random.default_rng(0).permutation(len(atoms))[:clusters])
+        sampled = in_processes(sample, np.random.default_rng(0).permutation(len(atoms))[:clusters])
         total = np.array([(atoms.numbers == z).sum() for z in elements])
-        return _Sampled(found, total, basis.n_electrons(atoms.numbers), n_orbitals)
+        return _Sampled(sampled, total, basis.n_electrons(atoms.numbers), n_orbitals)
 
 
 @dataclass(frozen=True)
@@ -293,7 +298,9 @@ def _levels(density: _Density, clusters: int) -> tuple[Levels, float, float]:
     return levels, fermi, fermi_error
 
 
-def _band_edges(energies, counts, density, fermi: float, near: float) -> tuple[float, float, bool]:
+def _band_edges(
+    energies: np.ndarray, counts: np.ndarray, density: np.ndarray, fermi: float, near: float
+) -> tuple[float, float, bool]:
     """Return the band edges on both sides of the least density near the Fermi level, and whether the structure is a metal.
 
     Clusters drawn at random give the number of electrons with an error, so the Fermi level that it fixes may lie in a band; the
@@ -310,12 +317,12 @@ def _band_edges(energies, counts, density, fermi: float, near: float) -> tuple[f
     return float(bottom), float(top), bool(density[middle] > METAL * bands.mean())
 
 
-def _over_elements(total, states, counted):
+def _over_elements(total: np.ndarray, states: np.ndarray, counted: np.ndarray) -> np.ndarray:
     """Return sum_z N_z <g_a>_z; an element that occurs in no cluster contributes zero."""
     return np.divide(total, counted, out=np.zeros(len(total)), where=counted > 0) @ states
 
 
-def _jackknife(whole, without):
+def _jackknife(whole: float | np.ndarray, without: Sequence[float] | Sequence[np.ndarray]) -> np.ndarray:
     """Return the standard error of the estimate from all samples, given the estimates that leave out one sample each."""
     n = len(without)
     return (np.square(np.array(without) - whole).sum(0) * (n - 1) / n) ** 0.5

@@ -15,7 +15,7 @@ from ..units import hartree_to_ev
 def atom_potentials(operators: Operators) -> np.ndarray:
     """Return the potential u_i of every atom, (A,), in Hartree."""
     result = np.empty(len(operators.atoms))
-    for b in np.flatnonzero(operators.pairs.onsite):
+    for b in np.flatnonzero(operators.pairs.onsite).tolist():
         H, S = (operators.block(values, b) for values in (operators.hamiltonian, operators.overlap))
         result[operators.pairs[b, 0]] = (H * S).sum() / (S * S).sum()
     return result

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from ase.cell import Cell
 from ase.dft.kpoints import parse_path_string
+from numpy.typing import ArrayLike
 from scipy.linalg import LinAlgError
 
 from ..config import Analysis
@@ -22,13 +23,13 @@ from .levels import BROADENING_EV, Levels, density_of_states, levels_on_grid, oc
 SMALL = 150  # with fewer orbitals than this, matrices are not worth a process
 
 
-def eigenvalues(operators: Operators, kpoints) -> np.ndarray:
+def eigenvalues(operators: Operators, kpoints: ArrayLike) -> np.ndarray:
     """Compute the generalised eigenvalues of H(k) c = e S(k) c: ascending, (K, n), in Hartree.
 
     Raises ValueError if S(k) is not positive definite.
     """
 
-    def at(k):
+    def at(k: np.ndarray) -> np.ndarray:
         H, S = operators.at_k(k)
         try:
             return eigh(H, S, eigvals_only=True)
@@ -44,7 +45,7 @@ def eigenvalues(operators: Operators, kpoints) -> np.ndarray:
     return np.array(in_processes(at, np.atleast_2d(kpoints), workers))
 
 
-def k_grid(size, periodic: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def k_grid(size: ArrayLike, periodic: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Return a Gamma-centred grid with one of each k and -k: points (K, 3) in fractions and weights (K,) that sum to one."""
     if not periodic:
         return np.zeros((1, 3)), np.ones(1)
@@ -109,8 +110,16 @@ def compare_spectra(dft: Operators, predicted: Operators, baseline: Operators, a
     of_states = weights[:, None] * share
     shifts = [_median(energies[0] - e, of_states) if periodic else 0.0 for e in energies[1:]]
     energies = [energies[0], energies[1] + shifts[0], energies[2] + shifts[1]]
-    levels = tuple(levels_on_grid(e, weights, dft.n_electrons, temperature, counts) for e in energies)
-    return Comparison(*energies, weights, share, levels, tuple(shifts))
+    of_dft, of_predicted, of_baseline = (levels_on_grid(e, weights, dft.n_electrons, temperature, counts) for e in energies)
+    return Comparison(
+        energies[0],
+        energies[1],
+        energies[2],
+        weights,
+        share,
+        (of_dft, of_predicted, of_baseline),
+        (shifts[0], shifts[1]),
+    )
 
 
 def _median(values: np.ndarray, weights: np.ndarray) -> float:
@@ -160,7 +169,7 @@ def dos_table(c: Comparison) -> pd.DataFrame:
     )
 
 
-def band_path(cell: Cell, path: str | None, points: int):
+def band_path(cell: Cell, path: str | None, points: int) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray]:
     """Return k-points along a path of special points, with their lengths, labels and segments.
 
     Returns k-points (K, 3) in fractions, the length x (K,) along the path in 1/A, labels (K,) and segments (K,). By default the
@@ -181,7 +190,8 @@ def band_path(cell: Cell, path: str | None, points: int):
         ) from None
     lengths = [np.linalg.norm(np.diff(2 * np.pi * part @ cell.reciprocal(), axis=0), axis=1) for part in ends]
     spacing = sum(part.sum() for part in lengths) / points
-    kpoints, x, labels, segments, start = [], [], [], [], 0.0
+    kpoints, x, segments, start = [], [], [], 0.0
+    labels: list[list[str]] = []
     for segment, (names, part, length) in enumerate(zip(parse_path_string(bandpath.path), ends, lengths)):
         steps = np.maximum(1, np.round(length / spacing)).astype(int)
         corner = np.concatenate([[0], np.cumsum(steps)])  # index of each special point within the segment

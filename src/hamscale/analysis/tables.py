@@ -40,7 +40,12 @@ def analysis_tables(
 
 
 def summary_row(
-    dft: Operators, predicted: Operators, blocks, blocks_baseline, comparison: spectra.Comparison, slabs: pd.DataFrame
+    dft: Operators,
+    predicted: Operators,
+    blocks: pd.DataFrame,
+    blocks_baseline: pd.DataFrame,
+    comparison: spectra.Comparison,
+    slabs: pd.DataFrame,
 ) -> dict:
     """Return the errors of a structure in one row.
 

@@ -9,6 +9,7 @@ import argparse
 import logging
 import sys
 import warnings
+from collections.abc import Sequence
 
 from .. import __version__
 from ..workers import threads_for
@@ -20,7 +21,7 @@ __all__ = ["dft", "figures", "main", "prediction", "results", "training"]
 log = logging.getLogger(__name__)
 
 
-def main(arguments=None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, and return the exit code."""
     options = vars(_parser().parse_args(arguments))
     function = options.pop("function")
@@ -47,7 +48,7 @@ class _Lines(logging.Formatter):
         return "\n".join(f"hamscale: {record.levelname.lower()}: {line}" for line in text.splitlines())
 
 
-def _log_to_stderr():
+def _log_to_stderr() -> None:
     """Send the messages of this package, and all warnings, to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
     for command in COMMANDS:
         text = command.function.__doc__
+        assert text is not None, f"{command.name}: its function has no docstring, which is the help text"
         of_command = commands.add_parser(command.name, help=text.splitlines()[0], description=text)
         for flag, options in command.arguments:
             of_command.add_argument(flag, **options)

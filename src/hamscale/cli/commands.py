@@ -8,10 +8,14 @@ Modules are imported where a command needs them, so that a command line answers 
 for it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..parallel.env import World
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Command:
 COMMANDS: list[Command] = []
 
 
-def argument(flag: str, **options) -> tuple[str, dict]:
+def argument(flag: str, **options: object) -> tuple[str, dict]:
     """Describe an argument, `--name` or positional; its type is a path unless `options` (those of argparse) say otherwise."""
     if not {"type", "choices", "action"} & options.keys():
         options["type"] = Path
@@ -49,7 +53,7 @@ OUT = argument("--out", required=True, metavar="PATH", help="what to write")
 
 
 @contextmanager
-def ranks():
+def ranks() -> Iterator["World"]:
     """Open the world of this run's ranks; if a rank is lost, print what is known about it in the last line."""
     from ..parallel.env import RankLost, world
 

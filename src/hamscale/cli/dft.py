@@ -13,7 +13,7 @@ EIGENVALUE_TOLERANCE_HARTREE = 5e-8
 
 
 @command("check", argument("config"))
-def check_files(config: Path):
+def check_files(config: Path) -> None:
     """Validate a configuration with every material and model that it names."""
     check_configuration(load_config(config))
     print(f"{config}: good")
@@ -23,7 +23,7 @@ def check_files(config: Path):
     "schema",
     argument("--kind", choices=["material", "model", "config"], default="material", help="which file; default material"),
 )
-def print_schema(kind: str):
+def print_schema(kind: str) -> None:
     """Print the JSON schema of a configuration file, for editors."""
     print(json.dumps(getattr(config, kind.title()).model_json_schema(), indent=2))
 
@@ -35,15 +35,15 @@ def print_schema(kind: str):
     argument("--tile", help="file of the structure it is a tile of; default: built again"),
     OUT,
 )
-def write_structure(material: Path, id: str, tile: Path | None, out: Path):
+def write_structure(material: Path, id: str, tile: Path | None, out: Path) -> None:
     """Build one structure of a material and write it as extxyz."""
     from ..structures import build_structure, read_structure_file, write_structure_file
 
-    write_structure_file(out, build_structure(config.load_material(material), id, tile and read_structure_file(tile)))
+    write_structure_file(out, build_structure(config.load_material(material), id, read_structure_file(tile) if tile else None))
 
 
 @command("input", argument("material"), argument("structure"), OUT)
-def write_input(material: Path, structure: Path, out: Path):
+def write_input(material: Path, structure: Path, out: Path) -> None:
     """Write the CP2K input of a structure."""
     from ..basis import material_basis
     from ..dft.inputs import cp2k_input
@@ -60,7 +60,7 @@ COMMAND = argument("--command", type=str, help="CP2K, e.g. 'mpirun -n 4 cp2k.psm
 
 
 @command("dft", argument("input"), OUT, COMMAND)
-def run_dft(input: Path, out: Path, command: str | None):
+def run_dft(input: Path, out: Path, command: str | None) -> None:
     """Run CP2K in a scratch folder; a run that is accepted is moved to OUT at once."""
     from ..dft.run import run_cp2k
 
@@ -79,7 +79,7 @@ def run_dft(input: Path, out: Path, command: str | None):
     ),
     OUT,
 )
-def run_many(inputs: list[Path], store: Path, at_once: int, command: str | None, out: Path):
+def run_many(inputs: list[Path], store: Path, at_once: int, command: str | None, out: Path) -> None:
     """Run CP2K on many inputs in one job; OUT records the refused runs and why they were refused.
 
     Runs that were accepted before are not repeated.
@@ -97,7 +97,7 @@ def run_many(inputs: list[Path], store: Path, at_once: int, command: str | None,
     argument("--record", required=True),
     OUT,
 )
-def collect_run(input: Path, store: Path, record: Path, out: Path):
+def collect_run(input: Path, store: Path, record: Path, out: Path) -> None:
     """Take an accepted run of `hamscale batch` from its store."""
     from ..dft.run import collect
 
@@ -105,7 +105,7 @@ def collect_run(input: Path, store: Path, record: Path, out: Path):
 
 
 @command("operators", argument("material"), argument("structure"), argument("run"), OUT)
-def parse_operators(material: Path, structure: Path, run: Path, out: Path):
+def parse_operators(material: Path, structure: Path, run: Path, out: Path) -> None:
     """Parse H and S of a CP2K run, and find the band edges on the k-grid of the analysis."""
     from ..analysis.spectra import find_levels
     from ..basis import material_basis

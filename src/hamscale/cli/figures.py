@@ -8,7 +8,7 @@ from .commands import OUT, argument, command
 
 
 @command("quality", argument("structures", nargs="+"), OUT)
-def measure_quality(structures: list[Path], out: Path):
+def measure_quality(structures: list[Path], out: Path) -> None:
     """Measure density, radial distribution and coordination numbers of disordered structures.
 
     Writes OUT/{distribution, coordination}.csv and OUT/quality.{pdf, png}.
@@ -18,7 +18,7 @@ def measure_quality(structures: list[Path], out: Path):
     from ..structures import read_structure_file
 
     atoms = [read_structure_file(path) for path in structures]
-    about = {"structures": len(atoms), "density_g_cm3": [round(density_g_cm3(a), 3) for a in atoms]}
+    about: dict = {"structures": len(atoms), "density_g_cm3": [round(density_g_cm3(a), 3) for a in atoms]}
     distribution = radial_distribution(atoms)
     numbers = coordination(atoms, distribution)
     write_table(out / "distribution.csv", distribution, **about)
@@ -27,7 +27,7 @@ def measure_quality(structures: list[Path], out: Path):
 
 
 @command("plot-structure", argument("analysis"), argument("train_csv"), OUT)
-def plot_structure(analysis: Path, train_csv: Path, out: Path):
+def plot_structure(analysis: Path, train_csv: Path, out: Path) -> None:
     """Draw every figure of a structure from its tables: OUT/*.pdf and *.png."""
     from ..figures import draw_all
 
@@ -41,7 +41,7 @@ def plot_structure(analysis: Path, train_csv: Path, out: Path):
     argument("--view", required=True, metavar="DIR", help="what `view` wrote of the one shown"),
     OUT,
 )
-def write_paper_tables(label: list[str], analysis: list[Path], view: Path, out: Path):
+def write_paper_tables(label: list[str], analysis: list[Path], view: Path, out: Path) -> None:
     """Collect the tables of figure 8, OUT/fig8_*.csv, from those of `analyse` and `view`."""
     from ..paper import figure_8_tables
 
@@ -59,7 +59,7 @@ def write_paper_tables(label: list[str], analysis: list[Path], view: Path, out: 
     argument("--raw", default=Path("resources/raw"), metavar="DIR", help="folder of tables; default resources/raw"),
     OUT,
 )
-def plot_paper(figure: list[str], raw: Path, out: Path):
+def plot_paper(figure: list[str], raw: Path, out: Path) -> None:
     """Draw figures of the paper from raw tables: OUT/figN.pdf and .png."""
     from ..paper import PAPER, draw_paper
 
@@ -72,7 +72,7 @@ def plot_paper(figure: list[str], raw: Path, out: Path):
     argument("--results", default=Path("results"), metavar="DIR", help="folder of results"),
     OUT,
 )
-def write_index(results: Path, out: Path):
+def write_index(results: Path, out: Path) -> None:
     """Write one page of all materials: structures, partitions, H, errors, bands and densities of states.
 
     The page needs neither a server nor another file.

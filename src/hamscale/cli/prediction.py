@@ -21,7 +21,7 @@ from .training import EXCHANGE, FRAME
 )
 def write_prediction(
     model: Path, structure: Path, frame: int | None, material: Path | None, out: Path, reference_only: bool, exchange: str
-):
+) -> None:
     """Predict H, with exact S, of a structure. On many ranks each rank writes a shard, and OUT reads as all of them."""
     from ..predict import K_GRID, predict
     from ..structures import read_structure_file
@@ -54,7 +54,7 @@ def write_prediction(
     argument("--allow-mismatch", action="store_true", default=None, help="quatrex: also a device whose ends do not repeat"),
     argument("--blocks", type=int, metavar="N", help="quatrex: blocks along the axis; default: the most without a loss"),
 )
-def export_operators(operators: Path, to: str, out: Path, **options):
+def export_operators(operators: Path, to: str, out: Path, **options: object) -> None:
     """Write H and S for another code: quatrex, sisl, TBtrans, Siesta, DeepH, CP2K's own CSR, MatrixMarket (docs/files.md)."""
     from ..export import export
 
@@ -63,7 +63,7 @@ def export_operators(operators: Path, to: str, out: Path, **options):
 
 
 @command("import", argument("source"), OUT)
-def import_operators(source: Path, out: Path):
+def import_operators(source: Path, out: Path) -> None:
     """Turn a DeepH data set into operators: one structure into the file OUT, a folder of many into OUT/NAME.h5."""
     from ..export import import_deeph
 
@@ -86,7 +86,9 @@ def import_operators(source: Path, out: Path):
     ),
     OUT,
 )
-def write_dos(operators: Path, clusters: int, radius: float, core: float, width: float, window: float, exact: bool, out: Path):
+def write_dos(
+    operators: Path, clusters: int, radius: float, core: float, width: float, window: float, exact: bool, out: Path
+) -> None:
     """Compute the density of states of a large structure from clusters cut out around some of its atoms.
 
     OUT is a csv with standard errors. The band edges are stored in OPERATORS, a prediction, if it has none from a k-grid.

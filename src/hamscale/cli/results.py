@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from .. import config
+from ..config import Split
 from ..files import write_table, write_text
 from .commands import OUT, argument, command
 
@@ -18,16 +19,16 @@ from .commands import OUT, argument, command
     argument("--baseline", required=True),
     OUT,
 )
-def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, out: Path):
+def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, out: Path) -> None:
     """Compare predicted with DFT operators, and write the tables OUT/*.csv of docs/files.md and OUT/errors.html."""
     from ..analysis.tables import analysis_tables
     from ..operators import read_operators
     from ..page import tables_page
 
     settings = config.load_material(material)
-    files = [read_operators(path) for path in (dft, predicted, baseline)]
+    of_dft, of_predicted, of_baseline = (read_operators(path) for path in (dft, predicted, baseline))
     name = {"material": material.stem, "model": predicted.parent.name, "structure": predicted.stem}
-    tables = analysis_tables(*files, settings.analysis, name)
+    tables = analysis_tables(of_dft, of_predicted, of_baseline, settings.analysis, name)
     for table_name, content in tables.items():
         write_text(out / f"{table_name}.csv", content.to_csv(index=False))
     shown = {
@@ -46,7 +47,7 @@ def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, out: Pat
     argument("--material", help="default: config/materials/M.yaml of results/M/models/NAME"),
     argument("--out", metavar="PATH", help="also write a row per structure: csv"),
 )
-def evaluate_model(model: Path, split: str, sets: list[str] | None, material: Path | None, out: Path | None):
+def evaluate_model(model: Path, split: Split, sets: list[str] | None, material: Path | None, out: Path | None) -> None:
     """Measure the errors of a model on the structures of a split that have DFT: a JSON line per set, and one over all last.
 
     Before them it prints a line per slab of each structure that is long enough for two slabs, with the mean potentials of DFT
@@ -88,7 +89,7 @@ def evaluate_model(model: Path, split: str, sets: list[str] | None, material: Pa
     argument("--parts", type=int, default=8, help="ranks its atoms are shared by"),
     OUT,
 )
-def write_view(predicted: Path, parts: int, out: Path):
+def write_view(predicted: Path, parts: int, out: Path) -> None:
     """Write tables of a structure and its predicted H that need no DFT: OUT/{atoms, parts, image}.csv."""
     from ..analysis.views import view_tables
     from ..operators import read_operators
@@ -104,7 +105,7 @@ def write_view(predicted: Path, parts: int, out: Path):
 
 
 @command("summary", argument("summaries", nargs="+"), OUT)
-def join_summaries(summaries: list[Path], out: Path):
+def join_summaries(summaries: list[Path], out: Path) -> None:
     """Join the summaries of structures into one table: OUT, and the same as .html."""
     from ..page import tables_page
 
@@ -118,7 +119,7 @@ def join_summaries(summaries: list[Path], out: Path):
 
 
 @command("table", argument("summary"))
-def print_table(summary: Path):
+def print_table(summary: Path) -> None:
     """Print a summary as a table."""
     content = pd.read_csv(summary)
     columns = {

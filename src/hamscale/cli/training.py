@@ -3,10 +3,15 @@
 import json
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import config
 from .commands import OUT, argument, command, ranks
+
+if TYPE_CHECKING:
+    from ..operators import Operators
 
 STOPPED = 85
 EXCHANGE = argument(
@@ -21,17 +26,17 @@ FRAME = argument("--frame", type=int, metavar="N", help="which structure of a tr
 class _Stored:
     """Files of operators, read one at a time whenever they are iterated over."""
 
-    def __init__(self, paths):
+    def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator["Operators"]:
         from ..operators import read_operators
 
         return (read_operators(path) for path in self.paths)
 
 
 @command("reference", argument("material"), argument("operators", nargs="+"), OUT)
-def fit(material: Path, operators: list[Path], out: Path):
+def fit(material: Path, operators: list[Path], out: Path) -> None:
     """Fit energy gauge, reference and scales to training structures."""
     from ase.data import atomic_numbers
 
@@ -60,7 +65,7 @@ def fit(material: Path, operators: list[Path], out: Path):
 
 
 @command("graph", argument("reference"), argument("operators"), OUT)
-def encode(reference: Path, operators: Path, out: Path):
+def encode(reference: Path, operators: Path, out: Path) -> None:
     """Build the graph of a structure with its targets."""
     from ..graph.codec import BlockCodec
     from ..graph.graph import write_graph
@@ -94,7 +99,7 @@ def cut(
     method: str,
     ranks_per_node: int,
     out: Path,
-):
+) -> None:
     """Decide which rank owns which atom and what ranks send to one another, and print the quality as JSON."""
     from ..graph.neighbours import edges_within
     from ..graph.reference import read_reference
@@ -104,8 +109,9 @@ def cut(
 
     if (cutoff is None) == (reference is None):
         raise ValueError("give either --cutoff or --reference.")
-    if cutoff is None:
+    if reference is not None:
         cutoff = read_reference(reference).cutoff_angstrom
+    assert cutoff is not None, "one of the two was given"
     atoms = wrap_as_cp2k(read_structure_file(structure, frame))
     edges = edges_within(atoms, cutoff)
     result = partition(atoms, [(edges[:, 0], edges[:, 1])], cutoff, parts, method, ranks_per_node=ranks_per_node)
@@ -154,7 +160,7 @@ def train_network(
     network: int,
     out: Path,
     checkpoint: Path,
-):
+) -> int:
     """Train a network of a model, and resume from CHECKPOINT.
 
     Writes OUT/{weights.safetensors, config.json, reference.h5, train.csv}. On many ranks: torchrun --nproc-per-node P -m
@@ -178,7 +184,7 @@ def train_network(
 
 
 @command("join", argument("networks", nargs="+"), OUT)
-def join_networks(networks: list[Path], out: Path):
+def join_networks(networks: list[Path], out: Path) -> None:
     """Make one model of networks that differ only in their seeds: its prediction is the mean of theirs."""
     from ..inputs.model_folder import join
 

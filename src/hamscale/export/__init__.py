@@ -4,25 +4,26 @@ docs/files.md describes the formats.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ..operators import write_operators
 from . import cp2k, deeph, matrixmarket, quatrex, siesta
 from .stream import stored
 
-TARGETS: dict[str, Callable] = {
+TARGETS: dict[str, Callable[..., list[str]]] = {
     "quatrex": quatrex.write,
     "sisl": siesta.write,
-    "tbtrans": lambda *arguments: siesta.write(*arguments, suffix=".nc"),
-    "tshs": lambda *arguments: siesta.write(*arguments, suffix=".TSHS"),
+    "tbtrans": partial(siesta.write, suffix=".nc"),
+    "tshs": partial(siesta.write, suffix=".TSHS"),
     "deeph": deeph.write,
     "cp2k": cp2k.write,
-    "cp2k-text": lambda *arguments: cp2k.write(*arguments, binary=False),
+    "cp2k-text": partial(cp2k.write, binary=False),
     "matrixmarket": matrixmarket.write,
 }
 
 
-def export(path, target: str, out, **options) -> list[str]:
+def export(path: str | Path, target: str, out: str | Path, **options: object) -> list[str]:
     """Write an `operators/1` file in another code's format, and return lines that say what was written.
 
     options: `transport`, `repeat`, `blocks`, `origin` and `allow_mismatch` of quatrex. Raises ValueError for an unknown target,
@@ -37,7 +38,7 @@ def export(path, target: str, out, **options) -> list[str]:
         return TARGETS[target](file, out, **options)
 
 
-def import_deeph(source, out) -> list[Path]:
+def import_deeph(source: str | Path, out: str | Path) -> list[Path]:
     """Convert a DeepH data set to `operators/1` files, and return the paths of the files written.
 
     A folder with one structure becomes the file `out`. A folder with many becomes the folder `out`, with one file per

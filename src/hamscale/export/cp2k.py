@@ -16,7 +16,7 @@ from .stream import Stored, write_energies
 LABELS = {"hamiltonian": "KS", "overlap": "S"}
 
 
-def write(stored: Stored, out, binary: bool = True) -> list[str]:
+def write(stored: Stored, out: str | Path, binary: bool = True) -> list[str]:
     """Write the folder `out`, and return lines that say what was written.
 
     Elements that are zero are left out, as in CP2K's own files.
@@ -43,7 +43,7 @@ def write(stored: Stored, out, binary: bool = True) -> list[str]:
     return [f"{len(cells)} images, {'binary' if binary else 'text'}, Hartree"]
 
 
-def _append_binary(path: Path, row, column, value):
+def _append_binary(path: Path, row: np.ndarray, column: np.ndarray, value: np.ndarray) -> None:
     records = np.empty(len(row), RECORD)
     records["head"] = records["tail"] = 16
     records["row"], records["column"], records["value"] = row + 1, column + 1, value
@@ -51,7 +51,7 @@ def _append_binary(path: Path, row, column, value):
         records.tofile(file)
 
 
-def _append_text(path: Path, row, column, value):
+def _append_text(path: Path, row: np.ndarray, column: np.ndarray, value: np.ndarray) -> None:
     # columns of CP2K's lines, with two digits more than it writes
     lines = [f"{i:8d}{j:8d}{x:23.15E}\n" for i, j, x in zip((row + 1).tolist(), (column + 1).tolist(), value.tolist())]
     assert all(len(line) == TEXT_LINE for line in lines), "an index or a value does not fit a line of CP2K's text format"
@@ -59,7 +59,7 @@ def _append_text(path: Path, row, column, value):
         file.writelines(lines)
 
 
-def _image_table(cells) -> str:
+def _image_table(cells: list[tuple[int, int, int]]) -> str:
     """Return the table of images as it stands in CP2K's log, once for H and once for S."""
     table = "".join(f"{n:10d}{x:7d}{y:7d}{z:7d}\n" for n, (x, y, z) in enumerate(cells, start=1))
     return "\n".join(

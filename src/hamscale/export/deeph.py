@@ -17,6 +17,7 @@ order of OpenMX: p = (x, y, z), d = (z2, x2-y2, xy, xz, yz), f = (z3, xz2, yz2, 
 
 import json
 from pathlib import Path
+from typing import TypeAlias
 
 import ase.io
 import h5py
@@ -27,7 +28,7 @@ from ase.data import chemical_symbols
 from ..basis import Basis, ElementBasis, shells_only
 from ..files import atomic_folder
 from ..operators import Operators, check_finite
-from ..pairs import block_offsets, find_pairs
+from ..pairs import PairList, block_offsets, find_pairs
 from ..structures import wrap_as_cp2k
 from ..units import ev_to_hartree, hartree_to_ev
 from .stream import Stored, write_energies
@@ -36,7 +37,11 @@ HERMITICITY_TOLERANCE = 1e-4  # Hartree for H, 1 for S: a larger difference does
 OPENMX = {0: [0], 1: [1, 2, 0], 2: [2, 4, 0, 3, 1], 3: [6, 4, 2, 0, 1, 3, 5]}  # l -> places of m = -l..l in OpenMX's order
 
 
-def write(stored: Stored, out) -> list[str]:
+# atoms, l of the shells of each element, Fermi level in eV, (pairs, H in eV, S)
+Layout: TypeAlias = tuple[Atoms, dict[str, list[int]], float | None, tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+def write(stored: Stored, out: str | Path) -> list[str]:
     """Write the folder `out` in DeepH-dock's layout, and return lines that say what was written.
 
     Atoms are grouped by element, as in a POSCAR. A molecule gets the cell of its file.
@@ -82,7 +87,7 @@ def write(stored: Stored, out) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------- reading
 
 
-def data_folders(root) -> list[Path]:
+def data_folders(root: str | Path) -> list[Path]:
     """Return the folders of a data set that hold a structure: `root` itself, or those below it.
 
     Raises ValueError if there is none.
@@ -94,7 +99,7 @@ def data_folders(root) -> list[Path]:
     return folders
 
 
-def read(folder) -> Operators:
+def read(folder: str | Path) -> Operators:
     """Read H and S of one structure of a DeepH data set, of either layout.
 
     The basis has shells alone (`basis.shells_only`). Atoms are wrapped as CP2K wraps them, and the cells R with them. A
@@ -126,13 +131,13 @@ def read(folder) -> Operators:
         attributes["fermi_level_hartree"] = ev_to_hartree(fermi_ev)
     try:
         pairs = _wrap(atoms, pairs)
-        operators = Operators(atoms, basis, pairs, ev_to_hartree(hamiltonian), overlap, attributes).sorted()
+        operators = Operators(atoms, basis, PairList(atoms, pairs), ev_to_hartree(hamiltonian), overlap, attributes).sorted()
         for name in ("hamiltonian", "overlap"):
             check_finite(name, getattr(operators, name))
-            error = operators.make_hermitian(getattr(operators, name))
-            if error > HERMITICITY_TOLERANCE:
+            difference = operators.make_hermitian(getattr(operators, name))
+            if difference > HERMITICITY_TOLERANCE:
                 raise ValueError(
-                    f"{name} differs from its adjoint by {error:.1e} (Hartree, 1), expected at most "
+                    f"{name} differs from its adjoint by {difference:.1e} (Hartree, 1), expected at most "
                     f"{HERMITICITY_TOLERANCE:.0e}."
                 )
     except ValueError as error:
@@ -149,12 +154,13 @@ def _json(path: Path) -> dict:
         raise ValueError(f"{path}: not JSON: {error}") from None
 
 
-def _read_dock(folder: Path, info: dict):
+def _read_dock(folder: Path, info: dict) -> Layout:
     try:
-        atoms = ase.io.read(folder / "POSCAR", format="vasp")
+        found = ase.io.read(folder / "POSCAR", format="vasp")
     except Exception as error:  # ASE raises exceptions of any type
         raise ValueError(f"{folder / 'POSCAR'}: not a POSCAR that ASE reads ({type(error).__name__}: {error}).") from None
-    atoms = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell)
+    assert isinstance(found, Atoms), "without an index ASE reads one structure"
+    atoms = Atoms(found.numbers, found.positions, cell=found.cell)
     shells = {e: [int(l) for l in info["elements_orbital_map"][e]] for e in dict.fromkeys(atoms.get_chemical_symbols())}
     orbitals = _orbitals(atoms, shells)
     values = {}
@@ -174,7 +180,7 @@ def _read_dock(folder: Path, info: dict):
     return atoms, shells, fermi, (pairs, values["hamiltonian"][1], values["overlap"][1])
 
 
-def _read_pack(folder: Path, info: dict):
+def _read_pack(folder: Path, info: dict) -> Layout:
     numbers = np.loadtxt(folder / "element.dat", dtype=int, ndmin=1)
     cell, positions = np.loadtxt(folder / "lat.dat").T, np.loadtxt(folder / "site_positions.dat", ndmin=2).T
     atoms = Atoms(numbers, positions, cell=cell)
@@ -207,11 +213,11 @@ def _read_pack(folder: Path, info: dict):
     return atoms, shells, info.get("fermi_level"), (pairs, values["hamiltonian"], values["overlap"])
 
 
-def _orbitals(atoms: Atoms, shells) -> np.ndarray:
+def _orbitals(atoms: Atoms, shells: dict[str, list[int]]) -> np.ndarray:
     return np.array([sum(2 * l + 1 for l in shells[e]) for e in atoms.get_chemical_symbols()])
 
 
-def _from_openmx(shells) -> np.ndarray:
+def _from_openmx(shells: list[int]) -> np.ndarray:
     """Return the index that puts an atom's orbitals from OpenMX's order into m = -l..l."""
     starts = np.cumsum([0, *(2 * l + 1 for l in shells)])
     # above f OpenMX's order is m = 0, 1, -1, 2, -2, ...
@@ -219,7 +225,7 @@ def _from_openmx(shells) -> np.ndarray:
     return np.concatenate([start + np.array(i) for start, i in zip(starts, index)])
 
 
-def _check_blocks(path: Path, pairs: np.ndarray, orbitals: np.ndarray, shapes: np.ndarray):
+def _check_blocks(path: Path, pairs: np.ndarray, orbitals: np.ndarray, shapes: np.ndarray) -> None:
     if len(pairs) and not (pairs[:, :2].min() >= 0 and pairs[:, :2].max() < len(orbitals)):
         raise ValueError(f"{path}: a block of atom {pairs[:, :2].max()}, expected atoms 0 to {len(orbitals) - 1}.")
     expected = orbitals[pairs[:, :2]]

@@ -102,10 +102,10 @@ def tile(stored: Stored, transport: str, repeat: int = 1, blocks: int | None = N
     place = np.arange(repeat)[:, None] + stored.atoms.cell.scaled_positions(stored.atoms.positions)[:, axis] - origin
     i, j, along = stored.pairs[:, 0], stored.pairs[:, 1], stored.pairs[:, 2 + axis]
 
-    def block_of(n):
+    def block_of(n: int) -> np.ndarray:
         return np.clip((place * n / repeat).astype(np.int64), 0, n - 1)
 
-    def only_neighbours(block, n):
+    def only_neighbours(block: np.ndarray, n: int) -> bool:
         # across the ends too, as if the device continued: otherwise a contact would couple to more than its neighbour
         for copy in range(repeat):
             further, other = np.divmod(copy + along, repeat)
@@ -177,7 +177,7 @@ class EndMismatch:
     def repeats(self) -> bool:
         return self.position_angstrom <= END_ANGSTROM and self.onsite_mev <= END_MEV
 
-    def __str__(self):
+    def __str__(self) -> str:
         if np.isinf(self.position_angstrom):
             return f"{self.other}: other atoms"
         return (
@@ -220,7 +220,7 @@ def _end_distance(stored: Stored, device: Device) -> float:
 
 def _blocks_within(stored: Stored, device: Device, chosen: set[int]) -> dict[int, dict]:
     """Return by block: (copy i, atom i, copy j, atom j, transverse cell) -> elements of H in Hartree."""
-    found = {b: {} for b in chosen}
+    found: dict[int, dict] = {b: {} for b in chosen}
     mask = np.isin(device.block, list(chosen))
     for rows in stored.rows():
         starts = np.concatenate([[0], np.cumsum(np.bincount(rows.pair, minlength=len(rows.pairs)))])

@@ -15,18 +15,18 @@ from .stream import Stored, write_energies
 UNITS = {"hamiltonian": "Hartree", "overlap": "1"}
 
 
-def write(stored: Stored, out) -> list[str]:
+def write(stored: Stored, out: str | Path) -> list[str]:
     """Write the folder `out`, and return lines that say what was written.
 
     The folder has NAME_X_Y_Z.mtx for each cell R = (X, Y, Z), orbitals.csv, structure.extxyz and energies.json.
     """
     with atomic_folder(out) as folder:
-        counts = Counter()
+        counts: Counter[tuple[str, tuple[int, int, int]]] = Counter()
 
-        def path(name, R) -> Path:
+        def path(name: str, R: tuple[int, int, int]) -> Path:
             return folder / f"{name}_{'_'.join(map(str, R))}.mtx"
 
-        def header(name, R) -> bytes:
+        def header(name: str, R: tuple[int, int, int]) -> bytes:
             # the count is known only at the end, so it has a fixed width and is overwritten then
             return (
                 "%%MatrixMarket matrix coordinate real general\n"
@@ -47,8 +47,8 @@ def write(stored: Stored, out) -> list[str]:
                         )
         for name in UNITS:
             for R in stored.cells:
-                with open(path(name, R), "r+b") as file:
-                    file.write(header(name, R))
+                with open(path(name, R), "r+b") as whole:
+                    whole.write(header(name, R))
         (folder / "orbitals.csv").write_text(_orbitals(stored))
         write_structure_file(folder / "structure.extxyz", stored.atoms)
         write_energies(folder / "energies.json", stored)

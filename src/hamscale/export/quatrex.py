@@ -13,6 +13,7 @@ src/quatrex/core/config.py        DeviceConfig: transport_direction a, b, c; blo
 
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -28,7 +29,7 @@ CHUNK = 1 << 16  # elements per HDF5 chunk
 
 def write(
     stored: Stored,
-    out,
+    out: str | Path,
     transport: str | None = None,
     repeat: int = 1,
     blocks: int | None = None,
@@ -78,11 +79,11 @@ def write(
     return lines
 
 
-def _key(R) -> str:
+def _key(R: tuple[int, int, int]) -> str:
     return "[{},{},{}]".format(*R)
 
 
-def _create_cells(file: h5py.File, grid, stored: Stored, device: Device | None):
+def _create_cells(file: h5py.File, grid: list[tuple[int, int, int]], stored: Stored, device: Device | None) -> None:
     n = device.n_orbitals if device else stored.n_orbitals
     bounds = dict.fromkeys(grid, 0)  # largest number of elements that a cell can have
     cells, of_pair = np.unique(stored.pairs[:, 2:], axis=0, return_inverse=True)
@@ -98,7 +99,7 @@ def _create_cells(file: h5py.File, grid, stored: Stored, device: Device | None):
             group.create_dataset(name, (0,), dtype, **growing)
 
 
-def _append(group: h5py.Group, row, column, value):
+def _append(group: h5py.Group, row: np.ndarray, column: np.ndarray, value: np.ndarray) -> None:
     for name, values in (("data", value), ("row", row), ("col", column)):
         dataset = group[name]
         start = dataset.shape[0]
@@ -114,7 +115,7 @@ def _elements(stored: Stored, rows: Rows, device: Device | None) -> Iterator[tup
         yield from device.elements(stored, rows)
 
 
-def _warn_of_tilt(stored: Stored):
+def _warn_of_tilt(stored: Stored) -> None:
     cell = np.asarray(stored.atoms.cell)
     off = np.abs(cell - np.diag(np.diag(cell))).max()
     if stored.periodic and off > 1e-3:
@@ -126,7 +127,7 @@ def _warn_of_tilt(stored: Stored):
         )
 
 
-def _report(stored: Stored, device: Device | None, grid) -> list[str]:
+def _report(stored: Stored, device: Device | None, grid: list[tuple[int, int, int]]) -> list[str]:
     if device is None:
         reach = np.max(grid, axis=0)
         return [f"unit cell of {stored.n_orbitals} orbitals, neighbour cells to {reach.tolist()}; nothing is dropped"]
@@ -147,7 +148,7 @@ def _report(stored: Stored, device: Device | None, grid) -> list[str]:
     return lines
 
 
-def _device_toml(stored: Stored, device: Device | None, grid, lines: list[str]) -> str:
+def _device_toml(stored: Stored, device: Device | None, grid: list[tuple[int, int, int]], lines: list[str]) -> str:
     """Return what [device] of quatrex_config.toml must say about these files.
 
     Geometry, contacts and k-points are left to the user.

@@ -7,6 +7,8 @@ is that of Siesta").
 """
 
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
@@ -15,10 +17,13 @@ from ..files import atomic
 from ..units import hartree_to_ev
 from .stream import Stored, write_energies
 
+if TYPE_CHECKING:
+    import sisl
+
 SUFFIXES = {"tbtrans": ".nc", "tshs": ".TSHS"}
 
 
-def _sisl():
+def _sisl() -> ModuleType:
     try:
         import netCDF4  # noqa: F401  (sisl needs it to write .nc)
         import sisl
@@ -30,7 +35,7 @@ def _sisl():
     return sisl
 
 
-def hamiltonian(stored: Stored):
+def hamiltonian(stored: Stored) -> "sisl.Hamiltonian":
     """Return the sisl.Hamiltonian of the file, non-orthogonal: H in eV, orbitals in hamscale's order with Siesta's signs.
 
     Energies keep the zero of the file: the Fermi level is not subtracted. Raises ValueError if sisl is not installed.
@@ -40,7 +45,8 @@ def hamiltonian(stored: Stored):
     nsc = 2 * np.abs(stored.pairs[:, 2:]).max(0) + 1
     lattice = sisl.Lattice(np.asarray(stored.atoms.cell), nsc=nsc)
     geometry = sisl.Geometry(stored.atoms.positions, [elements[z] for z in stored.atoms.numbers.tolist()], lattice)
-    n, matrices = stored.n_orbitals, {"hamiltonian": [], "overlap": []}
+    n = stored.n_orbitals
+    matrices: dict[str, list[sp.csr_matrix]] = {"hamiltonian": [], "overlap": []}
     signs = _signs(stored)
     for rows in stored.rows():
         first, last = rows.orbitals
@@ -55,7 +61,7 @@ def hamiltonian(stored: Stored):
     return sisl.Hamiltonian.fromsp(geometry, H, S=S)
 
 
-def _orbitals(sisl, shells):
+def _orbitals(sisl: ModuleType, shells: tuple[int, ...]) -> list["sisl.AtomicOrbital"]:
     """Return orbitals with l, m and zeta, which counts an atom's shells of one l.
 
     n is the lowest that l allows, because the true one is not known.
@@ -73,7 +79,7 @@ def _signs(stored: Stored) -> np.ndarray:
     return np.concatenate([of_element[z] for z in stored.atoms.numbers.tolist()])
 
 
-def write(stored: Stored, out, suffix: str | None = None) -> list[str]:
+def write(stored: Stored, out: str | Path, suffix: str | None = None) -> list[str]:
     """Write the file `out` through sisl, and return lines that say what was written.
 
     suffix: ".nc" or ".TSHS", by default that of `out`. The Fermi level goes into netCDF; sisl writes none into TSHS, so it

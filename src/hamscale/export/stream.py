@@ -58,7 +58,7 @@ class Stored:
     offsets: np.ndarray
     given: np.ndarray | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.orbitals = self.basis.n_orbitals(self.atoms.numbers)  # (A,)
         self.start = np.concatenate([[0], np.cumsum(self.orbitals)])  # (A+1,) first orbital of every atom
         self.sizes = self.orbitals[self.pairs[:, 0]] * self.orbitals[self.pairs[:, 1]]
@@ -110,8 +110,8 @@ class Stored:
         a, b = np.divmod(within, self.orbitals[pairs[:, 1]][pair])
         # blocks that follow one another in the file are read in one piece
         breaks = np.flatnonzero(np.diff(offsets) != sizes[:-1]) + 1
-        firsts = offsets[np.concatenate([[0], breaks])] if len(pairs) else []
-        lengths = np.add.reduceat(sizes, np.concatenate([[0], breaks])) if len(pairs) else []
+        firsts = offsets[np.concatenate([[0], breaks])] if len(pairs) else np.empty(0, np.int64)
+        lengths = np.add.reduceat(sizes, np.concatenate([[0], breaks])) if len(pairs) else np.empty(0, np.int64)
         values = {}
         for name in ("hamiltonian", "overlap"):
             parts = [self.file[name][start : start + n] for start, n in zip(firsts, lengths)]
@@ -148,7 +148,7 @@ def split_by_cell(cells: np.ndarray, row: np.ndarray, column: np.ndarray, value:
 
 
 @contextmanager
-def stored(path):
+def stored(path: str | Path) -> Iterator[Stored]:
     """Open an `operators/1` file for export. Raises ValueError, with the path, as `operators.open_operators` does."""
     with open_operators(path) as (file, atoms, basis, pairs):
         if atoms.cell.rank < 3:  # the formats need a cell
@@ -159,7 +159,7 @@ def stored(path):
         yield Stored(file, atoms, basis, pairs.take(order), file["offsets"][:-1][order], given)
 
 
-def write_energies(path: Path, stored: Stored):
+def write_energies(path: Path, stored: Stored) -> None:
     """Write the Fermi level and the band edges, in eV, as JSON; write no file if they are not known."""
     if energies := stored.energies_ev():
         rounded = {f"{name}_ev": round(energy, 6) for name, energy in energies.items()}

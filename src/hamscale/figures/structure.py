@@ -133,7 +133,7 @@ def training(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def draw_quality(distribution: pd.DataFrame, numbers: pd.DataFrame, stem):
+def draw_quality(distribution: pd.DataFrame, numbers: pd.DataFrame, stem: str | Path) -> None:
     """Draw radial distributions of all pairs of elements and shares of coordination numbers as STEM.pdf and .png."""
     with styled():
         figure = new_figure(2 * COLUMN_INCHES, 2.4)
@@ -153,7 +153,7 @@ def draw_quality(distribution: pd.DataFrame, numbers: pd.DataFrame, stem):
         save(figure, stem)
 
 
-def draw_all(analysis_directory, train_csv, out):
+def draw_all(analysis_directory: str | Path, train_csv: str | Path, out: str | Path) -> None:
     """Draw every figure of one structure, as pdf and png, from its folder of tables and the table of the training."""
     directory, out = Path(analysis_directory), Path(out)
     read = lambda name: pd.read_csv(directory / f"{name}.csv")  # noqa: E731

@@ -1,5 +1,9 @@
 """Define how figures look: colours, sizes, and the marks of measured and modelled numbers."""
 
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -7,12 +11,15 @@ from matplotlib.figure import Figure
 
 from ..files import atomic
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 # colours of Okabe and Ito, which colour-blind people can tell apart: jfly.uni-koeln.de/color
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DFT, PREDICTED, BASELINE = "#000000", "#D55E00", "#56B4E9"
 ELEMENTS = {"O": "#D55E00", "Hf": "#56B4E9", "Ge": "#009E73", "Sb": "#CC79A7", "Te": "#E69F00", "Si": "#E69F00", "H": "#999999"}
 METHODS = {"metis": ("METIS", "#D55E00"), "low-nn": ("Low-NN", "#0072B2"), "min-nn": ("Min-NN (ours)", "#009E73")}
-STYLE = {
+STYLE: "dict[RcKeyType, object]" = {
     "font.size": 8,
     "axes.labelsize": 8,
     "axes.titlesize": 8,
@@ -36,7 +43,7 @@ def new_figure(width: float = COLUMN_INCHES, height: float = 2.6) -> Figure:
     return figure
 
 
-def save(figure: Figure, stem):
+def save(figure: Figure, stem: str | Path) -> None:
     """Save STEM.pdf and STEM.png, each completely or not at all."""
     for suffix in (".pdf", ".png"):
         with atomic(f"{stem}{suffix}") as temporary:
@@ -44,11 +51,11 @@ def save(figure: Figure, stem):
             figure.savefig(temporary, metadata={"CreationDate": None} if suffix == ".pdf" else None)
 
 
-def styled():
+def styled() -> AbstractContextManager[None]:
     return matplotlib.rc_context(STYLE)
 
 
-def panel(ax: Axes, letter: str, title: str = ""):
+def panel(ax: Axes, letter: str, title: str = "") -> None:
     ax.set_title(f"({letter})  {title}" if title else f"({letter})", loc="left", fontsize=8)
 
 

@@ -1,5 +1,6 @@
 """Draw the cost of accuracy and of size, from the tables of benchmarks/ablation.py and benchmarks/size.py."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ BY_STRUCTURES = ("a quarter of the structures", "a third of the structures", "ha
 BY_STEPS = ("half of the steps", "default", "twice the steps", "four times the steps")
 
 
-def learning_curve(table: pd.DataFrame, ax: Axes, variants, column: str, label: str) -> Axes:
+def learning_curve(table: pd.DataFrame, ax: Axes, variants: Sequence[str], column: str, label: str) -> Axes:
     """Draw the errors of one test set against the number of structures or of steps, on logarithmic axes."""
     rows = table[table["variant"].isin(variants)].sort_values(column)
     for colour, (error, (name, marker)) in zip(COLOURS, ERRORS.items()):
@@ -54,10 +55,10 @@ def ablations(table: pd.DataFrame, ax: Axes) -> Axes:
 
 def figure_learning(raw: Path) -> Figure:
     """Draw a row of panels for every material that has a table."""
-    tables = {name: raw / f"ablation_{name}.csv" for name in MATERIALS}
-    tables = {name: read_table(path) for name, path in tables.items() if path.is_file()}
+    paths = {name: raw / f"ablation_{name}.csv" for name in MATERIALS}
+    tables = {name: read_table(path) for name, path in paths.items() if path.is_file()}
     figure = new_figure(PAGE_INCHES, 4.4 * len(tables))
-    parts = np.atleast_1d(figure.subfigures(len(tables), 1))
+    parts = figure.subfigures(len(tables), 1, squeeze=False).ravel()
     for letters, part, (name, table) in zip(("abc", "def"), parts, tables.items()):
         table = table[table["set"] == table["set"].iloc[0]]
         axes = part.subplot_mosaic([["structures", "variants"], ["steps", "variants"]], width_ratios=(1, 1.3))

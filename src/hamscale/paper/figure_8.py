@@ -1,18 +1,25 @@
 """Draw figure 8 of the method: a material's H, its errors and what follows from H, for two structures side by side."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import Collection
 from matplotlib.figure import Figure
+from mpl_toolkits.mplot3d import Axes3D
+from numpy.typing import ArrayLike
 
 from ..figures.structure import bands, decay
 from ..figures.style import COLOURS, DFT, ELEMENTS, PAGE_INCHES, PREDICTED, new_figure, panel
 from ..files import facts, read_table
 
 
-def atoms_3d(table: pd.DataFrame, ax: Axes, colours, cell_angstrom, size: float = 4, zoom: float = 1.1) -> Axes:
+def atoms_3d(
+    table: pd.DataFrame, ax: Axes3D, colours: Sequence[str], cell_angstrom: ArrayLike, size: float = 4, zoom: float = 1.1
+) -> Axes3D:
     """Draw atoms in the box of a cell, which is given by its three lengths or its three vectors.
 
     The box is centred on the middle of the atoms.
@@ -48,11 +55,12 @@ def error_violins(table: pd.DataFrame, ax: Axes) -> Axes:
             chosen = (table["structure_label"] == label) & (table["onsite"] == onsite)
             values = np.log10(table["block_mae_mev"][chosen])
             body = ax.violinplot(values, [k + shift], widths=0.36, showmedians=True)
-            for part in (*body["bodies"], body["cmins"], body["cmaxes"], body["cbars"], body["cmedians"]):
+            bodies = cast(list[Collection], body["bodies"])  # of all entries this one is a list
+            for part in (*bodies, body["cmins"], body["cmaxes"], body["cbars"], body["cmedians"]):
                 part.set_color(colour)
                 part.set_linewidth(0.8)
             if k == 0:
-                body["bodies"][0].set_label("nodes" if onsite else "edges")
+                bodies[0].set_label("nodes" if onsite else "edges")
     low, high = np.log10(table["block_mae_mev"].agg(["min", "max"]))
     decades = np.arange(np.floor(low), np.ceil(high) + 1)
     ax.set_yticks(decades, [f"$10^{{{d:.0f}}}$" for d in decades])
@@ -81,7 +89,7 @@ def figure_8(raw: Path) -> Figure:
     cutoff = t["summary"]["cutoff_angstrom"].iloc[0]
     of = lambda name, label: t[name][t[name]["structure_label"] == label]  # noqa: E731
     figure = new_figure(PAGE_INCHES, 7.4)
-    matrices, tiled, spectra = figure.subfigures(3, 1, height_ratios=(1, 1.1, 1.05))
+    matrices, tiled, spectra = figure.subfigures(3, 1, squeeze=False, height_ratios=(1, 1.1, 1.05)).ravel()
     top = matrices.subplots(1, 3)
     for letter, label, ax in zip("ab", labels, top):
         panel(decay(of("decay", label), ax, cutoff), letter, label)

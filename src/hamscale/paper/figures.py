@@ -78,14 +78,11 @@ def partition_quality(table: pd.DataFrame, ax: Axes, column: str, label: str, mo
     for (method, cutoff), line in table.groupby(["method", "cutoff_angstrom"]):
         far = cutoff > 12
         colour = METHODS[method][1]
-        style = {
-            "color": colour,
-            "linestyle": "--" if far else "-",
-            "marker": "s" if far else "o",
-            "mfc": "white" if far else colour,
-        }
         x = np.log2(line["parts"]) + {"metis": -0.07, "low-nn": 0, "min-nn": 0.07}[method]
-        ax.plot(x, line[column], markersize=3.5, **style)
+        ax.plot(
+            x, line[column], color=colour, linestyle="--" if far else "-", marker="s" if far else "o",
+            mfc="white" if far else colour, markersize=3.5,
+        )  # fmt: skip
         if most:
             ax.vlines(x, line[column], line[most], color=colour, linewidth=0.8)
     parts = sorted(table["parts"].unique())
@@ -191,7 +188,7 @@ def figure_5(raw: Path) -> Figure:
     cell = facts(raw / "fig5_domains.csv")["cell_angstrom"]
     quality = quality[quality["shape"] == "paper"]
     figure = new_figure(PAGE_INCHES, 4.0)
-    rows = figure.subfigures(2, 1, height_ratios=(0.8, 1))
+    rows = figure.subfigures(2, 1, squeeze=False, height_ratios=(0.8, 1)).ravel()
     solid = {"projection": "3d"}
     pictures, curves = rows[0].subplots(1, 4, subplot_kw=solid), rows[1].subplots(1, 4)
     atoms_3d(domains, pictures[0], [ELEMENTS[e] for e in domains["element"]], cell, size=6, zoom=0.95)
@@ -220,7 +217,7 @@ def figure_5(raw: Path) -> Figure:
     return figure
 
 
-def _split_legend(figure):
+def _split_legend(figure: Figure) -> None:
     handles = [Patch(facecolor=colour, edgecolor=colour, label=name) for name, colour in METHODS.values()]
     handles += [Patch(facecolor=colour, edgecolor="black", label=part) for part, colour in PARTS_OF_EXCHANGE.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=6)
@@ -231,7 +228,7 @@ def figure_6(raw: Path) -> Figure:
     runs = runs[runs["what"] == "node update"]
     links = read_table(raw / "topology.csv")
     figure = new_figure(PAGE_INCHES, 6.2)
-    times, exchange, graphs = figure.subfigures(3, 1, height_ratios=(1, 1.25, 0.9))
+    times, exchange, graphs = figure.subfigures(3, 1, squeeze=False, height_ratios=(1, 1.25, 0.9)).ravel()
     top, middle, bottom = (part.subplots(1, 3) for part in (times, exchange, graphs))
     panel(boxes(runs, measured(top[0]), hatched=False), "a", f"{runs['atoms'].iloc[0]} atoms, 6 Å")
     panel(split(runs[runs["ranks"] > 1], measured(middle[0]), hatched=False), "d")
@@ -252,7 +249,7 @@ def figure_7(raw: Path) -> Figure:
     runs, model = pd.read_csv(raw / "scaling_measured.csv"), pd.read_csv(raw / "scaling_modelled.csv")
     runs, links = runs[runs["mode"] == "weak"], read_table(raw / "topology.csv")
     figure = new_figure(PAGE_INCHES, 6.2)
-    times, exchange, graphs = figure.subfigures(3, 1, height_ratios=(1, 1.25, 0.8))
+    times, exchange, graphs = figure.subfigures(3, 1, squeeze=False, height_ratios=(1, 1.25, 0.8)).ravel()
     top, middle, bottom = times.subplots(1, 3), exchange.subplots(1, 3), graphs.subplots(1, 6)
     boxes(runs, measured(top[0]), hatched=False).set_ylabel("forward pass (s)")
     top[0].set_ylim(0, 1.3 * top[0].get_ylim()[1])
@@ -288,7 +285,7 @@ PAPER = {
 }
 
 
-def draw_paper(name: str, raw, out):
+def draw_paper(name: str, raw: str | Path, out: str | Path) -> None:
     """Draw OUT/NAME.pdf and .png from the tables of a folder."""
     with styled():
         save(PAPER[name][0](Path(raw)), Path(out) / name)

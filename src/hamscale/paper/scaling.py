@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Machine:
     source: str = ""
     unpack_bytes_s: float = np.inf
 
-    def compute_s(self, edges) -> np.ndarray:
+    def compute_s(self, edges: ArrayLike) -> np.ndarray:
         """Return the seconds of one layer."""
         edges = np.asarray(edges, float)
         known = np.array(self.messages) / np.array(self.messages_per_second)
