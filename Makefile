@@ -33,7 +33,7 @@ bench: setup
 	$(RUN) python benchmarks/standard.py
 
 lint: .venv/installed
-	$(RUN) ruff check . && ruff format --check . && snakefmt --check Snakefile workflow && lint-imports && snakemake --lint
+	$(RUN) ruff check . && ruff format --check . && snakefmt --check Snakefile workflow && lint-imports && mypy && snakemake --lint
 
 setup: .venv/installed
 	@workflow/setup_cp2k.sh

@@ -1,4 +1,4 @@
-"""Form of the code: linter, formatter, and who may import whom."""
+"""Form of the code: linter, formatter, types, and who may import whom."""
 
 import subprocess
 import sys
@@ -16,6 +16,7 @@ BIN = Path(sys.executable).parent
         ["ruff", "format", "--check", "."],
         ["snakefmt", "--check", "Snakefile", "workflow"],
         ["lint-imports"],
+        ["mypy"],
     ],
     ids=" ".join,
 )
