@@ -22,7 +22,7 @@ SCHEMA = "model/3"
 OF_EACH = ("validation_mae_mev", "seconds")  # entries of the training record with one number for each network
 
 
-def save_model(directory, networks: list[dict], network: dict, reference_path, training: dict):
+def save_model(directory: str | Path, networks: list[dict], network: dict, reference_path: str | Path, training: dict) -> None:
     """Write weights.safetensors, config.json and the reference: all files that prediction needs.
 
     networks: weights of each network.
@@ -45,7 +45,7 @@ def save_model(directory, networks: list[dict], network: dict, reference_path, t
     write_text(directory / "config.json", json.dumps(content, indent=2) + "\n")
 
 
-def join(directories: list[Path], out):
+def join(directories: list[Path], out: str | Path) -> None:
     """Join several models, whose networks differ in their seeds alone, into one model.
 
     Its train.csv has the rows of all models.
@@ -78,7 +78,7 @@ def join(directories: list[Path], out):
     write_text(Path(out) / "train.csv", tables[0] + "".join(t.split("\n", 1)[1] for t in tables[1:]))
 
 
-def load_model(directory) -> tuple[list[HamiltonianNetwork], Reference]:
+def load_model(directory: str | Path) -> tuple[list[HamiltonianNetwork], Reference]:
     """Read the trained networks (float32, on the CPU), the mean of which is the prediction, and their reference.
 
     Raises ValueError (file, found, expected) if a part is missing, cut short or does not fit the others.

@@ -79,7 +79,7 @@ def piece_inputs(
 
 
 def _inputs(
-    graph: Graph, reference: Reference, lmax: int, dtype, chunk: int, ghosts: np.ndarray, flipped: np.ndarray
+    graph: Graph, reference: Reference, lmax: int, dtype: torch.dtype, chunk: int, ghosts: np.ndarray, flipped: np.ndarray
 ) -> Inputs:
     """Build the tensors of a graph from the atoms that it knows and the rows of flipped edges.
 
@@ -249,7 +249,7 @@ def differences_mev(predicted: tuple[dict, dict], example: Example) -> tuple[Ten
     """Subtract the targets from a prediction: all offsite and all onsite components, flat, meV."""
     empty = example.inputs.distances.new_zeros(0)
     offsite, onsite = (
-        hartree_to_mev(torch.cat([empty, *((part[key] - target).flatten() for key, target in targets.items())]))
+        torch.cat([empty, *((part[key] - target).flatten() for key, target in targets.items())]) * hartree_to_mev(1.0)
         for part, targets in zip(predicted, (example.offsite, example.onsite))
     )
     return offsite, onsite

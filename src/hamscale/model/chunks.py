@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class Chunk:
     rotations: Tensor
     pairs: dict
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.source)
 
 
@@ -69,10 +69,10 @@ class Buffers:
         """Return a tensor of the same shape and type."""
         return self(*tensor.shape, dtype=tensor.dtype)
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self.scopes.append(self.top)
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.top = self.scopes.pop()
         if not self.scopes and self.overflow > len(self.memory):
             self.memory = self.memory.new_empty(self.overflow)
@@ -147,10 +147,13 @@ class Update(Protocol):
         """
 
 
+Work = Callable[[int, Chunk, Buffers], None]  # of the chunk with that number
+
+
 class _OfThread(threading.local):
     """Buffers of each thread, by type and device."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.buffers: dict[tuple[torch.dtype, torch.device], Buffers] = {}
 
 
@@ -169,7 +172,18 @@ class _Update(torch.autograd.Function):
     """One update over all chunks; its tensors are x, distances, rotations, edge features by chunk, and weights."""
 
     @staticmethod
-    def forward(ctx, update: Update, graph: ChunkedGraph, keep, names, n_edges, x, distances, rotations, *tensors):
+    def forward(
+        ctx: Any,
+        update: Update,
+        graph: ChunkedGraph,
+        keep: bool,
+        names: list[str],
+        n_edges: int,
+        x: Tensor,
+        distances: Tensor,
+        rotations: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
         edges = list(tensors[:n_edges]) or [x.new_empty(0)] * len(graph.spans)
         outputs, kept = _run(update, graph, keep, dict(zip(names, tensors[n_edges:])), x, distances, rotations, edges)
         ctx.save_for_backward(x, distances, rotations, *tensors, *kept)
@@ -177,7 +191,7 @@ class _Update(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    def backward(ctx, *d_outputs):
+    def backward(ctx: Any, *d_outputs: Tensor) -> tuple[Tensor | None, ...]:
         update, graph, n_edges = ctx.update, ctx.graph, ctx.n_edges
         x, distances, rotations, *tensors = ctx.saved_tensors
         weights = dict(zip(ctx.names, tensors[n_edges:]))
@@ -189,12 +203,12 @@ class _Update(torch.autograd.Function):
         d_edges: list[Tensor | None] = [None] * len(graph.spans)
         sums: list[list[Tensor]] = []  # of each thread
 
-        def start():
+        def start() -> Work:
             d_weights = {name: torch.zeros_like(weight) for name, weight in weights.items()}
             g = Gradients(d_weights, torch.zeros_like(x), d_distances, d_rotations)
             sums.append([g.x, *g.weights.values()])
 
-            def work(k, chunk, buffers):
+            def work(k: int, chunk: Chunk, buffers: Buffers) -> None:
                 d_edges[k] = update.adjoint_chunk(Task(k, chunk, w, short_x, edges[k], buffers), kept[k], d_outputs, g)
 
             return work
@@ -222,7 +236,7 @@ def _run(
     kept: list[Tensor | None] = [None] * len(graph.spans)
     w, x = update.short(update.constants() | weights, x)
 
-    def work(k: int, chunk: Chunk, buffers: Buffers):
+    def work(k: int, chunk: Chunk, buffers: Buffers) -> None:
         kept[k] = update.forward_chunk(Task(k, chunk, w, x, edges[k], buffers), outputs, keep)
         edges[k] = None
 
@@ -230,9 +244,7 @@ def _run(
     return outputs, kept
 
 
-def _over_chunks(
-    graph: ChunkedGraph, distances: Tensor, rotations: Tensor, start: Callable[[], Callable[[int, Chunk, Buffers], None]]
-):
+def _over_chunks(graph: ChunkedGraph, distances: Tensor, rotations: Tensor, start: Callable[[], Work]) -> None:
     """Call work(k, chunk, buffers) for all chunks that have edges; `start` returns the work function of one thread.
 
     On a CPU each of torch's threads takes every n-th chunk, because the operations on a chunk are too small to be divided.
@@ -243,7 +255,7 @@ def _over_chunks(
     n = min(threads, len(numbers))
     inference = torch.is_inference_mode_enabled()
 
-    def run(share, work):
+    def run(share: list[int], work: Work) -> None:
         with torch.inference_mode(inference), torch.no_grad():
             buffers = buffers_of_thread(distances.dtype, distances.device)
             for k in share:

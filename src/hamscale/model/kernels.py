@@ -13,6 +13,7 @@ SO(2) convolution.
 w: weights by name. g: the gradients of the weights, to which the adjoints add.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,7 @@ from .layers import NORM_EPS, SCALAR_EPS
 from .rotations import Layout
 
 
-def add_product(target: Tensor, a: Tensor, b: Tensor):
+def add_product(target: Tensor, a: Tensor, b: Tensor) -> None:
     """Add the product a b to target; half-precision factors are multiplied in it and added in the precision of target."""
     if a.dtype == target.dtype:
         target.addmm_(a, b)
@@ -64,7 +65,7 @@ def radial_adjoint(w: Weights, g: Weights, basis: Tensor, pair: Tensor, first: T
 # ---------------------------------------------------------------------------------------------------------- degree operations
 
 
-def scale_degrees(layout: Layout, x: Tensor, factors: Tensor, out: Tensor):
+def scale_degrees(layout: Layout, x: Tensor, factors: Tensor, out: Tensor) -> None:
     """Multiply every degree with its factor, out_lm = x_lm f_l: x, out (K, E, C), factors (lmax+1, E, C).
 
     The operation is in place if out is x.
@@ -73,7 +74,7 @@ def scale_degrees(layout: Layout, x: Tensor, factors: Tensor, out: Tensor):
         torch.mul(a, factors[l:], out=target)
 
 
-def scale_degrees_adjoint(layout: Layout, x: Tensor, d_out: Tensor, d_factors: Tensor):
+def scale_degrees_adjoint(layout: Layout, x: Tensor, d_out: Tensor, d_factors: Tensor) -> None:
     """Add the gradient of the factors to d_factors; the gradient of x is `scale_degrees` of d_out."""
     for l, a, d in zip(layout.run_degree, x.split(layout.run_rows), d_out.split(layout.run_rows)):
         d_factors[l:].addcmul_(a, d)
@@ -91,7 +92,7 @@ def inverse_norm(w: Weights, name: str, x: Tensor, buffers: Buffers) -> Tensor:
     return power.add_(NORM_EPS).rsqrt_()
 
 
-def inverse_norm_adjoint(w: Weights, name: str, x: Tensor, inverse: Tensor, d_inverse: Tensor, d_x: Tensor):
+def inverse_norm_adjoint(w: Weights, name: str, x: Tensor, inverse: Tensor, d_inverse: Tensor, d_x: Tensor) -> None:
     along = d_inverse * inverse**3 / -x.shape[2]
     d_x.addcmul_(x, (w[f"{name}.balance"][:, None] * along)[:, :, None])
 
@@ -118,7 +119,9 @@ def norm(w: Weights, name: str, x: Tensor, out: Tensor, buffers: Buffers) -> tup
     return inverse, mean, deviation
 
 
-def norm_adjoint(w: Weights, g: Weights, name: str, x: Tensor, saved: tuple, d_out: Tensor, d_x: Tensor, buffers: Buffers):
+def norm_adjoint(
+    w: Weights, g: Weights, name: str, x: Tensor, saved: tuple, d_out: Tensor, d_x: Tensor, buffers: Buffers
+) -> None:
     """Add the gradient of x to d_x, which must not be the same tensor as d_out."""
     inverse, mean, deviation = saved
     with buffers:
@@ -151,7 +154,9 @@ def feed_forward(layout: Layout, w: Weights, x: Tensor, out: Tensor | None, buff
     return normed, saved, up, gates, gated
 
 
-def feed_forward_adjoint(layout: Layout, w: Weights, g: Weights, x: Tensor, forward: tuple, d_out: Tensor, buffers: Buffers):
+def feed_forward_adjoint(
+    layout: Layout, w: Weights, g: Weights, x: Tensor, forward: tuple, d_out: Tensor, buffers: Buffers
+) -> None:
     """Turn d_out (K, E, C) into the gradient of x, through both the feed-forward layer and its residual connection."""
     normed, saved, up, gates, gated = forward
     g["ff.down"].baddbmm_(gated.transpose(1, 2), d_out)
@@ -175,7 +180,7 @@ def feed_forward_adjoint(layout: Layout, w: Weights, g: Weights, x: Tensor, forw
 # ---------------------------------------------------------------------------------------------------------- SO(2) convolutions
 
 
-def _products(w: Weights, name: str, x: Tensor, y: Tensor):
+def _products(w: Weights, name: str, x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """Yield (m, weight, columns of x, columns of y) for each |m|; the columns of successive |m| follow one another."""
     m, row, column = 0, 0, 0
     while (weight := w.get(f"{name}.{m}")) is not None:
@@ -184,7 +189,7 @@ def _products(w: Weights, name: str, x: Tensor, y: Tensor):
         m, row, column = m + 1, row + rows, column + columns
 
 
-def so2(w: Weights, name: str, x: Tensor, out: Tensor):
+def so2(w: Weights, name: str, x: Tensor, out: Tensor) -> None:
     """Compute one product per |m|: x (E, columns) -> out (E, columns); the columns of successive |m| follow one another."""
     for m, weight, a, target in _products(w, name, x, out):
         if m == 0:
@@ -193,13 +198,13 @@ def so2(w: Weights, name: str, x: Tensor, out: Tensor):
             torch.mm(a, weight, out=target)
 
 
-def so2_transposed(w: Weights, name: str, d_out: Tensor, d_x: Tensor):
+def so2_transposed(w: Weights, name: str, d_out: Tensor, d_x: Tensor) -> None:
     """Compute the gradient of the input of `so2`."""
     for _, weight, target, d in _products(w, name, d_x, d_out):
         torch.mm(d, weight.T, out=target)
 
 
-def so2_gradient(g: Weights, name: str, x: Tensor, d_out: Tensor):
+def so2_gradient(g: Weights, name: str, x: Tensor, d_out: Tensor) -> None:
     """Add the gradient of the weights of `so2`."""
     for m, gradient, a, d in _products(g, name, x, d_out):
         add_product(gradient, a.T, d)
@@ -215,19 +220,19 @@ class Columns:
     other values.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.runs: list[tuple[int, slice, slice]] = []
 
-    def scale(self, here: Tensor, factors: Tensor, there: Tensor):
+    def scale(self, here: Tensor, factors: Tensor, there: Tensor) -> None:
         """Set there = here, times the factor of each degree."""
         for first, own, other in self.runs:
             torch.mul(here[:, own], factors[:, first : first + own.stop - own.start], out=there[:, other])
 
-    def scale_back(self, there: Tensor, factors: Tensor, here: Tensor):
+    def scale_back(self, there: Tensor, factors: Tensor, here: Tensor) -> None:
         for first, own, other in self.runs:
             torch.mul(there[:, other], factors[:, first : first + own.stop - own.start], out=here[:, own])
 
-    def scale_adjoint(self, here: Tensor, d_there: Tensor, d_factors: Tensor):
+    def scale_adjoint(self, here: Tensor, d_there: Tensor, d_factors: Tensor) -> None:
         """Add the gradient of the factors to d_factors; the gradient of here is `scale_back` of d_there."""
         for first, own, other in self.runs:
             d_factors[:, first : first + own.stop - own.start].addcmul_(here[:, own], d_there[:, other])
@@ -280,7 +285,7 @@ def edge_gate(columns: Columns, y: Tensor, n_factors: int, out: Tensor) -> Tenso
     return factors
 
 
-def edge_gate_adjoint(columns: Columns, y: Tensor, factors: Tensor, d_out: Tensor, d_y: Tensor):
+def edge_gate_adjoint(columns: Columns, y: Tensor, factors: Tensor, d_out: Tensor, d_y: Tensor) -> None:
     """Write the gradient of y to d_y, in all columns except those of scalars that are not gates."""
     d_factors, channels = torch.zeros_like(factors), columns.runs[0][1].stop
     columns.scale_adjoint(d_out, y, d_factors)
@@ -379,14 +384,14 @@ def scale_inputs_adjoint(
     return buffers(d["e"].shape[1] // C, edges, C).copy_(d["e"].view(edges, -1, C).transpose(0, 1))
 
 
-def add_rotation_gradient(layout: Layout, chunk: Chunk, d_D: Tensor, d_rotations: Tensor):
+def add_rotation_gradient(layout: Layout, chunk: Chunk, d_D: Tensor, d_rotations: Tensor) -> None:
     """Add the gradient d_D (E, rows, K) of the dense matrices to that of the packed ones."""
     dense = d_D.new_zeros(len(d_D), layout.size, layout.size)
     dense[:, : d_D.shape[1]] = d_D
     d_rotations[chunk.edges, :-1] += dense.flatten(1)[:, layout.dense_index.to(dense.device)]
 
 
-def aggregate(D: Tensor, chunk: Chunk, values: Tensor, out: Tensor):
+def aggregate(D: Tensor, chunk: Chunk, values: Tensor, out: Tensor) -> None:
     """Rotate back and sum over the edges into each atom: D (E, rows, K), values (E, rows, V) -> out (atoms, K, V)."""
     K, V = D.shape[2], values.shape[2]
     # one product (K, degree rows) (degree rows, V) per atom
@@ -395,7 +400,7 @@ def aggregate(D: Tensor, chunk: Chunk, values: Tensor, out: Tensor):
         torch.mm(d.T, v, out=target)
 
 
-def aggregate_adjoint(D: Tensor, chunk: Chunk, d_out: Tensor, d_values: Tensor):
+def aggregate_adjoint(D: Tensor, chunk: Chunk, d_out: Tensor, d_values: Tensor) -> None:
     K, V = D.shape[2], d_values.shape[2]
     rows = [degree * D.shape[1] for degree in chunk.degrees]
     for d, v, d_target in zip(D.view(-1, K).split(rows), d_values.view(-1, V).split(rows), d_out):

@@ -231,7 +231,7 @@ class HamiltonianNetwork(nn.Module):
             }
         )
 
-    def messages_in(self, dtype: torch.dtype | None):
+    def messages_in(self, dtype: torch.dtype | None) -> "HamiltonianNetwork":
         """Set a shorter type (bfloat16) in which messages are computed.
 
         Sums, features and their linear maps keep the type of the weights.

@@ -1,7 +1,8 @@
 """Read out edges: map features in the edge frame to the coupled components of blocks between two elements."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,7 @@ class EdgeReadout(nn.Module):
             result[pair] = torch.tensor(columns), torch.tensor(where)
         return result
 
-    def _groups(self, task: Task, outputs: Sequence[Tensor]):
+    def _groups(self, task: Task, outputs: Sequence[Tensor]) -> Iterator[tuple[tuple[int, int], Any, Tensor, slice, Tensor]]:
         """Yield the pairs of elements that occur in a chunk, with the rows of their edges.
 
         Each item is (pair, its inputs, rows of the chunk's edges, span of its output, output).
@@ -99,7 +100,7 @@ class EdgeReadout(nn.Module):
             if span.stop > span.start:
                 yield pair, p, p.edges[span] - task.chunk.edges.start, span, raw
 
-    def read(self, task: Task, x: Tensor, outputs: Sequence[Tensor]):
+    def read(self, task: Task, x: Tensor, outputs: Sequence[Tensor]) -> None:
         """Read out the features x (K, E, C) of a chunk into its rows of the outputs."""
         w, normed = task.weights, task.buffers.like(x)
         kernels.norm(w, "read.norm", x, normed, task.buffers)
@@ -109,7 +110,7 @@ class EdgeReadout(nn.Module):
             raw[span, columns] = read.transpose(0, 1).flatten(1).index_select(1, where)
             raw[span] *= p.scale[span]
 
-    def read_adjoint(self, task: Task, g: Weights, x: Tensor, d_outputs: Sequence[Tensor], d_x: Tensor):
+    def read_adjoint(self, task: Task, g: Weights, x: Tensor, d_outputs: Sequence[Tensor], d_x: Tensor) -> None:
         """Add the gradient of x to d_x, and those of the weights to g."""
         w, buffers = task.weights, task.buffers
         normed, order, d_sorted = buffers.like(x), [], []

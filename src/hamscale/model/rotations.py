@@ -7,6 +7,7 @@ product of an SO(2) convolution.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,14 +83,14 @@ class EdgeRotations(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, vectors: Tensor, lmax: int) -> Tensor:
+    def forward(ctx: Any, vectors: Tensor, lmax: int) -> Tensor:
         packed = layout(lmax).rotations(vectors.detach().cpu().double().numpy(), vectors.dtype).to(vectors.device)
         ctx.save_for_backward(vectors, packed)
         ctx.lmax = lmax
         return packed
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         vectors, packed = ctx.saved_tensors
         torque = torch.zeros_like(vectors)  # dL/dw
         column = 0

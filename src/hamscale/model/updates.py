@@ -70,7 +70,7 @@ class _EdgeModule(nn.Module):
         # exp(-80) is practically zero, and denormal results would take ten times as long
         return basis.square_().mul_(-0.5).clamp_(min=-80).exp_()
 
-    def radial_adjoint(self, task: Task, g: Gradients, basis: Tensor, first: Tensor, second: Tensor, d_out: Tensor):
+    def radial_adjoint(self, task: Task, g: Gradients, basis: Tensor, first: Tensor, second: Tensor, d_out: Tensor) -> None:
         """Add the gradients of the weights of the radial network, and of the distances, to g.
 
         basis, first, second: input of the radial network, and the arguments of its silu; d_out: gradient of its output.
@@ -275,7 +275,7 @@ class MessageSum(_MessageModule):
             self._attend_adjoint(task, y, D, d_outputs[0][task.chunk.atoms], d_y, g)
         return self.convolve_adjoint(task, c, d_y, None, g)
 
-    def _attend_adjoint(self, task: Task, y: Tensor, D: Tensor, d_sums: Tensor, d_y: Tensor, g: Gradients):
+    def _attend_adjoint(self, task: Task, y: Tensor, D: Tensor, d_sums: Tensor, d_y: Tensor, g: Gradients) -> None:
         """Compute the gradient of y from the gradient of the sums (atoms, K, heads V)."""
         chunk, w, buffers = task.chunk, task.weights, task.buffers
         H, V = self.hidden, self.value_channels
@@ -389,7 +389,7 @@ class EdgeUpdate(_MessageModule):
             self._gate_adjoint(task, y, d_outputs, d_u, d_y, g.weights)
         return self.convolve_adjoint(task, c, d_y, d_u[0] if self.first else d_u, g)
 
-    def _gate_adjoint(self, task: Task, y: Tensor, d_outputs: Sequence[Tensor], d_u: Tensor, d_y: Tensor, g: Weights):
+    def _gate_adjoint(self, task: Task, y: Tensor, d_outputs: Sequence[Tensor], d_u: Tensor, d_y: Tensor, g: Weights) -> None:
         """Compute the gradients of u and y from the gradient of the output.
 
         That of u includes both the feed-forward layer and its residual connection.

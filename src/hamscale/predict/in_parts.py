@@ -5,6 +5,7 @@ of times as many, follow from them edge by edge and are recomputed for every lay
 read-out of all edges and the tensors of one piece.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..graph.reference import Reference
 from ..inputs.tensors import piece_inputs
 from ..model.network import HamiltonianNetwork, Inputs
 from ..model.readout import hermitian_mean
-from ..pairs import flip
+from ..pairs import ByElement, flip
 
 EDGES_AT_ONCE = 1 << 17
 
@@ -26,7 +27,7 @@ def forward_in_parts(
     networks: list[HamiltonianNetwork],
     graph: Graph,
     reference: Reference,
-    dtype=torch.float32,
+    dtype: torch.dtype = torch.float32,
     edges_at_once: int = EDGES_AT_ONCE,
 ) -> tuple[dict, dict]:
     """Compute the output of networks for a whole graph, as numpy arrays, Hartree.
@@ -36,14 +37,14 @@ def forward_in_parts(
     """
     elements, device = sorted(reference.basis), next(networks[0].parameters()).device
     # computed for the whole graph, because charges act beyond any piece
-    graph = replace(graph, crystal_field=reference.crystal_field.known_of(graph))
+    crystal_field = reference.crystal_field.known_of(graph)
     species = torch.from_numpy(np.searchsorted(elements, graph.atoms.numbers)).to(device)
     lmax, layers = networks[0].lmax, len(networks[0].node_updates)
     features = [[network.embed(species)] for network in networks]  # for each network, those after each layer
     for layer in range(layers):
         for x in features:
             x.append(torch.empty_like(x[0]))
-        for piece, known in _pieces(graph, edges_at_once):
+        for piece, known in _pieces(graph, crystal_field, edges_at_once):
             inputs, atoms = _inputs(piece, known, reference, lmax, dtype, device)
             for network, x in zip(networks, features):
                 local = [values[atoms] for values in x[: layer + 1]]
@@ -53,7 +54,7 @@ def forward_in_parts(
     offsite = {(a, b): np.zeros((len(graph.edges.between(a, b)), coupling[a, b].size), kept) for a, b in graph.elements}
     onsite: dict[int, list[list[np.ndarray]]] = {z: [[] for _ in networks] for z in np.unique(graph.atoms.numbers).tolist()}
     done = dict.fromkeys(offsite, 0)
-    for piece, known in _pieces(graph, edges_at_once):
+    for piece, known in _pieces(graph, crystal_field, edges_at_once):
         inputs, atoms = _inputs(piece, known, reference, lmax, dtype, device)
         for k, (network, x) in enumerate(zip(networks, features)):
             local = [values[atoms] for values in x]
@@ -76,7 +77,7 @@ def _edge_features(network: HamiltonianNetwork, inputs: Inputs, x: list[torch.Te
     return edges
 
 
-def _pieces(graph: Graph, edges_at_once: int):
+def _pieces(graph: Graph, crystal_field: ByElement, edges_at_once: int) -> Iterator[tuple[Graph, np.ndarray]]:
     """Yield (piece, atoms known to it: its own, then the sources that it does not own), in the order of the atoms."""
     ends = np.searchsorted(graph.edges[:, 0], np.arange(len(graph.atoms) + 1))
     atom = 0
@@ -85,19 +86,22 @@ def _pieces(graph: Graph, edges_at_once: int):
         edges, owned = graph.edges.take(slice(ends[atom], ends[last])), np.arange(atom, last)
         sources = np.unique(edges[:, 1])
         ghosts = sources[(sources < atom) | (sources >= last)]
-        spans = {z: slice(*np.searchsorted(graph.atoms_of(z), [atom, last])) for z in graph.crystal_field}
-        crystal_field = {z: graph.crystal_field[z][span] for z, span in spans.items()}
-        piece = replace(graph, edges=edges, owned=owned, offsite={}, onsite={}, crystal_field=crystal_field)
+        spans = {z: slice(*np.searchsorted(graph.atoms_of(z), [atom, last])) for z in crystal_field}
+        own = {z: crystal_field[z][span] for z, span in spans.items()}
+        piece = replace(graph, edges=edges, owned=owned, offsite={}, onsite={}, crystal_field=own)
         yield piece, np.concatenate([owned, ghosts])
         atom = last
 
 
-def _inputs(piece: Graph, known: np.ndarray, reference: Reference, lmax: int, dtype, device):
+def _inputs(
+    piece: Graph, known: np.ndarray, reference: Reference, lmax: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Inputs, torch.Tensor]:
+    """Build the tensors of a piece, and the atoms known to it, on a device."""
     inputs = piece_inputs(piece, reference, lmax, dtype, known[len(piece.owned) :]).to(device)
     return inputs, torch.from_numpy(known).to(device)
 
 
-def _make_hermitian(graph: Graph, coupling: Coupling, offsite: dict):
+def _make_hermitian(graph: Graph, coupling: Coupling, offsite: dict) -> None:
     """Replace each block by the mean of itself and the adjoint of (j, i, -R), in place, some pairs at a time."""
     rows, flipped = graph.edges.place_in_elements, graph.edges.find(flip(graph.edges.table))
     for first in range(0, len(graph.edges), EDGES_AT_ONCE):

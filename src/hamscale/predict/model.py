@@ -17,6 +17,7 @@ from ..inputs.model_folder import load_model
 from ..inputs.ranks import RankPart, rank_part
 from ..inputs.tensors import graph_inputs
 from ..model.network import HamiltonianNetwork
+from ..pairs import ByElement
 from ..parallel.env import World
 from ..structures import wrap_as_cp2k
 from ..units import hartree_to_mev
@@ -55,7 +56,7 @@ class TrainedModel:
     reference: Reference
 
     @classmethod
-    def load(cls, directory) -> "TrainedModel":
+    def load(cls, directory: str | Path) -> "TrainedModel":
         """Read a model folder. Raises ValueError as `load_model` does."""
         return cls(Path(directory).name, *load_model(directory))
 
@@ -77,7 +78,7 @@ class TrainedModel:
         part = rank_part(graph, self.reference, world, world.size, exchange=exchange)
         return replace(part, graph=replace(part.graph, crystal_field=self.reference.crystal_field.of_graph(part.graph)))
 
-    def residual(self, part: RankPart, dtype=torch.float32, world: World = World()) -> Residual:  # noqa: B008
+    def residual(self, part: RankPart, dtype: torch.dtype = torch.float32, world: World = World()) -> Residual:  # noqa: B008
         """Compute the mean of the networks: some atoms at a time on one rank, with exchanges on several ranks."""
         networks = [network.to(world.device, dtype) for network in self.networks]
         if world.size == 1:
@@ -93,7 +94,7 @@ class TrainedModel:
         return Residual(offsite, onsite, hartree_to_mev((total / count) ** 0.5))
 
     @torch.inference_mode()
-    def _on_ranks(self, networks: list[HamiltonianNetwork], part: RankPart, dtype) -> tuple[dict, dict]:
+    def _on_ranks(self, networks: list[HamiltonianNetwork], part: RankPart, dtype: torch.dtype) -> tuple[dict, dict]:
         """Compute the result of `forward_in_parts` for a rank's part, with exchanges between layers."""
         device, elements = next(networks[0].parameters()).device, sorted(self.reference.basis)
         inputs = graph_inputs(part.graph, self.reference, networks[0].lmax, dtype, halo=part.halo).to(device)
@@ -109,21 +110,22 @@ class TrainedModel:
         offsite = {(elements[i], elements[j]): v.cpu().numpy() for (i, j), v in means.items()}
         return offsite, {z: np.stack(of_networks) for z, of_networks in onsite.items()}
 
-    def crystal_field(self, part: RankPart, world: World = World()) -> dict:  # noqa: B008
+    def crystal_field(self, part: RankPart, world: World = World()) -> ByElement:  # noqa: B008
         """Return the coupled reference blocks z -> (A_z, n) of all atoms of a structure, gathered from all ranks, Hartree."""
         graph, result = part.graph, {}
+        crystal_field = self.reference.crystal_field.known_of(graph)
         if world.size == 1:
-            return graph.crystal_field
+            return crystal_field
         for z in np.unique(graph.atoms.numbers).tolist():
             atoms, here = np.flatnonzero(graph.atoms.numbers == z), graph.atoms_of(z)
             whole = torch.zeros(len(atoms), self.reference.coupling[z, z].size, dtype=torch.float64, device=world.device)
             if len(here):
-                own = torch.from_numpy(graph.crystal_field[z]).to(world.device)
+                own = torch.from_numpy(crystal_field[z]).to(world.device)
                 whole[torch.from_numpy(np.searchsorted(atoms, here))] = own
             result[z] = world.sum(whole).cpu().numpy()
         return result
 
-    def _check(self, atoms: Atoms):
+    def _check(self, atoms: Atoms) -> None:
         unknown = sorted(set(atoms.numbers.tolist()) - set(self.reference.basis))
         if unknown:
             raise ValueError(
@@ -137,7 +139,7 @@ class TrainedModel:
                 f"structures that {'are' if self.reference.periodic else 'are not'}: their energies have different zeros."
             )
 
-    def _warn_of_length(self, atoms: Atoms):
+    def _warn_of_length(self, atoms: Atoms) -> None:
         longest, trained = float(atoms.cell.lengths().max()), self.reference.longest_cell_angstrom
         if atoms.pbc.all() and longest > LONGER * trained:
             warnings.warn(

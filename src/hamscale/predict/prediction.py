@@ -41,7 +41,7 @@ class Prediction:
     def _attributes(self, started: float) -> dict:
         return self.attributes | {"wall_seconds": self.attributes["wall_seconds"] + time.time() - started}
 
-    def write(self, path, world: World = World(), analysis: Analysis = K_GRID):  # noqa: B008
+    def write(self, path: str | Path, world: World = World(), analysis: Analysis = K_GRID) -> None:  # noqa: B008
         """Write `operators/1`, a piece at a time, so that neither H nor S is ever complete in memory.
 
         With several ranks, each rank writes a shard, PATH.shards/rank-N.h5, and the first rank then writes the file that
@@ -68,10 +68,10 @@ class Prediction:
 
 
 def predict(
-    model_directory,
+    model_directory: str | Path,
     atoms: Atoms,
     reference_only: bool = False,
-    dtype=torch.float32,
+    dtype: torch.dtype = torch.float32,
     world: World = World(),  # noqa: B008
     exchange: str = "torch",
 ) -> Prediction:
@@ -102,7 +102,7 @@ def predict(
     return Prediction(blocks, attributes | {"wall_seconds": time.time() - started})
 
 
-def _add_levels(path: Path, analysis: Analysis):
+def _add_levels(path: Path, analysis: Analysis) -> None:
     try:
         levels = find_levels(read_operators(path), analysis)
     except ValueError as error:  # S is not positive definite, but the matrices are still useful

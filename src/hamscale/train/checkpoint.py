@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from ..files import atomic
 from ..inputs.model_folder import with_prefix
+from .learner import Learner
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ SCHEMA = "checkpoint/2"
 CHECKPOINT = "checkpoint.safetensors"
 
 
-def save_checkpoint(directory, learner, state: dict):
+def save_checkpoint(directory: str | Path, learner: Learner, state: dict) -> None:
     """Write the weights, the moments of Adam, the best weights so far and a JSON state to one file.
 
     The state holds the step, the schedule and the rows of train.csv.
@@ -35,7 +36,7 @@ def save_checkpoint(directory, learner, state: dict):
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(state)})
 
 
-def load_checkpoint(directory, learner, fingerprint: str, is_root: bool = True) -> dict | None:
+def load_checkpoint(directory: str | Path, learner: Learner, fingerprint: str, is_root: bool = True) -> dict | None:
     """Restore the learner and return the state, or return None if there is no checkpoint to resume from.
 
     A checkpoint that belongs to settings or data other than those of `fingerprint` is renamed by the root rank and not

@@ -37,7 +37,7 @@ class Learner:
         """Return the network to validate and write: the moving average of the weights if there is one."""
         return cast(HamiltonianNetwork, self.average.module) if self.average else self.model
 
-    def step(self):
+    def step(self) -> None:
         """Clip the gradients and update the weights."""
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
         self.optimizer.step()
@@ -58,7 +58,7 @@ class Learner:
             parameters["lr"] = rate
         return rate
 
-    def after_validation(self, error: float):
+    def after_validation(self, error: float) -> None:
         """Pass the error to the `plateau` schedule, and set the learning rate that results."""
         if self.settings.schedule == "plateau":
             for parameters in self.optimizer.param_groups:

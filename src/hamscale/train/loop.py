@@ -13,10 +13,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ..config import Model, Training
@@ -26,11 +27,15 @@ from ..graph.reference import Reference, read_reference
 from ..inputs.model_folder import save_model
 from ..inputs.ranks import rank_example
 from ..inputs.tensors import Example, differences_mev
+from ..model.network import HamiltonianNetwork
 from ..operators import read_operators
 from ..parallel.env import World
 from . import checkpoint
 from .learner import Learner, dtype_of
 from .loss import Errors, eigenvalue_error, l1_l2
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +69,13 @@ class TrainingFiles:
 def train(
     model_config: Model,
     files: TrainingFiles,
-    directory,
-    checkpoint_directory,
+    directory: str | Path,
+    checkpoint_directory: str | Path,
     network: int = 0,
     world: World = World(),  # noqa: B008
     ranks_per_structure: int | None = None,
     exchange: str = "torch",
-):
+) -> None:
     """Train a network and write it to `directory`; resume from `checkpoint_directory` if a checkpoint is there.
 
     The weights written are those with the lowest validation error. train.csv has a row per validation; errors are means
@@ -89,7 +94,7 @@ def train(
     trainer.write()
 
 
-def _check(settings: Training, files: TrainingFiles, network: int, world: World, ranks: int):
+def _check(settings: Training, files: TrainingFiles, network: int, world: World, ranks: int) -> None:
     """Raise ValueError if settings, files and ranks do not fit together."""
     last = settings.networks - 1
     if not 0 <= network <= last:
@@ -122,8 +127,8 @@ class Trainer:
         self,
         model_config: Model,
         files: TrainingFiles,
-        directory,
-        checkpoint_directory,
+        directory: str | Path,
+        checkpoint_directory: str | Path,
         network: int,
         world: World,
         ranks: int,
@@ -146,7 +151,7 @@ class Trainer:
         )
         self.writer = _tensorboard(directory) if self.settings.tensorboard and world.is_root else None
 
-    def report(self, message: str):
+    def report(self, message: str) -> None:
         """Log a message, on the first rank alone."""
         if self.world.is_root:
             log.info(message)
@@ -167,7 +172,7 @@ class Trainer:
         ]  # fmt: skip
         return parts[: len(files.train)], parts[len(files.train) :]
 
-    def _resume(self):
+    def _resume(self) -> None:
         """Start at the first step, or resume from the checkpoint if there is one."""
         fingerprint = _fingerprint(self.config, self.network, self.files)
         self.state: dict[str, Any] = {"step": 0, "best": float("inf"), "rows": [], "seconds": 0.0, "fingerprint": fingerprint}
@@ -180,7 +185,7 @@ class Trainer:
         self.world.barrier()  # no rank may write a checkpoint before all have read it
         self.before = self.state["seconds"]
 
-    def run(self):
+    def run(self) -> None:
         """Make all steps that are left. Raises Stopped if any rank received a signal."""
         for step in range(self.state["step"], self.settings.steps):
             rate = self.learner.set_rate(step)
@@ -218,7 +223,7 @@ class Trainer:
         self.recent.add(*differences)
         return loss.item()
 
-    def validate(self, step: int, rate: float):
+    def validate(self, step: int, rate: float) -> None:
         """Measure the errors of the validation structures, add a row to the table, and save a checkpoint.
 
         The weights are kept as the best ones if their error is the lowest so far.
@@ -245,7 +250,7 @@ class Trainer:
             f"reference {baseline['mae_mev']:.3f})"
         )
 
-    def save(self, step: int):
+    def save(self, step: int) -> None:
         """Write a checkpoint from which the next step continues exactly."""
         self.state["recent"] = self.recent.over_ranks(self.world).totals.tolist()
         seconds = self.before + time.time() - self.started
@@ -253,7 +258,7 @@ class Trainer:
         if self.world.is_root:
             checkpoint.save_checkpoint(self.checkpoints, self.learner, self.state)
 
-    def write(self):
+    def write(self) -> None:
         """Write the model with the lowest validation error, and train.csv.
 
         Raises ValueError if no validation error was a number.
@@ -271,7 +276,9 @@ class Trainer:
         self.world.barrier()
 
 
-def _loss(model, structure: Example, settings: Training, world: World):
+def _loss(
+    model: HamiltonianNetwork, structure: Example, settings: Training, world: World
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Compute this rank's share of the loss of a structure, with its differences from the targets.
 
     The shares of the ranks of `world`, which have the parts of the structure, add up to the loss.
@@ -288,7 +295,7 @@ def _loss(model, structure: Example, settings: Training, world: World):
 
 
 @torch.no_grad()
-def _evaluate(model, structures: list[Example], world: World) -> dict[str, float]:
+def _evaluate(model: HamiltonianNetwork | None, structures: list[Example], world: World) -> dict[str, float]:
     """Measure the errors over the structures of all ranks; those of the reference alone if model is None."""
     errors = Errors()
     for structure in structures:
@@ -327,13 +334,13 @@ def _table(rows: list[dict]) -> str:
     return text.getvalue()
 
 
-def _tensorboard(directory):
+def _tensorboard(directory: str | Path) -> "SummaryWriter":
     from torch.utils.tensorboard import SummaryWriter  # imported here because it takes seconds and is rarely needed
 
     return SummaryWriter(Path(directory) / "tensorboard")
 
 
-def sum_gradients(model, world: World, *more: float) -> list[float]:
+def sum_gradients(model: torch.nn.Module, world: World, *more: float) -> list[float]:
     """Sum the gradients of all weights over ranks, in place, and return the sums of further numbers.
 
     All of them travel in one message.

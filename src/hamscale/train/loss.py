@@ -1,5 +1,7 @@
 """Compute the loss and the errors, in meV, of physical blocks rather than scaled ones."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -30,10 +32,10 @@ def eigenvalue_error(products: Tensor, world: World) -> Tensor:
 class Errors:
     """Mean absolute error of components, collected over structures: onsite, offsite and all, meV."""
 
-    def __init__(self, sums_and_counts=((0, 0), (0, 0))):
+    def __init__(self, sums_and_counts: Sequence[Sequence[float]] = ((0, 0), (0, 0))):
         self.totals = torch.tensor(sums_and_counts, dtype=torch.float64)  # sums and counts of offsite and onsite
 
-    def add(self, offsite_mev: Tensor, onsite_mev: Tensor):
+    def add(self, offsite_mev: Tensor, onsite_mev: Tensor) -> None:
         for k, d in enumerate((offsite_mev, onsite_mev)):
             self.totals[0, k] += d.abs().sum().item()
             self.totals[1, k] += d.numel()
