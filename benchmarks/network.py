@@ -26,7 +26,6 @@ from hamscale.files import provenance
 from hamscale.graph.coupling import Coupling
 from hamscale.graph.crystal_field import CrystalField, features
 from hamscale.graph.graph import structure_graph
-from hamscale.graph.neighbours import edges_within
 from hamscale.graph.reference import Reference
 from hamscale.inputs.tensors import build_network, graph_inputs
 
@@ -102,7 +101,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def main():
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--graph", choices=["hfo2", "gst"], default="hfo2")
     parser.add_argument("--atoms", type=int, default=96)
@@ -121,15 +120,19 @@ def main():
     parser.add_argument("--repeats", type=int, default=7)
     o = parser.parse_args()
     o.hidden = o.hidden or o.channels
-    torch.set_num_threads(o.threads)
+    return o
+
+
+def build(o: argparse.Namespace):
+    """The network and the input of the options."""
     dtype = torch.float32 if o.dtype == "mixed" else getattr(torch, o.dtype)
     atoms = {"hfo2": hafnia, "gst": gst}[o.graph](o.atoms)
     name = {"hfo2": "SZV-MOLOPT-SR-GTH", "gst": "DZVP-MOLOPT-SR-GTH"}[o.graph]
     elements = sorted(set(atoms.get_chemical_symbols()))
     basis = Basis(read_element_basis(e, name, "GTH-PBE", "BASIS_MOLOPT", "GTH_POTENTIALS") for e in elements)
     reference = unit_reference(basis, o.cutoff)
-    assert len(edges_within(atoms, o.cutoff)), "no edges: raise --cutoff"
     graph = structure_graph(atoms, basis, o.cutoff)
+    assert len(graph.edges), "no edges: raise --cutoff"
     torch.manual_seed(0)
     settings = Network(
         channels=o.channels, hidden=o.hidden, values=o.hidden, feed_forward=o.feed_forward, layers=o.layers, lmax=o.lmax
@@ -137,7 +140,13 @@ def main():
     model = build_network(settings, reference).to(o.device, dtype)
     if o.dtype == "mixed":
         model.messages_in(torch.bfloat16)
-    inputs = graph_inputs(graph, reference, o.lmax, dtype, o.chunk).to(o.device)
+    return model, graph_inputs(graph, reference, o.lmax, dtype, o.chunk).to(o.device)
+
+
+def main():
+    o = options()
+    torch.set_num_threads(o.threads)
+    model, inputs = build(o)
 
     def step():
         if o.mode == "forward":
@@ -161,7 +170,7 @@ def main():
         step()
         times.append(cpu_seconds() - start)
         walls.append(time.perf_counter() - wall)
-    edges = len(graph.edges)
+    edges = len(inputs.source)
     flop = (2.54e6 * (o.layers - 1) + 1.09e6) * (o.channels / 16) ** 2 * (1 if o.mode == "train" else 1 / 3)
     result = vars(o) | {
         "us_per_edge": round(1e6 * min(times) / edges, 1),

@@ -95,7 +95,10 @@ class ElementBasis:
 
 
 class Basis(dict[int, ElementBasis]):
-    """Mapping from atomic number to ElementBasis, for all elements of a material."""
+    """Mapping from atomic number to ElementBasis, for all elements of a material.
+
+    basis[8].n_orbitals, basis.n_orbitals(atoms.numbers)  # of oxygen; of every atom (A,)
+    """
 
     def __init__(self, elements: Iterable[ElementBasis]) -> None:
         super().__init__(sorted((element.number, element) for element in elements))

@@ -44,6 +44,9 @@ class Operators:
     overlap  # (n,)    | 1
     attributes: source ("dft" or "predicted"), fermi_level_hartree, eps_threshold and any other records of the origin.
     orbital_energies: (k-points (K, 3), energies (K, n) in Hartree) as the DFT code printed them, if it did.
+
+    operators = read_operators("train-000.h5")
+    H, S = operators.at_k([0.5, 0, 0])  # dense, (n, n)
     """
 
     atoms: Atoms

@@ -32,6 +32,9 @@ class Graph:
     crystal_field  # z -> (A_z, n)  | reference blocks of those atoms, Hartree (CrystalField.of_graph)
 
     A graph for prediction has no targets. crystal_field is None if it has not been computed.
+
+    graph = structure_graph(atoms, reference.basis, reference.cutoff_angstrom)
+    graph.offsite[72, 8]  # of a graph that BlockCodec.encode has made
     """
 
     atoms: Atoms

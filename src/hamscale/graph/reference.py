@@ -44,6 +44,9 @@ class Reference:
     reach_angstrom: the longest distance of a block in the data; beyond it the reference falls to zero within one knot.
     longest_cell_angstrom: the longest cell vector of the training structures; zero for molecules.
     outside_fraction: share of sum |H| of the training structures on pairs beyond the cutoff.
+
+    reference = fit_reference([read_operators(path) for path in paths], "auto")
+    reference.offsite(72, 8, np.array([2.1]))  # coupled blocks of a bond Hf-O in its frame: those of order zero, Hartree
     """
 
     basis: Basis

@@ -206,6 +206,9 @@ class HamiltonianNetwork(nn.Module):
     reference.
     cutoff: in Angstrom.
     c: the fields of config.Network.
+
+    network = build_network(settings, reference)  # the arguments follow from a reference
+    offsite, onsite = network(graph_inputs(graph, reference, network.lmax, torch.float32))
     """
 
     def __init__(self, lmax: int, species: int, cutoff: float, slots: Slots, c: Network):

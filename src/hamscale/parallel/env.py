@@ -30,7 +30,11 @@ class RankLost(RuntimeError):
 
 
 class World:
-    """All ranks of a run. With one rank every method does nothing and no process group is made."""
+    """All ranks of a run. With one rank every method does nothing and no process group is made.
+
+    with world() as ranks:  # as torchrun or srun has started this process
+        total = ranks.sum(torch.ones(1))
+    """
 
     def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu", store: dist.Store | None = None) -> None:
         self.rank, self.size, self.device, self._store = rank, size, torch.device(device), store

@@ -41,6 +41,9 @@ class Partition:
     messages  # (M, 4)  | receiver, sender, first, last: ghosts[first:last] travel in one message per exchange
     edges     # (parts,) | number of edges of every rank
     attributes: method, cutoff_angstrom, seconds.
+
+    parts = partition(atoms, edges, cutoff_angstrom=8.0, parts=4)
+    parts.halo(0).ghosts  # the atoms of other ranks that rank 0 needs
     """
 
     owner: np.ndarray

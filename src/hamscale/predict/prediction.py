@@ -27,6 +27,9 @@ class Prediction:
 
     attributes: the origin of the prediction, as written to the file; wall_seconds among them grows by the time that
     computing H and S takes.
+
+    prediction = predict("resources/models/hfo2", ase.io.read("cell.extxyz"))
+    prediction.operators().at_k([0, 0, 0])
     """
 
     blocks: DecodedBlocks
