@@ -19,7 +19,7 @@ def evaluate(model_directory: str | Path, material: Material, operators_paths: l
     The rows of structures have identifier, set, and the columns of `summary_row`; those of slabs have identifier, set, and the
     columns of `slab_table`.
     """
-    rows, slabs = [], []
+    rows, slabs, threshold = [], [], material.analysis.overlap_threshold
     for path in operators_paths:
         dft = read_operators(path)
         predicted, baseline = (predict(model_directory, dft.atoms, reference_only=only).operators() for only in (False, True))
@@ -28,7 +28,7 @@ def evaluate(model_directory: str | Path, material: Material, operators_paths: l
         comparison = spectra.compare_spectra(dft, predicted, baseline, material.analysis)
         of_slabs = slab_table(dft, predicted, baseline, material.analysis.slab_angstrom)
         name = {"structure": path.stem, "set": path.stem.rsplit("-", 1)[0]}
-        rows.append(name | summary_row(dft, predicted, blocks, blocks_baseline, comparison, of_slabs))
+        rows.append(name | summary_row(dft, predicted, blocks, blocks_baseline, comparison, of_slabs, threshold))
         slabs.append(of_slabs.assign(**name)[[*name, *of_slabs]])
     return pd.DataFrame(rows), pd.concat(slabs, ignore_index=True)
 
@@ -44,7 +44,11 @@ def summarise(rows: pd.DataFrame) -> dict:
         "mae_mev_offsite": mean("mae_mev_offsite", elements - onsite),
         "baseline_mae_mev": mean("baseline_mae_mev", elements),
         "eigenvalue_mae_mev_occupied": float(rows["eigenvalue_mae_mev_occupied"].mean()),
+        "eigenvalue_mae_mev_next": float(rows["eigenvalue_mae_mev_next"].mean()),
         "gap_error_mev": float(rows["gap_error_mev"].abs().mean()),
+        "false_states": int(rows["false_states"].sum()),
+        "suspect_states": int(rows["suspect_states"].sum()),
+        "random_kpoints": int(rows["random_kpoints"].sum()),
         "structures": len(rows),
         "atoms": int(rows["atoms"].sum()),
         "elements": int(elements.sum()),

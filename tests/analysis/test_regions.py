@@ -54,7 +54,7 @@ def test_a_cluster_has_the_blocks_of_its_atoms_one_by_one(crystal, path):
 def test_shares_sum_to_two_per_level_and_per_orbital(crystal, path):
     with open_operators(path) as found:
         cluster, _, _ = regions.Structure(*found).cluster(0, 5.0)
-    levels, share = regions.shares(cluster)
+    levels, share, _ = regions.shares(cluster)
     np.testing.assert_allclose(share.sum(0), 2, rtol=1e-9)
     np.testing.assert_allclose(share.sum(1), 2 * cluster.orbitals, rtol=1e-9)
     # first moments: half of each atom's is the trace of its block of S^-1 H
@@ -66,7 +66,7 @@ def test_shares_sum_to_two_per_level_and_per_orbital(crystal, path):
 def test_of_a_molecule_within_one_cluster_it_is_exact(szv, tmp_path):
     molecule = Atoms("HfO2", [[0, 0, 0], [1.9, 0, 0], [0, 2.0, 0.3]])
     write_operators(tmp_path / "m.h5", model_hamiltonian(molecule, szv))
-    table, facts, _ = regions.dos_table(tmp_path / "m.h5", 3, 9.0, 9.0, 0.2, 1000.0, exact=True)
+    table, facts, *_ = regions.dos_table(tmp_path / "m.h5", 3, 9.0, 9.0, 0.2, 1000.0, exact=True)
     np.testing.assert_allclose(table["states_per_ev"], table["exact_states_per_ev"], atol=1e-9)
     assert facts["states"] == pytest.approx(2 * 18)
     assert facts["cluster_atoms"] == 3
@@ -78,7 +78,7 @@ def test_it_nears_that_of_all_eigenvalues_and_errors_say_what_drawing_does(cryst
     cut = [facts["rms_deviation_states_per_ev"] for facts in every]
     assert cut[0] > 1.5 * cut[1] > 1.5**2 * cut[2]
     assert cut[2] < 0.05 * every[2]["mean_states_per_ev"]
-    (all_atoms, every_atom, _), (some, facts, _) = (regions.dos_table(path, n, 4.0, 2.5, 0.5, 20.0) for n in (10**6, 20))
+    (all_atoms, every_atom, *_), (some, facts, *_) = (regions.dos_table(path, n, 4.0, 2.5, 0.5, 20.0) for n in (10**6, 20))
     error, deviation = (
         some["standard_error_states_per_ev"],
         np.interp(some["energy_ev"], all_atoms["energy_ev"], all_atoms["states_per_ev"]),
@@ -93,7 +93,7 @@ def test_it_nears_that_of_all_eigenvalues_and_errors_say_what_drawing_does(cryst
 
 
 def test_exact_is_of_all_eigenvalues_from_the_fermi_level(crystal, path):
-    table, facts, _ = regions.dos_table(path, 20, 4.0, 2.5, 0.5, 1000.0, exact=True)
+    table, facts, *_ = regions.dos_table(path, 20, 4.0, 2.5, 0.5, 1000.0, exact=True)
     levels = eigh(*crystal.at_k((0, 0, 0)), eigvals_only=True)
     step = table["energy_ev"].diff().mean()
     assert (table["exact_states_per_ev"] * step).sum() == pytest.approx(2 * len(levels), rel=1e-6)
@@ -108,7 +108,7 @@ def test_band_edges_of_clusters_are_near_those_of_all_kpoints(si8, tmp_path):
     """Of silicon, whose clusters have a gap too; a metal has none."""
     write_operators(tmp_path / "si8.h5", si8)
     exact = find_levels(si8, Analysis(kgrid=(4, 4, 4)))
-    _, facts, levels = regions.dos_table(tmp_path / "si8.h5", 8, 10.0, 2.5, 0.2, 10.0)
+    _, facts, levels, _ = regions.dos_table(tmp_path / "si8.h5", 8, 10.0, 2.5, 0.2, 10.0)
     assert not levels.metal
     assert levels.clusters == 8
     assert hartree_to_ev(abs(levels.valence_band_maximum - exact.valence_band_maximum)) < 0.5

@@ -95,7 +95,8 @@ def fermi_level(energies: np.ndarray, weights: np.ndarray, n_electrons: int, tem
     width = BOLTZMANN_IN_HARTREE_PER_KELVIN * temperature_kelvin
     excess = lambda mu: 2 * weights @ expit((mu - energies) / width).sum(1) - n_electrons  # noqa: E731
     margin = 50 * width
-    return float(brentq(excess, energies.min() - margin, energies.max() + margin, xtol=1e-12))
+    highest = energies[np.isfinite(energies)].max()  # directions left out of a projection count as infinite
+    return float(brentq(excess, energies.min() - margin, highest + margin, xtol=1e-12))
 
 
 def occupations(energies: np.ndarray, levels: Levels, n_electrons: int, temperature_kelvin: float) -> np.ndarray:

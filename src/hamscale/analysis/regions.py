@@ -30,7 +30,9 @@ from ..operators import Operators, check_finite, open_operators, read_operators
 from ..pairs import PairList
 from ..units import ev_to_hartree, hartree_to_ev
 from ..workers import eigh, in_processes
+from .false_states import Suspects, energy_zero, long_states
 from .levels import Levels
+from .spectra import projection
 
 DENSE = 20_000  # largest number of orbitals for which all eigenvalues are computed
 BINS = 8  # bins of energy per width of a level
@@ -38,6 +40,7 @@ MARGIN = 6  # widths by which the energies reach beyond the outermost level
 GAP_WITHIN_EV = 1.0  # a gap is searched for within this distance of the Fermi level, or within three times its error
 TAIL = 1e-3  # share of the electrons that lies beyond a band edge
 BAND_EV = 5.0  # the density at the Fermi level is compared with the mean density over this range below the band edge
+IN_CORE = 0.1  # share of a state in the core of a cluster, from which on it is looked at
 METAL = 0.1  # if it is more than this share of that mean density, the structure is a metal
 
 
@@ -92,28 +95,42 @@ class Structure:
         return operators.sorted(), members[:, 0], self.distances[near]
 
 
-def shares(operators: Operators) -> tuple[np.ndarray, np.ndarray]:
-    """Return the levels (n,) in Hartree and the share of every atom in each of them, (A, n).
+def shares(operators: Operators, overlap_threshold: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the levels (n,) in Hartree, the share of every atom in each of them, (A, n), and v^+ v of their states v, (n,).
 
-    Shares count two spins: a column sums to two, and the row of an atom to twice the number of its orbitals.
+    Shares count two spins: a column sums to two, and the row of an atom to twice the number of its orbitals. With a threshold,
+    directions in which S is smaller are left out, and n is smaller (`spectra.eigenvalues`).
     """
     H, S = operators.at_k((0, 0, 0))
     try:
-        levels, C = eigh(H, S, overwrite_a=True, driver="gvd")
+        if overlap_threshold:
+            X = projection(S, overlap_threshold)
+            levels, C = eigh(X.T @ H @ X, np.eye(X.shape[1]))
+            C = X @ C
+        else:
+            levels, C = eigh(H, S, overwrite_a=True, driver="gvd")
     except LinAlgError as error:
         raise ValueError(f"S of {len(operators.atoms)} atoms is not positive definite ({error}). Are blocks missing?") from None
     of_atom = np.concatenate([[0], np.cumsum(operators.orbitals)])[:-1]
-    return levels, 2 * np.add.reduceat(C * (S @ C), of_atom, axis=0)
+    return levels, 2 * np.add.reduceat(C * (S @ C), of_atom, axis=0), np.square(C).sum(0)
 
 
 def dos_table(
-    path: str | Path, clusters: int, radius: float, core: float, width_ev: float, window_ev: float, exact: bool = False
-) -> tuple[pd.DataFrame, dict, Levels]:
+    path: str | Path,
+    clusters: int,
+    radius: float,
+    core: float,
+    width_ev: float,
+    window_ev: float,
+    exact: bool = False,
+    overlap_threshold: float = 0.0,
+) -> tuple[pd.DataFrame, dict, Levels, Suspects]:
     """Compute the density of states against energy from the Fermi level, which the number of electrons fixes.
 
-    Returns (table, facts, levels). clusters: number of clusters, around atoms drawn without replacement; around all atoms if
-    there are no more. radius, core: radius (A) of a cluster, and of the part around its centre whose atoms count. width_ev:
-    standard deviation of the Gaussian that a level becomes. window_ev: range of the table on either side of the Fermi level.
+    Returns (table, facts, levels, suspects), the last of them states that are probably false. clusters: number of clusters,
+    around atoms drawn without replacement; around all atoms if there are no more. radius, core: radius (A) of a cluster, and of
+    the part around its centre whose atoms count. width_ev: standard deviation of the Gaussian that a level becomes. window_ev:
+    range of the table on either side of the Fermi level. overlap_threshold: as of `spectra.eigenvalues`.
 
     Columns: energy_ev, states_per_ev, standard_error_states_per_ev. `exact` adds the column exact_states_per_ev, from all
     eigenvalues at the Gamma point, and to the facts exact_fermi_level_ev, rms_deviation_states_per_ev and
@@ -122,7 +139,7 @@ def dos_table(
     Raises ValueError for fewer than two clusters, for a radius beyond the blocks of the file or below core, and for `exact`
     with more than DENSE orbitals.
     """
-    sampled = _sample(path, clusters, radius, core, DENSE if exact else None)
+    sampled = _sample(path, clusters, radius, core, DENSE if exact else None, overlap_threshold)
     density = _Density.of(sampled, ev_to_hartree(width_ev))
     levels, fermi, fermi_error = _levels(density, len(sampled.clusters))
     per_ev = hartree_to_ev(1.0)
@@ -149,6 +166,12 @@ def dos_table(
         "states": round(float(density.whole.sum() * density.step), 2),
         "metal": levels.metal,
     }
+    suspects = _suspects(sampled.clusters, levels)
+    facts["suspect_states"] = suspects.states
+    if suspects.states:
+        facts |= {name: round(getattr(suspects, name), 4) for name in ("lowest_ev", "highest_ev")}
+    if overlap_threshold:
+        facts |= {"overlap_threshold": overlap_threshold, "directions_left_out": round(sampled.left_out, 2)}
     if not levels.metal:
         for name in ("valence_band_maximum", "conduction_band_minimum", "mid_gap"):
             facts[f"{name}_ev"] = round(hartree_to_ev(getattr(levels, name)), 4)
@@ -159,21 +182,32 @@ def dos_table(
         facts["rms_standard_error_states_per_ev"] = rms(table["standard_error_states_per_ev"])
         facts["exact_fermi_level_ev"] = round(hartree_to_ev(density.fermi_level(exact_density)), 4)
         facts["mean_states_per_ev"] = round(float(table["exact_states_per_ev"].mean()), 4)
-    return table, facts, levels
+    return table, facts, levels, suspects
+
+
+def _suspects(clusters: list["_Cluster"], levels: Levels) -> Suspects:
+    """Find the levels of clusters that are probably false."""
+    zero, found = energy_zero(levels), []
+    for cluster in clusters:
+        found.append(hartree_to_ev(cluster.levels[long_states(cluster.levels, cluster.squares, levels)] - zero))
+    return Suspects.among(found)
 
 
 @dataclass(frozen=True)
 class _Cluster:
     """States of one cluster.
 
-    levels (n,), Hartree. shares (elements, n): shares of the atoms of its core in the levels. counted (elements,): the weighted
-    numbers of these atoms. atoms: number of atoms of the cluster.
+    levels (n,), Hartree. shares (elements, n): shares of the atoms of its core in the levels. squares (n,): v^+ v of their
+    states v, zero for those of which less than IN_CORE lies in the core. counted (elements,): the weighted numbers of the atoms
+    of the core. atoms: number of atoms of the cluster. left_out: number of directions left out.
     """
 
     levels: np.ndarray
     shares: np.ndarray
+    squares: np.ndarray
     counted: np.ndarray
     atoms: int
+    left_out: int
 
 
 @dataclass(frozen=True)
@@ -185,8 +219,15 @@ class _Sampled:
     n_electrons: int
     n_orbitals: int
 
+    @property
+    def left_out(self) -> float:
+        """Return the mean number of directions left out of a cluster."""
+        return float(np.mean([cluster.left_out for cluster in self.clusters]))
 
-def _sample(path: str | Path, clusters: int, radius: float, core: float, most_orbitals: int | None) -> _Sampled:
+
+def _sample(
+    path: str | Path, clusters: int, radius: float, core: float, most_orbitals: int | None, overlap_threshold: float
+) -> _Sampled:
     """Cut clusters around atoms drawn at random, and diagonalise them. Raises ValueError as `dos_table` does."""
     with open_operators(path) as found:
         structure = Structure(*found)
@@ -213,10 +254,12 @@ def _sample(path: str | Path, clusters: int, radius: float, core: float, most_or
                 opened = copy(structure)
                 opened.file = file
                 operators, which, distances = opened.cluster(int(centre), radius)
-            levels, share = shares(operators)
+            levels, share, squares = shares(operators, overlap_threshold)
             weight = (distances <= core) / met[which]
             of_element = operators.atoms.numbers == elements[:, None]
-            return _Cluster(levels, (of_element * weight) @ share, (of_element * weight).sum(1), len(which))
+            squares *= share[distances <= core].sum(0) > 2 * IN_CORE
+            counted, left_out = (of_element * weight).sum(1), operators.n_orbitals - len(levels)
+            return _Cluster(levels, (of_element * weight) @ share, squares, counted, len(which), left_out)
 
         sampled = in_processes(sample, np.random.default_rng(0).permutation(len(atoms))[:clusters])
         total = np.array([(atoms.numbers == z).sum() for z in elements])

@@ -21,16 +21,21 @@ from ..workers import eigh, in_processes
 from .levels import BROADENING_EV, Levels, density_of_states, levels_on_grid, occupations
 
 SMALL = 150  # with fewer orbitals than this, matrices are not worth a process
+BAND_POINTS, BAND_ORBITALS = (60, 240), 30_000  # k-points of bands: so many times the orbitals, within limits
 
 
-def eigenvalues(operators: Operators, kpoints: ArrayLike) -> np.ndarray:
+def eigenvalues(operators: Operators, kpoints: ArrayLike, overlap_threshold: float = 0.0) -> np.ndarray:
     """Compute the generalised eigenvalues of H(k) c = e S(k) c: ascending, (K, n), in Hartree.
 
+    With a threshold t, directions in which S is smaller are left out: with S = U s U^+ and X = U_{s > t} s^{-1/2} these are the
+    eigenvalues of X^+ H X, followed by one infinity for every direction that is left out.
     Raises ValueError if S(k) is not positive definite.
     """
 
     def at(k: np.ndarray) -> np.ndarray:
         H, S = operators.at_k(k)
+        if overlap_threshold:
+            return _projected(H, S, overlap_threshold)
         try:
             return eigh(H, S, eigvals_only=True)
         except LinAlgError:
@@ -43,6 +48,20 @@ def eigenvalues(operators: Operators, kpoints: ArrayLike) -> np.ndarray:
     # small matrices are solved in less time than a process takes to start
     workers = 1 if operators.n_orbitals < SMALL else None
     return np.array(in_processes(at, np.atleast_2d(kpoints), workers))
+
+
+def projection(S: np.ndarray, threshold: float) -> np.ndarray:
+    """Compute X = U_{s > t} s^{-1/2} of S = U s U^+, (n, kept): an orthonormal basis of what S sees by more than t."""
+    s, U = eigh(S, np.eye(len(S)))
+    kept = s > threshold
+    return U[:, kept] / np.sqrt(s[kept])
+
+
+def _projected(H: np.ndarray, S: np.ndarray, threshold: float) -> np.ndarray:
+    """Compute the eigenvalues of H in the directions in which S exceeds the threshold, and infinity for the others, (n,)."""
+    X = projection(S, threshold)
+    found = eigh(X.conj().T @ H @ X, np.eye(X.shape[1]), eigvals_only=True)
+    return np.concatenate([found, np.full(len(H) - len(found), np.inf)])
 
 
 def k_grid(size: ArrayLike, periodic: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -99,10 +118,14 @@ def find_levels(operators: Operators, analysis: Analysis) -> Levels:
 
 
 def compare_spectra(dft: Operators, predicted: Operators, baseline: Operators, analysis: Analysis) -> Comparison:
-    """Compare the eigenvalues of a prediction and of the reference with DFT's, on the k-grid of an analysis."""
+    """Compare the eigenvalues of a prediction and of the reference with DFT's, on the k-grid of an analysis.
+
+    With analysis.overlap_threshold, those of the prediction and the reference are projected (`eigenvalues`); DFT's never are.
+    """
     kpoints, weights, counts = analysis_grid(dft, analysis)
     temperature = analysis.temperature_kelvin
-    energies = [eigenvalues(o, kpoints) for o in (dft, predicted, baseline)]
+    threshold = analysis.overlap_threshold
+    energies = [eigenvalues(dft, kpoints), *(eigenvalues(o, kpoints, threshold) for o in (predicted, baseline))]
     filled = levels_on_grid(energies[0], weights, dft.n_electrons, temperature, counts)
     share = occupations(energies[0], filled, dft.n_electrons, temperature)
     # the energies of a molecule have an absolute zero, so nothing is shifted
@@ -138,7 +161,10 @@ def spectral_summary(c: Comparison) -> dict[str, float]:
     the density of states there stand in columns of their own, which are empty for an insulator.
     """
     of_states = c.weights[:, None] * c.occupations
-    error = lambda e: float(hartree_to_mev((of_states * np.abs(e - c.dft)).sum() / of_states.sum()))  # noqa: E731
+    filled = of_states > 0
+    error = lambda e: float(  # noqa: E731
+        hartree_to_mev((of_states * np.abs(e - c.dft))[filled].sum() / of_states.sum())
+    )
     gaps = [hartree_to_ev(levels.gap) for levels in c.levels]
     result = {
         "eigenvalue_mae_mev_occupied": error(c.predicted),
@@ -217,14 +243,15 @@ def bands_table(dft: Operators, predicted: Operators, baseline: Operators, c: Co
     of a molecule are at x = 0.
     """
     if dft.atoms.pbc.all():
-        kpoints, x, names, segments = band_path(dft.atoms.cell, analysis.band_path, analysis.band_points)
+        points = analysis.band_points or int(np.clip(BAND_ORBITALS // dft.n_orbitals, *BAND_POINTS))
+        kpoints, x, names, segments = band_path(dft.atoms.cell, analysis.band_path, points)
     else:
         kpoints, x, names, segments = np.zeros((1, 3)), np.zeros(1), [""], np.zeros(1, int)
     shifts = (0.0, *c.shifts)
-    columns = {
-        f"{name}_ev": hartree_to_ev(eigenvalues(o, kpoints) + shift - c.edge).ravel()
-        for name, o, shift in zip(("dft", "predicted", "baseline"), (dft, predicted, baseline), shifts)
-    }
+    columns = {}
+    for name, o, shift in zip(("dft", "predicted", "baseline"), (dft, predicted, baseline), shifts):
+        energies = eigenvalues(o, kpoints, 0.0 if o is dft else analysis.overlap_threshold)
+        columns[f"{name}_ev"] = hartree_to_ev(np.where(np.isinf(energies), np.nan, energies) + shift - c.edge).ravel()
     n = dft.n_orbitals
     return pd.DataFrame(
         {

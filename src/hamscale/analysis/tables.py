@@ -7,6 +7,7 @@ from ..config import Analysis
 from ..operators import Operators
 from ..units import hartree_to_mev
 from . import errors, spectra
+from .false_states import false_state_summary
 from .slabs import slab_errors, slab_table
 
 LARGEST_HEATMAP = 200
@@ -23,7 +24,7 @@ def analysis_tables(
     blocks, blocks_baseline = (errors.block_errors(dft, o, cutoff) for o in (predicted, baseline))
     comparison = spectra.compare_spectra(dft, predicted, baseline, analysis)
     slabs = slab_table(dft, predicted, baseline, analysis.slab_angstrom)
-    summary = name | summary_row(dft, predicted, blocks, blocks_baseline, comparison, slabs)
+    summary = name | summary_row(dft, predicted, blocks, blocks_baseline, comparison, slabs, analysis.overlap_threshold)
     by_distance = _beside(errors.error_by_distance(blocks), errors.error_by_distance(blocks_baseline), ["distance_angstrom"])
     by_pair = _beside(errors.error_by_pair(blocks), errors.error_by_pair(blocks_baseline), ["pair", "onsite"])
     return {
@@ -46,10 +47,12 @@ def summary_row(
     blocks_baseline: pd.DataFrame,
     comparison: spectra.Comparison,
     slabs: pd.DataFrame,
+    overlap_threshold: float = 0.0,
 ) -> dict:
     """Return the errors of a structure in one row.
 
-    The row has the errors of H, with those of the reference alone beside them, of the spectrum, and of the slabs.
+    The row has the errors of H, with those of the reference alone beside them, of the spectrum, with false states, and of the
+    slabs.
     """
     return (
         {"atoms": len(dft.atoms), "orbitals": dft.n_orbitals, "cutoff_angstrom": float(predicted.attributes["cutoff_angstrom"])}
@@ -57,6 +60,7 @@ def summary_row(
         | {f"baseline_{k}": v for k, v in errors.error_summary(blocks_baseline).items() if k.startswith("mae")}
         | {key: predicted.attributes[key] for key in ("onsite_spread_mev",) if key in predicted.attributes}
         | spectra.spectral_summary(comparison)
+        | false_state_summary(dft, predicted, comparison.levels[0], comparison.shifts[0], overlap_threshold)
         | slab_errors(slabs)
         | {
             "dft_code": dft.attributes.get("code", ""),

@@ -49,6 +49,12 @@ def command(name: str, *arguments: tuple[str, dict]) -> Callable:
     return register
 
 
+THRESHOLD = argument(
+    "--overlap-threshold",
+    type=float,
+    metavar="T",
+    help="leave out directions whose overlap is smaller, against false states; 5e-3 is a value to try",
+)
 OUT = argument("--out", required=True, metavar="PATH", help="what to write")
 
 

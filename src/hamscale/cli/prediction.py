@@ -1,11 +1,12 @@
 """Define the commands that predict H and S, and convert them to and from the formats of other codes."""
 
 import json
+import warnings
 from pathlib import Path
 
 from .. import config
 from ..files import write_table
-from .commands import OUT, argument, command, ranks
+from .commands import OUT, THRESHOLD, argument, command, ranks
 from .training import EXCHANGE, FRAME
 
 
@@ -79,6 +80,7 @@ def import_operators(source: Path, out: Path) -> None:
     argument("--core", type=float, default=4.0, help="Angstrom; atoms so near the centre count; default 4"),
     argument("--width", type=float, default=0.2, help="eV, standard deviation of a level; default 0.2"),
     argument("--window", type=float, default=10.0, help="eV, either side of the Fermi level; default 10"),
+    THRESHOLD,
     argument(
         "--exact",
         action="store_true",
@@ -87,7 +89,15 @@ def import_operators(source: Path, out: Path) -> None:
     OUT,
 )
 def write_dos(
-    operators: Path, clusters: int, radius: float, core: float, width: float, window: float, exact: bool, out: Path
+    operators: Path,
+    clusters: int,
+    radius: float,
+    core: float,
+    width: float,
+    window: float,
+    overlap_threshold: float | None,
+    exact: bool,
+    out: Path,
 ) -> None:
     """Compute the density of states of a large structure from clusters cut out around some of its atoms.
 
@@ -96,6 +106,11 @@ def write_dos(
     from ..analysis.regions import dos_table
     from ..operators import store_levels
 
-    content, about, levels = dos_table(operators, clusters, radius, core, width, window, exact)
+    content, about, levels, suspects = dos_table(
+        operators, clusters, radius, core, width, window, exact, overlap_threshold or 0.0
+    )
     write_table(out, content, **about)
-    print(json.dumps(about | {"stored": store_levels(operators, levels.attributes())}))
+    if sentence := suspects.sentence("clusters"):
+        warnings.warn(f"{operators}: {sentence}", stacklevel=2)
+    stored = store_levels(operators, levels.attributes() | suspects.attributes())
+    print(json.dumps(about | {"stored": stored}))

@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from .. import config
-from ..config import Split
+from ..config import Analysis, Material, Split
 from ..files import write_table, write_text
-from .commands import OUT, argument, command
+from .commands import OUT, THRESHOLD, argument, command
 
 
 @command(
@@ -17,18 +17,19 @@ from .commands import OUT, argument, command
     argument("--dft", required=True),
     argument("--predicted", required=True),
     argument("--baseline", required=True),
+    THRESHOLD,
     OUT,
 )
-def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, out: Path) -> None:
+def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, overlap_threshold: float | None, out: Path) -> None:
     """Compare predicted with DFT operators, and write the tables OUT/*.csv of docs/files.md and OUT/errors.html."""
     from ..analysis.tables import analysis_tables
     from ..operators import read_operators
     from ..page import tables_page
 
-    settings = config.load_material(material)
+    analysis = _analysis(config.load_material(material), overlap_threshold)
     of_dft, of_predicted, of_baseline = (read_operators(path) for path in (dft, predicted, baseline))
     name = {"material": material.stem, "model": predicted.parent.name, "structure": predicted.stem}
-    tables = analysis_tables(of_dft, of_predicted, of_baseline, settings.analysis, name)
+    tables = analysis_tables(of_dft, of_predicted, of_baseline, analysis, name)
     for table_name, content in tables.items():
         write_text(out / f"{table_name}.csv", content.to_csv(index=False))
     shown = {
@@ -45,9 +46,17 @@ def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, out: Pat
     argument("--split", choices=["train", "validation", "test"], default="test", help="default: test"),
     argument("--sets", type=str, nargs="*", metavar="SET", help="some sets of the split; default: all"),
     argument("--material", help="default: config/materials/M.yaml of results/M/models/NAME"),
+    THRESHOLD,
     argument("--out", metavar="PATH", help="also write a row per structure: csv"),
 )
-def evaluate_model(model: Path, split: Split, sets: list[str] | None, material: Path | None, out: Path | None) -> None:
+def evaluate_model(
+    model: Path,
+    split: Split,
+    sets: list[str] | None,
+    material: Path | None,
+    overlap_threshold: float | None,
+    out: Path | None,
+) -> None:
     """Measure the errors of a model on the structures of a split that have DFT: a JSON line per set, and one over all last.
 
     Before them it prints a line per slab of each structure that is long enough for two slabs, with the mean potentials of DFT
@@ -72,6 +81,7 @@ def evaluate_model(model: Path, split: Split, sets: list[str] | None, material: 
         )
     if not ids:
         raise ValueError(f"{material}: no structure of the split {split}.")
+    settings = settings.model_copy(update={"analysis": _analysis(settings, overlap_threshold)})
     rows, slabs = evaluate(model, settings, [results / f"{i}.h5" for i in ids])
     if out:
         write_table(out, rows, model=model.name, split=split)
@@ -81,6 +91,13 @@ def evaluate_model(model: Path, split: Split, sets: list[str] | None, material: 
     for name, part in rows.groupby("set", sort=False):
         print(json.dumps({"set": name} | summarise(part)))
     print(json.dumps(summarise(rows)))
+
+
+def _analysis(settings: Material, overlap_threshold: float | None) -> Analysis:
+    """Return the analysis of a material, with the overlap threshold of the command line if there is one."""
+    if overlap_threshold is None:
+        return settings.analysis
+    return Analysis.model_validate(settings.analysis.model_dump() | {"overlap_threshold": overlap_threshold})
 
 
 @command(
@@ -125,7 +142,7 @@ def print_table(summary: Path) -> None:
     columns = {
         "mae_mev": "MAE meV", "baseline_mae_mev": "reference", "mae_mev_onsite": "onsite", "mae_mev_offsite": "offsite",
         "eigenvalue_mae_mev_occupied": "occupied eig. meV", "gap_dft_ev": "gap DFT eV", "gap_predicted_ev": "predicted",
-        "dft_seconds": "DFT s", "prediction_seconds": "prediction s",
+        "false_states": "false", "random_kpoints": "of k", "dft_seconds": "DFT s", "prediction_seconds": "prediction s",
     }  # fmt: skip
     for name in ("dft", "predicted"):
         gaps, metals = content[f"gap_{name}_ev"].map("{:.3f}".format), content[f"metal_{name}"].astype(bool)

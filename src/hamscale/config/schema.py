@@ -178,7 +178,15 @@ class Analysis(Section):
         5.5, description="thickness of the slabs along the longest cell vector whose mean potentials are compared (A), about"
     )
     band_path: str | None = Field(None, description="special points of ASE, e.g. GXWK; the lattice's own path by default")
-    band_points: PositiveInt = Field(60, description="k-points along the band path")
+    band_points: PositiveInt | None = Field(
+        None, description="k-points along the band path; default: 240, fewer for more than 125 orbitals, at least 60"
+    )
+    overlap_threshold: NonNegativeFloat = Field(
+        0.0,
+        lt=1,
+        description="directions in which the overlap is smaller than this (1) are left out of predicted eigenvalues, bands and "
+        "densities of states: against false states of a basis that is nearly singular; 0: none, 5e-3 is a value to try",
+    )
 
 
 class Material(Section):

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 from ase import Atoms
+from scipy.linalg import LinAlgError
 
+from ..analysis.false_states import Suspects, find_suspects
 from ..analysis.levels import UNKNOWN
 from ..analysis.spectra import find_levels
 from ..config import Analysis
@@ -48,14 +50,15 @@ class Prediction:
         """Write `operators/1`, a piece at a time, so that neither H nor S is ever complete in memory.
 
         With several ranks, each rank writes a shard, PATH.shards/rank-N.h5, and the first rank then writes the file that
-        joins them. Band edges are computed on the k-grid of the analysis if there are no more than LARGEST_DENSE orbitals.
+        joins them. If there are no more than LARGEST_DENSE orbitals, band edges are computed on the k-grid of the analysis,
+        and states that are probably false are looked for, warned of and counted in the file (analysis/false_states.py).
         """
         started = time.time()
         blocks, path = self.blocks, Path(path)
         atoms, basis = blocks.graph.atoms, blocks.reference.basis
 
         def attributes() -> dict:
-            return self._attributes(started) | UNKNOWN
+            return self._attributes(started) | UNKNOWN | Suspects().attributes()
 
         if world.size == 1:
             write_pieces(path, atoms, basis, blocks.pairs, blocks.pieces(), attributes)
@@ -106,9 +109,13 @@ def predict(
 
 
 def _add_levels(path: Path, analysis: Analysis) -> None:
+    operators = read_operators(path)
     try:
-        levels = find_levels(read_operators(path), analysis)
-    except ValueError as error:  # S is not positive definite, but the matrices are still useful
+        levels = find_levels(operators, analysis)
+        suspects = find_suspects(operators, levels)
+    except (ValueError, LinAlgError) as error:  # S is not positive definite, but the matrices are still useful
         warnings.warn(f"{path}: no band edges: {error}", stacklevel=2)
         return
-    store_levels(path, levels.attributes())
+    store_levels(path, levels.attributes() | suspects.attributes())
+    if sentence := suspects.sentence():
+        warnings.warn(f"{path}: {sentence}", stacklevel=2)
