@@ -74,7 +74,7 @@ def test_of_a_molecule_within_one_cluster_it_is_exact(szv, tmp_path):
 
 def test_it_nears_that_of_all_eigenvalues_and_errors_say_what_drawing_does(crystal, path):
     """All atoms: only the cut is left, and it falls with the radius. Few: within the errors it gives, and more have less."""
-    every = [regions.dos_table(path, 10**6, radius, 0.0, 0.5, 60.0, exact=True)[1] for radius in (2.5, 4.0, 6.5)]
+    every = [regions.dos_table(path, 10**6, radius, 0.0, 0.5, 60.0, exact=True)[1] for radius in (2.5, 4.0, 5.6)]
     cut = [facts["rms_deviation_states_per_ev"] for facts in every]
     assert cut[0] > 1.5 * cut[1] > 1.5**2 * cut[2]
     assert cut[2] < 0.05 * every[2]["mean_states_per_ev"]
