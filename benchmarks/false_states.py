@@ -1,8 +1,9 @@
 """How long states are, by energy: python benchmarks/false_states.py FILES... --out resources/raw/false_states.csv
 
-FILES: operators of DFT, results/M/operators/ID.h5. Of every structure the smallest eigenvalue of S, and for ranges of energy above the highest occupied state the largest and the
-mean v^+ v of the states (v^+ S v = 1), at random k-points. A state with a large v^+ v lies along directions that S nearly
-misses: such states belong high, and one near the gap is suspect (`hamscale.analysis.false_states`).
+FILES: operators of DFT, results/M/operators/ID.h5. Of every structure the smallest eigenvalue of S, and for ranges of energy
+above the highest occupied state the largest and the mean v^+ v of the states (v^+ S v = 1), at random k-points. A state with a
+large v^+ v lies along directions that S nearly misses: such states belong high, and one near the gap is suspect
+(`hamscale.analysis.false_states`).
 """
 
 import argparse
