@@ -53,15 +53,18 @@ _limit: int | None = None  # number of BLAS threads inside `threads_for`
 
 
 @overload
-def eigh(H: np.ndarray, S: np.ndarray, *, eigvals_only: Literal[True], **options: object) -> np.ndarray: ...
+def eigh(H: np.ndarray, S: np.ndarray | None, *, eigvals_only: Literal[True], **options: object) -> np.ndarray: ...
 @overload
 def eigh(
-    H: np.ndarray, S: np.ndarray, *, eigvals_only: Literal[False] = False, **options: object
+    H: np.ndarray, S: np.ndarray | None, *, eigvals_only: Literal[False] = False, **options: object
 ) -> tuple[np.ndarray, np.ndarray]: ...
 def eigh(
-    H: np.ndarray, S: np.ndarray, *, eigvals_only: bool = False, **options: object
+    H: np.ndarray, S: np.ndarray | None, *, eigvals_only: bool = False, **options: object
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-    """Solve a generalised problem by scipy.linalg.eigh, on as many threads as pay. Raises LinAlgError as it does."""
+    """Solve a generalised problem, or an ordinary one if S is None, by scipy.linalg.eigh, on as many threads as pay.
+
+    Raises LinAlgError as it does.
+    """
     with threads_for(len(H)):
         return scipy.linalg.eigh(H, S, eigvals_only=eigvals_only, **options)
 

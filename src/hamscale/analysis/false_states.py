@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..graph.lifting import LOW
 from ..operators import Operators
 from ..units import ev_to_hartree, hartree_to_ev, hartree_to_mev
 from ..workers import eigh, in_processes
@@ -22,7 +23,7 @@ from .spectra import eigenvalues
 
 KPOINTS = 60  # random k-points at which false states are looked for, and how many orbitals may take part in all of them
 ORBITALS = 12_000
-LONG = 10.0  # v^+ v of a state that is suspect
+LONG = 1 / LOW  # v^+ v of a state that is suspect
 WINDOW_EV = 4.0  # states are looked at up to this much above the highest occupied one, and WITHIN_CONDUCTION_EV above the gap
 WITHIN_CONDUCTION_EV = 1.0
 FALSE_EV = 0.5  # a state is false if DFT's state of the same number lies higher by more than this

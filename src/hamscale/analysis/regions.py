@@ -105,7 +105,7 @@ def shares(operators: Operators, overlap_threshold: float = 0.0) -> tuple[np.nda
     try:
         if overlap_threshold:
             X = projection(S, overlap_threshold)
-            levels, C = eigh(X.T @ H @ X, np.eye(X.shape[1]))
+            levels, C = eigh(X.T @ H @ X, None)
             C = X @ C
         else:
             levels, C = eigh(H, S, overwrite_a=True, driver="gvd")

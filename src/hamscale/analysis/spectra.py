@@ -52,7 +52,7 @@ def eigenvalues(operators: Operators, kpoints: ArrayLike, overlap_threshold: flo
 
 def projection(S: np.ndarray, threshold: float) -> np.ndarray:
     """Compute X = U_{s > t} s^{-1/2} of S = U s U^+, (n, kept): an orthonormal basis of what S sees by more than t."""
-    s, U = eigh(S, np.eye(len(S)))
+    s, U = eigh(S, None)
     kept = s > threshold
     return U[:, kept] / np.sqrt(s[kept])
 
@@ -60,7 +60,7 @@ def projection(S: np.ndarray, threshold: float) -> np.ndarray:
 def _projected(H: np.ndarray, S: np.ndarray, threshold: float) -> np.ndarray:
     """Compute the eigenvalues of H in the directions in which S exceeds the threshold, and infinity for the others, (n,)."""
     X = projection(S, threshold)
-    found = eigh(X.conj().T @ H @ X, np.eye(X.shape[1]), eigvals_only=True)
+    found = eigh(X.conj().T @ H @ X, None, eigvals_only=True)
     return np.concatenate([found, np.full(len(H) - len(found), np.inf)])
 
 

@@ -18,10 +18,18 @@ from .training import EXCHANGE, FRAME
     argument("--material", help="whose k-grid the band edges are found on; default: 20 A over |a|"),
     OUT,
     argument("--reference-only", action="store_true", help="the reference without the network: the baseline"),
+    argument("--not-lifted", action="store_true", help="leave states along directions that S nearly misses where they are"),
     EXCHANGE,
 )
 def write_prediction(
-    model: Path, structure: Path, frame: int | None, material: Path | None, out: Path, reference_only: bool, exchange: str
+    model: Path,
+    structure: Path,
+    frame: int | None,
+    material: Path | None,
+    out: Path,
+    reference_only: bool,
+    not_lifted: bool,
+    exchange: str,
 ) -> None:
     """Predict H, with exact S, of a structure. On many ranks each rank writes a shard, and OUT reads as all of them."""
     from ..predict import K_GRID, predict
@@ -29,7 +37,8 @@ def write_prediction(
 
     analysis = config.load_material(material).analysis if material else K_GRID
     with ranks() as world:
-        prediction = predict(model, read_structure_file(structure, frame), reference_only, world=world, exchange=exchange)
+        atoms = read_structure_file(structure, frame)
+        prediction = predict(model, atoms, reference_only, world=world, exchange=exchange, lifted=not not_lifted)
         prediction.write(out, world, analysis)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .. import config
 from .commands import OUT, argument, command, ranks
 
@@ -41,7 +43,9 @@ def fit(material: Path, operators: list[Path], out: Path) -> None:
     from ase.data import atomic_numbers
 
     from ..graph.crystal_field import Ions
+    from ..graph.lifting import LOW
     from ..graph.reference import fit_reference, write_reference
+    from ..units import hartree_to_ev
 
     settings = config.load_material(material)
     charges = {atomic_numbers[element]: charge for element, charge in settings.graph.charges.items()}
@@ -50,6 +54,11 @@ def fit(material: Path, operators: list[Path], out: Path) -> None:
     result = fit_reference(
         _Stored(operators), of.cutoff_angstrom, of.auto_threshold_hartree, ions, of.crystal_field, of.two_centre
     )
+    if np.isfinite(result.floor_hartree):
+        print(
+            f"S nearly misses some directions (below {LOW:g}): states along them lie above "
+            f"{hartree_to_ev(result.floor_hartree):.1f} eV in the training structures, and are lifted there in predictions"
+        )
     outside = result.outside_fraction
     print(
         f"cutoff {result.cutoff_angstrom:.2f} A; H reaches {result.reach_angstrom:.2f} A; "

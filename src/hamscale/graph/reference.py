@@ -26,9 +26,10 @@ from .coupling import Coupling, PairCoupling, coupled_groups
 from .crystal_field import CrystalField, Ions, OnsiteBlocks, less_shifts, onsite_blocks
 from .crystal_field_fit import fit_crystal_field, mean_blocks
 from .graph import elements_of, structure_graph
+from .lifting import find_floor
 from .neighbours import edges_within
 
-SCHEMA = "reference/5"
+SCHEMA = "reference/6"
 SPACING_ANGSTROM = 0.25
 SMALLEST_SCALE_HARTREE = 1e-7
 # nearest neighbours lie within their mean distance times this factor; in rock salt the second shell begins at 2^0.5
@@ -44,6 +45,8 @@ class Reference:
     reach_angstrom: the longest distance of a block in the data; beyond it the reference falls to zero within one knot.
     longest_cell_angstrom: the longest cell vector of the training structures; zero for molecules.
     outside_fraction: share of sum |H| of the training structures on pairs beyond the cutoff.
+    floor_hartree: lowest energy of the training structures along directions that S nearly misses (graph/lifting.py), in the
+    energy zero of predictions; infinity if S misses none.
 
     reference = fit_reference([read_operators(path) for path in paths], "auto")
     reference.offsite(72, 8, np.array([2.1]))  # coupled blocks of a bond Hf-O in its frame: those of order zero, Hartree
@@ -59,6 +62,7 @@ class Reference:
     scale: ByPair
     onsite_scale: ByElement
     outside_fraction: float
+    floor_hartree: float = np.inf
 
     @property
     def coupling(self) -> Coupling:
@@ -143,6 +147,7 @@ def fit_reference(
     return Reference(
         survey.basis, periodic, survey.cutoff_angstrom, survey.reach_angstrom, survey.longest_cell_angstrom,
         field, tables, scale, onsite_scale, float(sums[0] / sums[1]),
+        min(find_floor(o, field.gauge(a) if periodic else 0.0) for o, a in zip(structures, of_structures)),
     )  # fmt: skip
 
 
@@ -305,12 +310,12 @@ def _slot_power(coupling: PairCoupling, coupled: np.ndarray) -> np.ndarray:
 
 
 def write_reference(path: str | Path, reference: Reference) -> None:
-    """Write a reference to a file of schema `reference/5`, atomically."""
+    """Write a reference to a file of schema `reference/6`, atomically."""
     with create_h5(
         path, SCHEMA, periodic=reference.periodic, cutoff_angstrom=reference.cutoff_angstrom,
         reach_angstrom=reference.reach_angstrom, spacing_angstrom=SPACING_ANGSTROM,
         near_angstrom=reference.crystal_field.near_angstrom, longest_cell_angstrom=reference.longest_cell_angstrom,
-        outside_fraction=reference.outside_fraction,
+        outside_fraction=reference.outside_fraction, floor_hartree=reference.floor_hartree,
     ) as file:  # fmt: skip
         write_basis(file, reference.basis)
         file["potentials/charges"] = reference.crystal_field.charges
@@ -328,7 +333,7 @@ def write_reference(path: str | Path, reference: Reference) -> None:
 
 
 def read_reference(path: str | Path) -> Reference:
-    """Read a reference from a file of schema `reference/5`.
+    """Read a reference from a file of schema `reference/6`.
 
     Raises ValueError (path, found, expected) if the file is missing, cut short or of another schema.
     """
@@ -359,4 +364,5 @@ def read_reference(path: str | Path) -> Reference:
             {key: group["scale"][:] for key, group in of_pairs.items()},
             of("scale"),
             float(a["outside_fraction"]),
+            float(a["floor_hartree"]),
         )

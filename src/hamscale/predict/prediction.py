@@ -1,10 +1,12 @@
 """Predict H and S of a structure, in memory or written piece by piece, on any number of ranks."""
 
+import shutil
 import time
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from ase import Atoms
 from scipy.linalg import LinAlgError
@@ -14,7 +16,8 @@ from ..analysis.levels import UNKNOWN
 from ..analysis.spectra import find_levels
 from ..config import Analysis
 from ..graph.codec import DecodedBlocks
-from ..operators import SHARD, Operators, join_shards, read_operators, store_levels, write_pieces
+from ..graph.lifting import lift
+from ..operators import SHARD, Operators, join_shards, read_operators, store_levels, write_operators, write_pieces
 from ..parallel.env import World
 from .model import Residual, TrainedModel
 
@@ -29,6 +32,8 @@ class Prediction:
 
     attributes: the origin of the prediction, as written to the file; wall_seconds among them grows by the time that
     computing H and S takes.
+    lifted: whether states along directions that S nearly misses are lifted to where DFT has them (graph/lifting.py), in
+    structures of no more than LARGEST_DENSE orbitals.
 
     prediction = predict("resources/models/hfo2", ase.io.read("cell.extxyz"))
     prediction.operators().at_k([0, 0, 0])
@@ -36,12 +41,30 @@ class Prediction:
 
     blocks: DecodedBlocks
     attributes: dict
+    lifted: bool = True
 
     def operators(self) -> Operators:
         """Compute all of H and S in memory."""
         started = time.time()
-        operators = self.blocks.operators()
-        return replace(operators, attributes=self._attributes(started))
+        operators = self._lift(self.blocks.operators())
+        return replace(operators, attributes=self._attributes(started) | operators.attributes)
+
+    def _lift(self, operators: Operators) -> Operators:
+        """Lift states, and note in the attributes what was done."""
+        floor = self.blocks.reference.floor_hartree
+        if not self.lifted or not np.isfinite(floor) or operators.n_orbitals > LARGEST_DENSE:
+            return operators
+        found, lifted = lift(operators, floor)
+        return replace(found, attributes=operators.attributes | lifted.attributes())
+
+    def _warn_if_not_lifted(self, atoms: Atoms) -> None:
+        orbitals = int(self.blocks.reference.basis.n_orbitals(atoms.numbers).sum())
+        if self.lifted and np.isfinite(self.blocks.reference.floor_hartree) and orbitals > LARGEST_DENSE:
+            warnings.warn(
+                f"{orbitals} orbitals: states along directions that S nearly misses are lifted to where DFT has them in "
+                f"structures of at most {LARGEST_DENSE}. False states may be left: `hamscale dos` tells them.",
+                stacklevel=3,
+            )
 
     def _attributes(self, started: float) -> dict:
         return self.attributes | {"wall_seconds": self.attributes["wall_seconds"] + time.time() - started}
@@ -56,19 +79,29 @@ class Prediction:
         started = time.time()
         blocks, path = self.blocks, Path(path)
         atoms, basis = blocks.graph.atoms, blocks.reference.basis
+        small = basis.n_orbitals(atoms.numbers).sum() <= LARGEST_DENSE
 
         def attributes() -> dict:
             return self._attributes(started) | UNKNOWN | Suspects().attributes()
 
-        if world.size == 1:
+        if world.size == 1 and small:
+            operators = self.operators()
+            known = operators.attributes | UNKNOWN | Suspects().attributes()
+            write_operators(path, replace(operators, attributes=known))
+        elif world.size == 1:
+            self._warn_if_not_lifted(atoms)
             write_pieces(path, atoms, basis, blocks.pairs, blocks.pieces(), attributes)
         else:
             shards = [path.with_name(f"{path.name}.shards") / f"rank-{rank}.h5" for rank in range(world.size)]
             write_pieces(shards[world.rank], atoms, basis, blocks.pairs, blocks.pieces(), attributes, schema=SHARD)
             world.barrier()
             if world.is_root:
+                self._warn_if_not_lifted(atoms)
                 join_shards(path, shards, attributes())
-        if world.is_root and basis.n_orbitals(atoms.numbers).sum() <= LARGEST_DENSE:
+                if small and self.lifted and np.isfinite(blocks.reference.floor_hartree):
+                    write_operators(path, self._lift(read_operators(path)))  # whole, instead of the shards
+                    shutil.rmtree(shards[0].parent)
+        if world.is_root and small:
             _add_levels(path, analysis)
         world.barrier()
 
@@ -80,6 +113,7 @@ def predict(
     dtype: torch.dtype = torch.float32,
     world: World = World(),  # noqa: B008
     exchange: str = "torch",
+    lifted: bool = True,
 ) -> Prediction:
     """Predict H and S of any structure, Hermitian by construction, in the energy gauge of the reference.
 
@@ -88,6 +122,7 @@ def predict(
     onsite_spread_mev says how much the networks differ (standard deviation, root mean square over onsite components); it
     grows with the error, but is smaller.
     S: exact two-centre integrals, so that eigenvalues need no DFT.
+    lifted: as of Prediction; a prediction of the reference alone is left as it is.
     The pairs are those that overlap by more than 1e-8 or lie within the cutoff.
     Raises ValueError if the structure has an element, or a kind of periodicity, on which the model was not trained. Warns
     of a structure that is more than twice as long as the longest training cell.
@@ -105,7 +140,8 @@ def predict(
     }
     if residual.onsite_spread_mev is not None:
         attributes["onsite_spread_mev"] = residual.onsite_spread_mev
-    return Prediction(blocks, attributes | {"wall_seconds": time.time() - started})
+    attributes["wall_seconds"] = time.time() - started
+    return Prediction(blocks, attributes, lifted and not reference_only)
 
 
 def _add_levels(path: Path, analysis: Analysis) -> None:

@@ -48,7 +48,7 @@ class Stopped(Exception):
 class TrainingFiles:
     """The files that a training reads.
 
-    reference: `reference/5`.
+    reference: `reference/6`.
     train, validation: `graph/2` each.
     operators: those of the DFT calculation of every training structure, in the same order; needed if
     training.eigenvalue_weight is not zero.
