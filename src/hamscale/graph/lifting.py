@@ -26,6 +26,7 @@ from ..workers import eigh, in_processes
 LOW = 0.1  # directions whose overlap is smaller than this are looked at
 FLOOR_KPOINTS = 4  # random k-points of every training structure at which the floor is sought
 GRID_ANGSTROM = 24.0  # the k-grid has as many points along a cell vector as planes of this distance hold, an odd number
+PASSES = 2  # the second one lifts what the first leaves between the points of the grid and beyond the reach of S
 
 
 def low_states(H: np.ndarray, S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +67,18 @@ class Lifted:
 
 
 def lift(operators: Operators, floor_hartree: float) -> tuple[Operators, Lifted]:
-    """Lift the states of `low_states` below the floor, on a k-grid, and return the operators and what was done.
+    """Lift the states of `low_states` below the floor, and return the operators and what was done in the first pass."""
+    result, lifts, mean = _lift(operators, floor_hartree)
+    if not len(lifts):
+        return operators, Lifted()
+    for _ in range(PASSES - 1):
+        result, *_ = _lift(result, floor_hartree)
+    change = hartree_to_mev(float(np.abs(result.hamiltonian - operators.hamiltonian).mean()))
+    return result, Lifted(mean, hartree_to_ev(float(lifts.max())), change)
+
+
+def _lift(operators: Operators, floor_hartree: float) -> tuple[Operators, np.ndarray, float]:
+    """Lift states once, on a k-grid; return the operators, all lifts (m,) and their mean number per k-point.
 
     A block (i, j, R) receives the correction of its own image alone: of
     images that the grid cannot tell apart, the nearest.
@@ -83,7 +95,7 @@ def lift(operators: Operators, floor_hartree: float) -> tuple[Operators, Lifted]
     found = in_processes(at, kpoints)
     lifts = np.concatenate([lifts for lifts, _ in found])
     if not len(lifts):
-        return operators, Lifted()
+        return operators, lifts, 0.0
     table = np.asarray(operators.pairs)
     share, image = _shares(operators, counts)
     F = np.concatenate([factor for _, factor in found], 1)  # (n, all lifted states of all k)
@@ -97,9 +109,7 @@ def lift(operators: Operators, floor_hartree: float) -> tuple[Operators, Lifted]
             i, j = table[b, :2]
             block = correction[starts[i] : starts[i] + operators.orbitals[i], starts[j] : starts[j] + operators.orbitals[j]]
             H[operators.offsets[b] : operators.offsets[b + 1]] += share[b] * block.ravel()
-    change = hartree_to_mev(float(np.abs(H - operators.hamiltonian).mean()))
-    mean = float(weights @ [len(of_k) for of_k, _ in found])
-    return replace(operators, hamiltonian=H), Lifted(mean, hartree_to_ev(float(lifts.max())), change)
+    return replace(operators, hamiltonian=H), lifts, float(weights @ [len(of_k) for of_k, _ in found])
 
 
 def _grid(operators: Operators) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
