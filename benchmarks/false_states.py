@@ -1,9 +1,13 @@
-"""How long states are, by energy: python benchmarks/false_states.py FILES... --out resources/raw/false_states.csv
+"""Where states lie along directions that S nearly misses, in DFT and in predictions.
 
-FILES: operators of DFT, results/M/operators/ID.h5. Of every structure the smallest eigenvalue of S, and for ranges of energy
-above the highest occupied state the largest and the mean v^+ v of the states (v^+ S v = 1), at random k-points. A state with a
-large v^+ v lies along directions that S nearly misses: such states belong high, and one near the gap is suspect
-(`hamscale.analysis.false_states`).
+python benchmarks/false_states.py lengths FILES... --out resources/raw/false_states.csv
+python benchmarks/false_states.py lifted --material config/materials/mos2.yaml --models MODEL... --dft FILES... --out OUT
+
+FILES: operators of DFT, results/M/operators/ID.h5. `lengths`: of every structure the smallest eigenvalue of S, and for ranges
+of energy above the highest occupied state the largest and the mean v^+ v of the states (v^+ S v = 1), at random k-points. A
+state with a large v^+ v lies along directions that S nearly misses: such states belong high, and one near the gap is suspect
+(`hamscale.analysis.false_states`). `lifted`: predictions of models as they are and lifted (`hamscale.graph.lifting`), each
+beside DFT: errors, false states, suspect ones. Rows of other materials stay.
 """
 
 import argparse
@@ -12,9 +16,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hamscale.analysis.false_states import random_kpoints
-from hamscale.files import write_table
+from hamscale.analysis.errors import block_errors, error_summary
+from hamscale.analysis.false_states import false_state_summary, random_kpoints
+from hamscale.analysis.spectra import compare_spectra, spectral_summary
+from hamscale.config import Material, load_material
+from hamscale.files import read_table, write_table
 from hamscale.operators import read_operators
+from hamscale.predict import predict
 from hamscale.units import hartree_to_ev
 from hamscale.workers import eigh
 
@@ -42,12 +50,46 @@ def lengths(path: Path) -> list[dict]:
     return [names | {"smallest_overlap_eigenvalue": min(smallest)} | row for row in rows]
 
 
+def lifted(model: Path, path: Path, material: Material) -> list[dict]:
+    """A row for the prediction as it is and one for the lifted one."""
+    dft, rows = read_operators(path), []
+    reference = predict(model, dft.atoms, reference_only=True).operators()
+    for lifts in (False, True):
+        predicted = predict(model, dft.atoms, lifted=lifts).operators()
+        spectra = compare_spectra(dft, predicted, reference, material.analysis)
+        of_h = error_summary(block_errors(dft, predicted, float(predicted.attributes["cutoff_angstrom"])))
+        summary = spectral_summary(spectra)
+        rows.append(
+            {"material": path.parents[1].name, "structure": path.stem, "model": model.name, "lifted": lifts}
+            | {"mae_mev": of_h["mae_mev"]}
+            | {name: summary[name] for name in ("eigenvalue_mae_mev_occupied", "gap_dft_ev", "gap_predicted_ev")}
+            | false_state_summary(dft, predicted, spectra.levels[0], spectra.shifts[0])
+            | {name: predicted.attributes.get(name, 0.0) for name in ("lifted_states", "lifted_mean_change_mev")}
+        )
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("operators", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    commands = parser.add_subparsers(dest="command", required=True)
+    of_dft = commands.add_parser("lengths")
+    of_dft.add_argument("dft", nargs="+", type=Path)
+    of_models = commands.add_parser("lifted")
+    of_models.add_argument("--material", required=True)
+    of_models.add_argument("--models", nargs="+", type=Path, required=True)
+    of_models.add_argument("--dft", nargs="+", type=Path, required=True)
+    for command in (of_dft, of_models):
+        command.add_argument("--out", type=Path, required=True)
     o = parser.parse_args()
-    table = pd.DataFrame([row for path in o.operators for row in lengths(path)])
+    if o.command == "lengths":
+        rows = [row for path in o.dft for row in lengths(path)]
+    else:
+        material = load_material(o.material)
+        rows = [row for model in o.models for path in o.dft for row in lifted(model, path, material)]
+    table = pd.DataFrame(rows)
+    if o.command == "lifted" and o.out.is_file():
+        others = read_table(o.out)
+        table = pd.concat([others[~others["material"].isin(table["material"])], table], ignore_index=True)
     print(table.to_string(index=False))
     write_table(o.out, table)
 

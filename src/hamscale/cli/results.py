@@ -1,6 +1,7 @@
 """Define the commands that compare predictions with DFT, and collect the results."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -30,6 +31,13 @@ def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, overlap_
     of_dft, of_predicted, of_baseline = (read_operators(path) for path in (dft, predicted, baseline))
     name = {"material": material.stem, "model": predicted.parent.name, "structure": predicted.stem}
     tables = analysis_tables(of_dft, of_predicted, of_baseline, analysis, name)
+    row = tables["summary"].iloc[0]
+    if row["false_states"] or row["suspect_states"]:
+        warnings.warn(
+            f"{predicted}: false states at {row['false_states']} of {row['random_kpoints']} random k-points, and states that "
+            f"look false without DFT at {row['suspect_states']} (docs/new_material.md, a basis that is nearly singular).",
+            stacklevel=2,
+        )
     for table_name, content in tables.items():
         write_text(out / f"{table_name}.csv", content.to_csv(index=False))
     shown = {
