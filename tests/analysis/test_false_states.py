@@ -17,6 +17,7 @@ from hamscale.analysis.false_states import (
 from hamscale.analysis.levels import UNKNOWN, Levels
 from hamscale.analysis.regions import dos_table
 from hamscale.analysis.spectra import compare_spectra, eigenvalues, find_levels
+from hamscale.cli import main
 from hamscale.config import Analysis
 from hamscale.operators import read_operators, write_operators
 from hamscale.pairs import PairList
@@ -152,3 +153,23 @@ def test_clusters_of_a_large_file_tell_them_too(nearly_singular, tmp_path):
     table, facts, _, suspects = dos_table(*arguments, overlap_threshold=5e-3)
     assert (suspects.states, facts["directions_left_out"]) == (0, 1.0)
     assert facts["states"] == pytest.approx(2 * (dft.n_orbitals - 1))
+
+
+def test_the_analysis_tells_them_in_a_line(nearly_singular, tmp_path, capsys):
+    dft, u, small = nearly_singular
+    facts = {"cutoff_angstrom": 5.0, "wall_seconds": 0.0, "source": "dft"}
+    dft = replace(dft, attributes=facts)
+    for name, operators in (("dft", dft), ("wrong", replace(brought_down(dft, u, small, 1.7), attributes=facts))):
+        write_operators(tmp_path / f"{name}.h5", operators)
+    (tmp_path / "water.yaml").write_text(
+        "species: {H: {basis: SZV-MOLOPT-GTH}, O: {basis: SZV-MOLOPT-GTH}}\n"
+        "structures: {test: {split: test, builder: {name: molecule, arguments: {name: H2O}}, box_angstrom: 8}}\n"
+    )
+    for name, told in (("wrong", True), ("dft", False)):
+        files = ["--dft", tmp_path / "dft.h5", "--predicted", tmp_path / f"{name}.h5", "--baseline", tmp_path / "dft.h5"]
+        arguments = ["analyse", tmp_path / "water.yaml", *files, "--out", tmp_path / name]
+        assert main([str(a) for a in arguments]) == 0
+        said = "wrong.h5: false states at 1 of 1 random k-points, and states that look false without DFT at 1"
+        assert (said in capsys.readouterr().err) == told
+        summary = (tmp_path / name / "summary.csv").read_text().splitlines()
+        assert dict(zip(summary[0].split(","), summary[1].split(",")))["false_states"] == str(int(told))
