@@ -1,5 +1,7 @@
 """States brought down along a direction that S nearly misses: counted beside DFT, told without it, and projected out."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +19,6 @@ from hamscale.analysis.false_states import (
 from hamscale.analysis.levels import UNKNOWN, Levels
 from hamscale.analysis.regions import dos_table
 from hamscale.analysis.spectra import compare_spectra, eigenvalues, find_levels
-from hamscale.cli import main
 from hamscale.config import Analysis
 from hamscale.operators import read_operators, write_operators
 from hamscale.pairs import PairList
@@ -155,7 +156,7 @@ def test_clusters_of_a_large_file_tell_them_too(nearly_singular, tmp_path):
     assert facts["states"] == pytest.approx(2 * (dft.n_orbitals - 1))
 
 
-def test_the_analysis_tells_them_in_a_line(nearly_singular, tmp_path, capsys):
+def test_the_analysis_tells_them_in_a_line(nearly_singular, tmp_path):
     dft, u, small = nearly_singular
     facts = {"cutoff_angstrom": 5.0, "wall_seconds": 0.0, "source": "dft"}
     dft = replace(dft, attributes=facts)
@@ -168,8 +169,9 @@ def test_the_analysis_tells_them_in_a_line(nearly_singular, tmp_path, capsys):
     for name, told in (("wrong", True), ("dft", False)):
         files = ["--dft", tmp_path / "dft.h5", "--predicted", tmp_path / f"{name}.h5", "--baseline", tmp_path / "dft.h5"]
         arguments = ["analyse", tmp_path / "water.yaml", *files, "--out", tmp_path / name]
-        assert main([str(a) for a in arguments]) == 0
+        result = subprocess.run([sys.executable, "-m", "hamscale", *map(str, arguments)], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
         said = "wrong.h5: false states at 1 of 1 random k-points, and states that look false without DFT at 1"
-        assert (said in capsys.readouterr().err) == told
+        assert (said in result.stderr) == told
         summary = (tmp_path / name / "summary.csv").read_text().splitlines()
         assert dict(zip(summary[0].split(","), summary[1].split(",")))["false_states"] == str(int(told))
