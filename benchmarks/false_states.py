@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from hamscale.analysis.errors import block_errors, error_summary
-from hamscale.analysis.false_states import false_state_summary, random_kpoints
+from hamscale.analysis.false_states import false_state_summary, looked_at
 from hamscale.analysis.spectra import compare_spectra, spectral_summary
 from hamscale.config import Material, load_material
 from hamscale.files import read_table, write_table
@@ -34,7 +34,7 @@ def lengths(path: Path) -> list[dict]:
     """A row per range of energy of one structure."""
     operators = read_operators(path)
     occupied, energies, squares, smallest = operators.n_electrons // 2, [], [], []
-    for k in random_kpoints(operators)[:KPOINTS]:
+    for k in looked_at(operators)[:KPOINTS]:
         H, S = operators.at_k(k)
         e, v = eigh(H, S)
         energies.append(hartree_to_ev(e - e[occupied - 1]))

@@ -11,12 +11,14 @@ import ase.io
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
+from ase.cell import Cell
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.neighborlist import neighbor_list
 from ase.optimize import FIRE
 from ase.spacegroup import crystal
 from ase.units import fs
+from numpy.typing import ArrayLike
 
 from .config import Material, MeltQuench, StructureSet
 from .files import atomic
@@ -229,6 +231,30 @@ def kpoint_counts(atoms: Atoms, counts: tuple[int, int, int], length_angstrom: f
     lengths = np.where(atoms.pbc, atoms.cell.lengths(), np.inf)
     a, b, c = (max(1, round(length_angstrom / length)) for length in lengths)
     return a, b, c
+
+
+def k_grid(size: ArrayLike, periodic: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Return a Gamma-centred grid with one of each k and -k: points (K, 3) in fractions and weights (K,) that sum to one."""
+    if not periodic:
+        return np.zeros((1, 3)), np.ones(1)
+    size = np.asarray(size)
+    index = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), -1).reshape(-1, 3)
+    key = index @ [size[1] * size[2], size[2], 1]
+    opposite = (-index % size) @ [size[1] * size[2], size[2], 1]
+    keep = key <= opposite
+    weights = np.where(key == opposite, 1, 2)[keep]
+    points = index[keep] / size
+    return points - np.round(points - 1e-9), weights / weights.sum()
+
+
+def random_kpoints(atoms: Atoms, count: int) -> np.ndarray:
+    """Return random k-points, the same at every call, (count, 3) in fractions; the Gamma point of a molecule."""
+    return np.random.default_rng(0).random((count, 3)) if atoms.pbc.all() else np.zeros((1, 3))
+
+
+def plane_distances(cell: Cell) -> np.ndarray:
+    """Return the distances of the lattice planes along each cell vector, (3,), in Angstrom."""
+    return 1 / np.linalg.norm(cell.reciprocal(), axis=1)
 
 
 def _check(where: str, atoms: Atoms, material: Material) -> None:

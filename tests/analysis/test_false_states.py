@@ -14,7 +14,7 @@ from hamscale.analysis.false_states import (
     false_state_summary,
     false_states,
     find_suspects,
-    random_kpoints,
+    looked_at,
 )
 from hamscale.analysis.levels import UNKNOWN, Levels
 from hamscale.analysis.regions import dos_table
@@ -98,12 +98,12 @@ def test_a_state_is_false_by_half_an_ev_and_below_the_window_alone():
 
 
 def test_random_kpoints_are_fewer_in_large_cells(dft, water):
-    assert len(random_kpoints(dft)) == KPOINTS
-    np.testing.assert_array_equal(random_kpoints(dft), random_kpoints(dft))
+    assert len(looked_at(dft)) == KPOINTS
+    np.testing.assert_array_equal(looked_at(dft), looked_at(dft))
     large = replace(dft, attributes={})
     large.__dict__["orbitals"] = np.array([600])
-    assert random_kpoints(large).shape == (20, 3)
-    assert random_kpoints(water).tolist() == [[0, 0, 0]]
+    assert looked_at(large).shape == (20, 3)
+    assert looked_at(water).tolist() == [[0, 0, 0]]
 
 
 def test_projected_eigenvalues_are_those_of_the_remaining_directions(nearly_singular):
@@ -150,7 +150,7 @@ def test_clusters_of_a_large_file_tell_them_too(nearly_singular, tmp_path):
     arguments = tmp_path / "wrong.h5", 3, 9.0, 9.0, 0.05, 30.0
     _, facts, _, suspects = dos_table(*arguments)
     assert (suspects.states, suspects.places, suspects.of, facts["suspect_states"]) == (3, 3, 3, 3)
-    assert facts["lowest_ev"] == facts["highest_ev"]
+    assert facts["suspect_lowest_ev"] == facts["suspect_highest_ev"]
     table, facts, _, suspects = dos_table(*arguments, overlap_threshold=5e-3)
     assert (suspects.states, facts["directions_left_out"]) == (0, 1.0)
     assert facts["states"] == pytest.approx(2 * (dft.n_orbitals - 1))

@@ -10,16 +10,17 @@ above the highest occupied one have v^+ v <= 6 in all bases of this project, sta
 (docs/results.md, "False states").
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..graph.lifting import LOW
 from ..operators import Operators
+from ..structures import random_kpoints
 from ..units import ev_to_hartree, hartree_to_ev, hartree_to_mev
 from ..workers import eigh, in_processes
 from .levels import Levels
-from .spectra import eigenvalues
+from .spectra import eigenvalues, states
 
 KPOINTS = 60  # random k-points at which false states are looked for, and how many orbitals may take part in all of them
 ORBITALS = 12_000
@@ -28,19 +29,15 @@ WINDOW_EV = 4.0  # states are looked at up to this much above the highest occupi
 WITHIN_CONDUCTION_EV = 1.0
 FALSE_EV = 0.5  # a state is false if DFT's state of the same number lies higher by more than this
 NEXT_BANDS = 6  # bands above the occupied ones whose error is stated
-SMALLEST_OF = 8  # k-points at which the smallest eigenvalue of S is looked for; it changes little
 
 
-def random_kpoints(operators: Operators) -> np.ndarray:
-    """Return the same random k-points for every structure of a size, (K, 3) in fractions; the Gamma point of a molecule.
+def looked_at(operators: Operators) -> np.ndarray:
+    """Return the random k-points at which false states are looked for, (K, 3) in fractions.
 
     There are KPOINTS, or fewer where these times the number of orbitals were more than ORBITALS, but four at least: the zone of
     a large cell is small, and its matrices are dear. A grid of high symmetry would meet false states less often than they are.
     """
-    if not operators.atoms.pbc.all():
-        return np.zeros((1, 3))
-    count = int(np.clip(ORBITALS // operators.n_orbitals, 4, KPOINTS))
-    return np.random.default_rng(0).random((count, 3))
+    return random_kpoints(operators.atoms, int(np.clip(ORBITALS // operators.n_orbitals, 4, KPOINTS)))
 
 
 def highest_energy(levels: Levels) -> float:
@@ -105,20 +102,19 @@ class Suspects:
 
 
 def long_states(energies: np.ndarray, squares: np.ndarray, levels: Levels) -> np.ndarray:
-    """Select the suspect ones among states with energies (n,) in Hartree and v^+ v (n,): a mask (n,)."""
+    """Select the suspect ones among states with energies in Hartree and v^+ v, arrays of one shape: a mask of that shape."""
     return (squares > LONG) & (energies <= highest_energy(levels))
 
 
 def find_suspects(operators: Operators, levels: Levels) -> Suspects:
-    """Find suspect states at random k-points. Raises LinAlgError if S is not positive definite at one of them."""
+    """Find suspect states at random k-points. Raises ValueError if S is not positive definite at one of them."""
     below, zero = highest_energy(levels), energy_zero(levels)
 
     def at(k: np.ndarray) -> np.ndarray:
-        H, S = operators.at_k(k)
-        energies, v = eigh(H, S, subset_by_value=(-np.inf, below))
+        energies, v = states(operators, k, below)
         return energies[long_states(energies, np.square(np.abs(v)).sum(0), levels)]
 
-    found = in_processes(at, random_kpoints(operators))
+    found = in_processes(at, looked_at(operators))
     return Suspects.among([hartree_to_ev(energies - zero) for energies in found])
 
 
@@ -140,15 +136,18 @@ def false_state_summary(
     With a threshold, eigenvalues of the prediction are those without directions of a smaller overlap (`spectra.eigenvalues`);
     how many directions that leaves out, on average, and what it does to DFT's own eigenvalues, stands beside them.
     """
-    kpoints, occupied = random_kpoints(dft), dft.n_electrons // 2
-    own, energies = eigenvalues(dft, kpoints), eigenvalues(predicted, kpoints, overlap_threshold) + shift
+    kpoints, occupied = looked_at(dft), dft.n_electrons // 2
+
+    (own, _), (every, squares) = (_energies_and_squares(operators, kpoints) for operators in (dft, predicted))
+    every = every + shift
+    smallest = in_processes(lambda k: eigh(predicted.at_k(k)[1], None, subset_by_index=(0, 0), eigvals_only=True)[0], kpoints)
+    energies = eigenvalues(predicted, kpoints, overlap_threshold) + shift if overlap_threshold else every
     bands = {"occupied": slice(0, occupied), "next": slice(occupied, occupied + NEXT_BANDS)}
     error = lambda e, name: float(hartree_to_mev(np.abs(e - own)[:, bands[name]].mean()))  # noqa: E731
-    smallest = [np.linalg.eigvalsh(predicted.at_k(k)[1])[0] for k in kpoints[:SMALLEST_OF]]
     result = {
         "random_kpoints": len(kpoints),
         "false_states": int(false_states(own, energies, levels).any(1).sum()),
-        "suspect_states": find_suspects(predicted, _shifted(levels, -shift)).places,
+        "suspect_states": int(long_states(every, squares, levels).any(1).sum()),
         "eigenvalue_mae_mev_next": error(energies, "next") if dft.n_orbitals > occupied else np.nan,
         "smallest_overlap_eigenvalue": float(min(smallest)),
     }
@@ -163,7 +162,12 @@ def false_state_summary(
     return result
 
 
-def _shifted(levels: Levels, shift: float) -> Levels:
-    """Return band edges on another energy zero."""
-    moved = {name: getattr(levels, name) + shift for name in ("fermi_level", "valence_band_maximum", "conduction_band_minimum")}
-    return replace(levels, **moved)
+def _energies_and_squares(operators: Operators, kpoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the energies in Hartree and v^+ v of all states, (K, n) each."""
+
+    def at(k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        energies, v = states(operators, k)
+        return energies, np.square(np.abs(v)).sum(0)
+
+    energies, squares = zip(*in_processes(at, kpoints))
+    return np.array(energies), np.array(squares)

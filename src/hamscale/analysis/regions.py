@@ -169,7 +169,7 @@ def dos_table(
     suspects = _suspects(sampled.clusters, levels)
     facts["suspect_states"] = suspects.states
     if suspects.states:
-        facts |= {name: round(getattr(suspects, name), 4) for name in ("lowest_ev", "highest_ev")}
+        facts |= {f"suspect_{name}": round(getattr(suspects, name), 4) for name in ("lowest_ev", "highest_ev")}
     if overlap_threshold:
         facts |= {"overlap_threshold": overlap_threshold, "directions_left_out": round(sampled.left_out, 2)}
     if not levels.metal:

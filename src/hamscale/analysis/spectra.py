@@ -4,6 +4,8 @@ The energy of a periodic calculation has no absolute zero. Predicted eigenvalues
 structure: the median difference of the occupied eigenvalues on the k-grid, which minimises their mean absolute error.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +17,23 @@ from scipy.linalg import LinAlgError
 
 from ..config import Analysis
 from ..operators import Operators
-from ..structures import kpoint_counts
+from ..structures import k_grid, kpoint_counts
 from ..units import hartree_to_ev, hartree_to_mev
 from ..workers import eigh, in_processes
 from .levels import BROADENING_EV, Levels, density_of_states, levels_on_grid, occupations
 
 SMALL = 150  # with fewer orbitals than this, matrices are not worth a process
 BAND_POINTS, BAND_ORBITALS = (60, 240), 30_000  # k-points of bands: so many times the orbitals, within limits
+
+
+def states(operators: Operators, k: np.ndarray, below: float = np.inf) -> tuple[np.ndarray, np.ndarray]:
+    """Solve H(k) v = e S(k) v with v^+ S v = 1: energies up to `below` in Hartree, ascending, (m,), and vectors (n, m).
+
+    Raises ValueError if S(k) is not positive definite.
+    """
+    H, S = operators.at_k(k)
+    with _definite(S, k):
+        return eigh(H, S, subset_by_value=(-np.inf, below)) if np.isfinite(below) else eigh(H, S)
 
 
 def eigenvalues(operators: Operators, kpoints: ArrayLike, overlap_threshold: float = 0.0) -> np.ndarray:
@@ -36,18 +48,25 @@ def eigenvalues(operators: Operators, kpoints: ArrayLike, overlap_threshold: flo
         H, S = operators.at_k(k)
         if overlap_threshold:
             return _projected(H, S, overlap_threshold)
-        try:
+        with _definite(S, k):
             return eigh(H, S, eigvals_only=True)
-        except LinAlgError:
-            smallest = np.linalg.eigvalsh(S)[0]
-            raise ValueError(
-                f"S at k = {k} is not positive definite (smallest eigenvalue {smallest:.1e}). Are pairs missing that overlap? "
-                "S must reach as far as the basis does, whatever the cutoff of H."
-            ) from None
 
     # small matrices are solved in less time than a process takes to start
     workers = 1 if operators.n_orbitals < SMALL else None
     return np.array(in_processes(at, np.atleast_2d(kpoints), workers))
+
+
+@contextmanager
+def _definite(S: np.ndarray, k: np.ndarray) -> Iterator[None]:
+    """Say what is wrong if S(k) turns out not to be positive definite."""
+    try:
+        yield
+    except LinAlgError:
+        smallest = np.linalg.eigvalsh(S)[0]
+        raise ValueError(
+            f"S at k = {k} is not positive definite (smallest eigenvalue {smallest:.1e}). Are pairs missing that overlap? "
+            "S must reach as far as the basis does, whatever the cutoff of H."
+        ) from None
 
 
 def projection(S: np.ndarray, threshold: float) -> np.ndarray:
@@ -62,20 +81,6 @@ def _projected(H: np.ndarray, S: np.ndarray, threshold: float) -> np.ndarray:
     X = projection(S, threshold)
     found = eigh(X.conj().T @ H @ X, None, eigvals_only=True)
     return np.concatenate([found, np.full(len(H) - len(found), np.inf)])
-
-
-def k_grid(size: ArrayLike, periodic: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Return a Gamma-centred grid with one of each k and -k: points (K, 3) in fractions and weights (K,) that sum to one."""
-    if not periodic:
-        return np.zeros((1, 3)), np.ones(1)
-    size = np.asarray(size)
-    index = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), -1).reshape(-1, 3)
-    key = index @ [size[1] * size[2], size[2], 1]
-    opposite = (-index % size) @ [size[1] * size[2], size[2], 1]
-    keep = key <= opposite
-    weights = np.where(key == opposite, 1, 2)[keep]
-    points = index[keep] / size
-    return points - np.round(points - 1e-9), weights / weights.sum()
 
 
 @dataclass

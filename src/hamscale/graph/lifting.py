@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..operators import Operators
+from ..structures import k_grid, plane_distances, random_kpoints
 from ..units import hartree_to_ev, hartree_to_mev
 from ..workers import eigh, in_processes
 
@@ -43,14 +44,12 @@ def low_states(H: np.ndarray, S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def find_floor(operators: Operators, gauge: float = 0.0) -> float:
     """Find the lowest energy of `low_states` of H - gauge S at random k-points, Hartree; infinity where there are none."""
-    periodic = bool(operators.atoms.pbc.all())
-    kpoints = np.random.default_rng(0).random((FLOOR_KPOINTS, 3)) if periodic else np.zeros((1, 3))
 
     def at(k: np.ndarray) -> float:
         H, S = operators.at_k(k)
         return float(low_states(H - gauge * S, S)[0].min(initial=np.inf))
 
-    return min(in_processes(at, kpoints))
+    return min(in_processes(at, random_kpoints(operators.atoms, FLOOR_KPOINTS)))
 
 
 @dataclass(frozen=True)
@@ -80,10 +79,11 @@ def lift(operators: Operators, floor_hartree: float) -> tuple[Operators, Lifted]
 def _lift(operators: Operators, floor_hartree: float) -> tuple[Operators, np.ndarray, float]:
     """Lift states once, on a k-grid; return the operators, all lifts (m,) and their mean number per k-point.
 
-    A block (i, j, R) receives the correction of its own image alone: of
-    images that the grid cannot tell apart, the nearest.
+    A block (i, j, R) receives the correction of its own image alone: of images that the grid cannot tell apart, the nearest.
     """
-    counts, kpoints, weights = _grid(operators)
+    atoms, periodic = operators.atoms, bool(operators.atoms.pbc.all())
+    counts = 2 * (np.ceil(GRID_ANGSTROM / plane_distances(atoms.cell)).astype(int) // 2) + 1 if periodic else np.ones(3, int)
+    kpoints, weights = k_grid(counts, periodic)
 
     def at(k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         H, S = operators.at_k(k)
@@ -110,19 +110,6 @@ def _lift(operators: Operators, floor_hartree: float) -> tuple[Operators, np.nda
             block = correction[starts[i] : starts[i] + operators.orbitals[i], starts[j] : starts[j] + operators.orbitals[j]]
             H[operators.offsets[b] : operators.offsets[b + 1]] += share[b] * block.ravel()
     return replace(operators, hamiltonian=H), lifts, float(weights @ [len(of_k) for of_k, _ in found])
-
-
-def _grid(operators: Operators) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the divisions of the k-grid, one of each k and -k in fractions, and their weights, which sum to one."""
-    if not operators.atoms.pbc.all():
-        return np.ones(3, int), np.zeros((1, 3)), np.ones(1)
-    heights = 1 / np.linalg.norm(operators.atoms.cell.reciprocal(), axis=1)  # distances of lattice planes
-    counts = 2 * (np.ceil(GRID_ANGSTROM / heights).astype(int) // 2) + 1
-    index = np.stack(np.meshgrid(*(np.arange(n) for n in counts), indexing="ij"), -1).reshape(-1, 3)
-    centred = index - counts // 2
-    keep = [tuple(k) >= tuple(-k) for k in centred]
-    kpoints = centred[keep]
-    return counts, kpoints / counts, np.where((kpoints == 0).all(1), 1, 2) / len(index)
 
 
 def _shares(operators: Operators, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

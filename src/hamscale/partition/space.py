@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from ase import Atoms
 
+from ..structures import plane_distances
+
 
 @dataclass
 class Space:
@@ -37,8 +39,7 @@ def space(atoms: Atoms, cutoff_angstrom: float) -> Space:
     A direction is open if it is not periodic, or if it has an empty gap wider than the cutoff.
     """
     cell = atoms.cell.complete()
-    # |a . (b x c)| / |b x c| for each vector a
-    height = 1 / np.linalg.norm(cell.reciprocal(), axis=1)
+    height = plane_distances(cell)
     fractions = atoms.positions @ np.linalg.inv(cell.array)
     heights, lengths, periodic = np.empty_like(fractions), height.copy(), atoms.pbc.copy()
     for d in range(3):

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from ase import Atoms
-from scipy.linalg import LinAlgError
 
 from ..analysis.false_states import Suspects, find_suspects
 from ..analysis.levels import UNKNOWN
@@ -32,8 +31,7 @@ class Prediction:
 
     attributes: the origin of the prediction, as written to the file; wall_seconds among them grows by the time that
     computing H and S takes.
-    lifted: whether states along directions that S nearly misses are lifted to where DFT has them (graph/lifting.py), in
-    structures of no more than LARGEST_DENSE orbitals.
+    lifted: whether states along directions that S nearly misses are lifted to where DFT has them (graph/lifting.py).
 
     prediction = predict("resources/models/hfo2", ase.io.read("cell.extxyz"))
     prediction.operators().at_k([0, 0, 0])
@@ -41,7 +39,7 @@ class Prediction:
 
     blocks: DecodedBlocks
     attributes: dict
-    lifted: bool = True
+    lifted: bool = False
 
     def operators(self) -> Operators:
         """Compute all of H and S in memory."""
@@ -51,26 +49,16 @@ class Prediction:
 
     def _lift(self, operators: Operators) -> Operators:
         """Lift states, and note in the attributes what was done."""
-        floor = self.blocks.reference.floor_hartree
-        if not self.lifted or not np.isfinite(floor) or operators.n_orbitals > LARGEST_DENSE:
+        if not self.lifted:
             return operators
-        found, lifted = lift(operators, floor)
-        return replace(found, attributes=operators.attributes | lifted.attributes())
-
-    def _warn_if_not_lifted(self, atoms: Atoms) -> None:
-        orbitals = int(self.blocks.reference.basis.n_orbitals(atoms.numbers).sum())
-        if self.lifted and np.isfinite(self.blocks.reference.floor_hartree) and orbitals > LARGEST_DENSE:
-            warnings.warn(
-                f"{orbitals} orbitals: states along directions that S nearly misses are lifted to where DFT has them in "
-                f"structures of at most {LARGEST_DENSE}. False states may be left: `hamscale dos` tells them.",
-                stacklevel=3,
-            )
+        found, done = lift(operators, self.blocks.reference.floor_hartree)
+        return replace(found, attributes=operators.attributes | done.attributes())
 
     def _attributes(self, started: float) -> dict:
         return self.attributes | {"wall_seconds": self.attributes["wall_seconds"] + time.time() - started}
 
     def write(self, path: str | Path, world: World = World(), analysis: Analysis = K_GRID) -> None:  # noqa: B008
-        """Write `operators/1`, a piece at a time, so that neither H nor S is ever complete in memory.
+        """Write `operators/1`, a piece at a time, so that neither H nor S is ever complete in memory unless states are lifted.
 
         With several ranks, each rank writes a shard, PATH.shards/rank-N.h5, and the first rank then writes the file that
         joins them. If there are no more than LARGEST_DENSE orbitals, band edges are computed on the k-grid of the analysis,
@@ -79,29 +67,26 @@ class Prediction:
         started = time.time()
         blocks, path = self.blocks, Path(path)
         atoms, basis = blocks.graph.atoms, blocks.reference.basis
-        small = basis.n_orbitals(atoms.numbers).sum() <= LARGEST_DENSE
+        unknown = UNKNOWN | Suspects().attributes()
 
         def attributes() -> dict:
-            return self._attributes(started) | UNKNOWN | Suspects().attributes()
+            return self._attributes(started) | unknown
 
-        if world.size == 1 and small:
+        if world.size == 1 and self.lifted:
             operators = self.operators()
-            known = operators.attributes | UNKNOWN | Suspects().attributes()
-            write_operators(path, replace(operators, attributes=known))
+            write_operators(path, replace(operators, attributes=operators.attributes | unknown))
         elif world.size == 1:
-            self._warn_if_not_lifted(atoms)
             write_pieces(path, atoms, basis, blocks.pairs, blocks.pieces(), attributes)
         else:
             shards = [path.with_name(f"{path.name}.shards") / f"rank-{rank}.h5" for rank in range(world.size)]
             write_pieces(shards[world.rank], atoms, basis, blocks.pairs, blocks.pieces(), attributes, schema=SHARD)
             world.barrier()
             if world.is_root:
-                self._warn_if_not_lifted(atoms)
                 join_shards(path, shards, attributes())
-                if small and self.lifted and np.isfinite(blocks.reference.floor_hartree):
+                if self.lifted:
                     write_operators(path, self._lift(read_operators(path)))  # whole, instead of the shards
                     shutil.rmtree(shards[0].parent)
-        if world.is_root and small:
+        if world.is_root and basis.n_orbitals(atoms.numbers).sum() <= LARGEST_DENSE:
             _add_levels(path, analysis)
         world.barrier()
 
@@ -122,10 +107,11 @@ def predict(
     onsite_spread_mev says how much the networks differ (standard deviation, root mean square over onsite components); it
     grows with the error, but is smaller.
     S: exact two-centre integrals, so that eigenvalues need no DFT.
-    lifted: as of Prediction; a prediction of the reference alone is left as it is.
+    lifted: lifts states along directions that S nearly misses to where DFT has them (graph/lifting.py), if the reference knows
+    where that is and there are no more than LARGEST_DENSE orbitals; a prediction of the reference alone is left as it is.
     The pairs are those that overlap by more than 1e-8 or lie within the cutoff.
     Raises ValueError if the structure has an element, or a kind of periodicity, on which the model was not trained. Warns
-    of a structure that is more than twice as long as the longest training cell.
+    of a structure that is more than twice as long as the longest training cell, and of one that is too large to be lifted.
     """
     started = time.time()
     model = TrainedModel.load(model_directory)
@@ -141,7 +127,15 @@ def predict(
     if residual.onsite_spread_mev is not None:
         attributes["onsite_spread_mev"] = residual.onsite_spread_mev
     attributes["wall_seconds"] = time.time() - started
-    return Prediction(blocks, attributes, lifted and not reference_only)
+    wanted = lifted and not reference_only and np.isfinite(model.reference.floor_hartree)
+    orbitals = int(model.reference.basis.n_orbitals(atoms.numbers).sum())
+    if wanted and orbitals > LARGEST_DENSE and world.is_root:
+        warnings.warn(
+            f"{orbitals} orbitals: states along directions that S nearly misses are lifted to where DFT has them in "
+            f"structures of at most {LARGEST_DENSE}. False states may be left: `hamscale dos` tells them.",
+            stacklevel=2,
+        )
+    return Prediction(blocks, attributes, bool(wanted and orbitals <= LARGEST_DENSE))
 
 
 def _add_levels(path: Path, analysis: Analysis) -> None:
@@ -149,7 +143,7 @@ def _add_levels(path: Path, analysis: Analysis) -> None:
     try:
         levels = find_levels(operators, analysis)
         suspects = find_suspects(operators, levels)
-    except (ValueError, LinAlgError) as error:  # S is not positive definite, but the matrices are still useful
+    except ValueError as error:  # S is not positive definite, but the matrices are still useful
         warnings.warn(f"{path}: no band edges: {error}", stacklevel=2)
         return
     store_levels(path, levels.attributes() | suspects.attributes())
