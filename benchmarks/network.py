@@ -19,6 +19,7 @@ import torch
 from ase import Atoms
 from ase.neighborlist import neighbor_list
 from ase.spacegroup import crystal
+from torch.utils.flop_counter import FlopCounterMode
 
 from hamscale.basis import Basis, read_element_basis
 from hamscale.config import Network
@@ -171,7 +172,10 @@ def main():
         times.append(cpu_seconds() - start)
         walls.append(time.perf_counter() - wall)
     edges = len(inputs.source)
-    flop = (2.54e6 * (o.layers - 1) + 1.09e6) * (o.channels / 16) ** 2 * (1 if o.mode == "train" else 1 / 3)
+    torch.set_num_threads(1)  # products are counted in the thread that does them
+    with FlopCounterMode(display=False) as counter:
+        step()
+    flop = counter.get_total_flops() / edges
     result = vars(o) | {
         "us_per_edge": round(1e6 * min(times) / edges, 1),
         "us_per_edge_median": round(1e6 * float(np.median(times)) / edges, 1),

@@ -37,12 +37,12 @@ def relative(a, b) -> float:
 
 
 SIZES = [
-    {"lmax": 1, "layers": 1, "channels": 3, "hidden": 5, "values": 4, "feed_forward": 7},
-    {"lmax": 2, "layers": 2, "channels": 8, "hidden": 4, "values": 3, "feed_forward": 6, "heads": 3},
-    {"lmax": 3, "layers": 3, "channels": 4, "hidden": 4, "values": 5, "feed_forward": 9, "heads": 1},
+    {"lmax": 1, "layers": 2, "channels": 6, "hidden": 10, "values": 8, "feed_forward": 14},
+    {"lmax": 2, "layers": 2, "channels": 16, "hidden": 8, "values": 6, "feed_forward": 12, "heads": 3},
+    {"lmax": 3, "layers": 3, "channels": 8, "hidden": 8, "values": 10, "feed_forward": 18, "heads": 1},
     {"lmax": 4, "layers": 1, "channels": 16, "hidden": 16, "values": 16, "feed_forward": 64},
-    {"lmax": 5, "layers": 2, "channels": 2, "hidden": 3, "values": 2, "feed_forward": 4, "attention": 3},
-    {"lmax": 6, "layers": 2, "channels": 3, "hidden": 2, "values": 2, "feed_forward": 3, "radial": 9},
+    {"lmax": 5, "layers": 2, "channels": 4, "hidden": 6, "values": 4, "feed_forward": 8, "attention": 3},
+    {"lmax": 6, "layers": 2, "channels": 6, "hidden": 4, "values": 4, "feed_forward": 6, "radial": 9},
 ]
 
 
@@ -160,7 +160,7 @@ def test_gradient_with_respect_to_positions_is_that_of_differences_of_energies(r
     assert torch.isfinite(gradient).all()
     along_z = np.hypot(*graph.edges.vectors[:, :2].T) == 0
     assert along_z.sum() == 4
-    rng, h = np.random.default_rng(0), 1e-5
+    rng, h = np.random.default_rng(0), 2e-6  # the attention has kinks, one of them 5e-6 away
     for atom in range(len(graph.atoms)):
         step = torch.zeros_like(displacements)
         step[atom] = torch.from_numpy(rng.normal(size=3))

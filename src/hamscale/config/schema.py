@@ -240,17 +240,20 @@ class Material(Section):
 # ------------------------------------------------------------------------------------------------------------------ model
 
 
+Even = Annotated[int, Field(gt=0, multiple_of=2)]
+
+
 class Network(Section):
     lmax: PositiveInt | Literal["auto"] = Field(
         "auto", description="highest degree of the features; auto: what the basis couples to"
     )
-    channels: PositiveInt = Field(16, description="channels per degree and order")
+    channels: Even = Field(16, description="channels per degree and order; half of them have natural parity, half unnatural")
     layers: PositiveInt = Field(2, description="message-passing layers")
-    hidden: PositiveInt = Field(16, description="channels between the two SO(2) convolutions")
+    hidden: Even = Field(16, description="channels between the two SO(2) convolutions, of both parities")
     heads: PositiveInt = Field(2, description="attention heads")
-    values: PositiveInt = Field(16, description="channels per head")
+    values: Even = Field(16, description="channels per head, of both parities")
     attention: PositiveInt = Field(16, description="scalars per head that make the attention weight")
-    feed_forward: PositiveInt = Field(64, description="channels inside the feed-forward")
+    feed_forward: Even = Field(64, description="channels inside the feed-forward, of both parities")
     gaussians: PositiveInt = Field(
         64, ge=2, description="Gaussians of the distance, from 0 to the cutoff, as wide as they are apart: fewer are smoother"
     )

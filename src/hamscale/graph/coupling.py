@@ -26,7 +26,8 @@ CoupledGroup: TypeAlias = tuple[int, int, np.ndarray, bool, np.ndarray, np.ndarr
 class PairCoupling:
     """Layout and transform of blocks between two elements.
 
-    slots: L -> shell pairs (a, b).
+    slots: L -> shell pairs (a, b). parities: L -> parity of each slot, 0 if l_a + l_b + L is even: under inversion the
+    component is multiplied by (-1)^(l_a+l_b), so these are natural tensors of degree L, the others are not.
     degree, order, slot: L, M and running slot number of each component, (n,).
     transform: (n, n) orthogonal; coupled = block.reshape(-1) @ transform.
     adjoint: index and sign, (n,) each, that turn the coupled vector of a block (j, i) into that of its transpose, a block
@@ -36,6 +37,7 @@ class PairCoupling:
     z_i: int
     z_j: int
     slots: dict[int, list[tuple[int, int]]]
+    parities: dict[int, tuple[int, ...]]
     transform: np.ndarray
     degree: np.ndarray
     order: np.ndarray
@@ -45,6 +47,14 @@ class PairCoupling:
     @property
     def size(self) -> int:
         return len(self.degree)
+
+    @cached_property
+    def onsite_parities(self) -> dict[int, tuple[int, ...]]:
+        """Return `parities` for blocks of one atom, with -1 for components that vanish because such a block is symmetric."""
+        return {
+            L: tuple(-1 if a == b and L % 2 else p for (a, b), p in zip(self.slots[L], parities))
+            for L, parities in self.parities.items()
+        }
 
     @cached_property
     def n_slots(self) -> int:
@@ -121,7 +131,8 @@ def pair_coupling(basis: Basis, z_i: int, z_j: int) -> PairCoupling:
                 sign.append((-1.0) ** (first.l[a] + second.l[b] + L))
         start += (2 * L + 1) * n
     transform, adjoint = np.array(columns).T, (np.array(index), np.array(sign))
-    return PairCoupling(z_i, z_j, slots, transform, np.array(degree), np.array(order), np.array(slot), adjoint)
+    parities = {L: tuple((first.l[a] + second.l[b] + L) % 2 for a, b in shell_pairs) for L, shell_pairs in slots.items()}
+    return PairCoupling(z_i, z_j, slots, parities, transform, np.array(degree), np.array(order), np.array(slot), adjoint)
 
 
 def _slots(first: ElementBasis, second: ElementBasis) -> dict[int, list[tuple[int, int]]]:

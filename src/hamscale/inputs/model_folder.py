@@ -18,7 +18,7 @@ from ..graph.reference import Reference, read_reference
 from ..model.network import HamiltonianNetwork
 from .tensors import build_network
 
-SCHEMA = "model/3"
+SCHEMA = "model/4"
 OF_EACH = ("validation_mae_mev", "seconds")  # entries of the training record with one number for each network
 
 

@@ -47,13 +47,10 @@ def build_network(network: Network, reference: Reference) -> HamiltonianNetwork:
     """
     elements = sorted(reference.basis)
     coupling = reference.coupling
-    slots = {
-        (s_i, s_j): {L: len(pairs) for L, pairs in coupling[z_i, z_j].slots.items()}
-        for s_i, z_i in enumerate(elements)
-        for s_j, z_j in enumerate(elements)
-    }
+    slots = {(s_i, s_j): coupling[z_i, z_j].parities for s_i, z_i in enumerate(elements) for s_j, z_j in enumerate(elements)}
+    onsite = {s: coupling[z, z].onsite_parities for s, z in enumerate(elements)}
     lmax = coupling.lmax if network.lmax == "auto" else network.lmax
-    return HamiltonianNetwork(lmax, len(elements), reference.cutoff_angstrom, slots, network)
+    return HamiltonianNetwork(lmax, len(elements), reference.cutoff_angstrom, slots, onsite, network)
 
 
 def graph_inputs(

@@ -6,10 +6,9 @@ buffers that are reused (chunks.py), the adjoint recomputes cheap intermediates,
 place. `tests/model/slow_network.py` is the same network in its slow and obvious form, whose outputs and gradients these
 functions must reproduce.
 
-Shapes: see model/rotations.py. Edge features of a chunk are row-first, (K, E, C): every run of rows is a stack of matrices
-(E, C), so that an operation on each degree is a batched product, and a scaling of each degree is contiguous. Messages are
-edge-first, (E, K, C'): all rows of one |m| of an edge are consecutive numbers, which form the row of one product of the
-SO(2) convolution.
+Shapes: see model/rotations.py. Edge features of a chunk are row-first, (R, E, C): every run of rows is a stack of matrices
+(E, C), so that an operation on each group is a batched product, and a scaling of each group is contiguous. Messages are
+edge-first, (E, R, C'): all rows of one product of an SO(2) convolution are consecutive numbers of an edge.
 w: weights by name. g: the gradients of the weights, to which the adjoints add.
 """
 
@@ -22,7 +21,7 @@ from torch.nn.functional import silu
 
 from .chunks import Buffers, Chunk, Gradients, Task, Weights
 from .layers import NORM_EPS, SCALAR_EPS
-from .rotations import Layout
+from .rotations import PARITIES, Layout
 
 
 def add_product(target: Tensor, a: Tensor, b: Tensor) -> None:
@@ -62,33 +61,37 @@ def radial_adjoint(w: Weights, g: Weights, basis: Tensor, pair: Tensor, first: T
     return d_first
 
 
-# ---------------------------------------------------------------------------------------------------------- degree operations
+# ----------------------------------------------------------------------------------------------------------- group operations
 
 
-def scale_degrees(layout: Layout, x: Tensor, factors: Tensor, out: Tensor) -> None:
-    """Multiply every degree with its factor, out_lm = x_lm f_l: x, out (K, E, C), factors (lmax+1, E, C).
+def scale_groups(layout: Layout, x: Tensor, factors: Tensor, out: Tensor) -> None:
+    """Multiply every group with its factor: x, out (R, E, C), factors (G, E, C).
 
     The operation is in place if out is x.
     """
-    for l, a, target in zip(layout.run_degree, x.split(layout.run_rows), out.split(layout.run_rows)):
-        torch.mul(a, factors[l:], out=target)
+    row = 0
+    for group, rows in layout.runs:
+        torch.mul(x[row : row + rows], factors[group : group + rows], out=out[row : row + rows])
+        row += rows
 
 
-def scale_degrees_adjoint(layout: Layout, x: Tensor, d_out: Tensor, d_factors: Tensor) -> None:
-    """Add the gradient of the factors to d_factors; the gradient of x is `scale_degrees` of d_out."""
-    for l, a, d in zip(layout.run_degree, x.split(layout.run_rows), d_out.split(layout.run_rows)):
-        d_factors[l:].addcmul_(a, d)
+def scale_groups_adjoint(layout: Layout, x: Tensor, d_out: Tensor, d_factors: Tensor) -> None:
+    """Add the gradient of the factors to d_factors; the gradient of x is `scale_groups` of d_out."""
+    row = 0
+    for group, rows in layout.runs:
+        d_factors[group : group + rows].addcmul_(x[row : row + rows], d_out[row : row + rows])
+        row += rows
 
 
-# Norms: `layers.Norm` without its scales of l > 0, which are multiplied into the weights of the next layer.
+# Norms: `layers.Norm` without its scales, which are multiplied into the weights of the next layer.
 
 
 def inverse_norm(w: Weights, name: str, x: Tensor, buffers: Buffers) -> Tensor:
-    """Compute, for each edge, the inverse of the common root mean square of the degrees l > 0: x (K, E, C) -> (E,)."""
-    K, edges, channels = x.shape
+    """Compute, for each edge, the inverse of the common root mean square of all groups but the scalars: x (R, E, C) -> (E,)."""
+    rows, edges, channels = x.shape
     with buffers:
         square = torch.mul(x, x, out=buffers.like(x))
-        power = (w[f"{name}.balance"] @ square.view(K, -1)).view(edges, channels).mean(1)
+        power = (w[f"{name}.balance"] @ square.view(rows, -1)).view(edges, channels).mean(1)
     return power.add_(NORM_EPS).rsqrt_()
 
 
@@ -112,7 +115,7 @@ def scalar_norm_adjoint(w: Weights, g: Weights, name: str, x: Tensor, mean: Tens
 
 
 def norm(w: Weights, name: str, x: Tensor, out: Tensor, buffers: Buffers) -> tuple:
-    """Write the norm of x (K, E, C) to out; returns the values that the adjoint needs."""
+    """Write the norm of x (R, E, C) to out; returns the values that the adjoint needs."""
     inverse = inverse_norm(w, name, x, buffers)
     torch.mul(x, inverse[:, None], out=out)
     out[0], mean, deviation = scalar_norm(w, name, x[0])
@@ -132,22 +135,22 @@ def norm_adjoint(
 
 
 def feed_forward(layout: Layout, w: Weights, x: Tensor, out: Tensor | None, buffers: Buffers, keep: bool = True) -> tuple:
-    """Compute out = x + W2 gate(W1 norm(x)) per degree, (K, E, C); out may be x.
+    """Compute out = x + W2 gate(W1 norm(x)) per group, (R, E, C); out may be x.
 
     Returns the values that the adjoint needs; they are valid only if `keep` is true.
     """
-    K, edges, _ = x.shape
+    rows, edges, _ = x.shape
     normed = buffers.like(x)
     saved = norm(w, "ff.norm", x, normed, buffers)
-    up = buffers(K, edges, w["ff.up"].shape[2])
+    up = buffers(rows, edges, w["ff.up"].shape[2])
     torch.bmm(normed, w["ff.up"], out=up)
     up[0] += w["ff.up.bias"]
-    gates = buffers(layout.lmax + 1, *up.shape[1:])
+    gates = buffers(layout.groups, *up.shape[1:])
     gates[0] = up[0]  # silu(y) = y sigmoid(y)
-    torch.baddbmm(w["ff.gates.bias"][:, None], normed[:1].expand(layout.lmax, -1, -1), w["ff.gates"], out=gates[1:])
+    torch.baddbmm(w["ff.gates.bias"][:, None], normed[:1].expand(layout.groups - 1, -1, -1), w["ff.gates"], out=gates[1:])
     gates.sigmoid_()
     gated = buffers.like(up) if keep else up
-    scale_degrees(layout, up, gates, gated)
+    scale_groups(layout, up, gates, gated)
     if out is not None:
         torch.baddbmm(x, gated, w["ff.down"], out=out)
         out[0] += w["ff.down.bias"]
@@ -157,20 +160,20 @@ def feed_forward(layout: Layout, w: Weights, x: Tensor, out: Tensor | None, buff
 def feed_forward_adjoint(
     layout: Layout, w: Weights, g: Weights, x: Tensor, forward: tuple, d_out: Tensor, buffers: Buffers
 ) -> None:
-    """Turn d_out (K, E, C) into the gradient of x, through both the feed-forward layer and its residual connection."""
+    """Turn d_out (R, E, C) into the gradient of x, through both the feed-forward layer and its residual connection."""
     normed, saved, up, gates, gated = forward
     g["ff.down"].baddbmm_(gated.transpose(1, 2), d_out)
     g["ff.down.bias"] += d_out[0].sum(0)
     d_gated = torch.bmm(d_out, w["ff.down"].transpose(1, 2), out=gated)  # overwrites gated, which is not needed any more
     with buffers:
         d_gates = buffers.like(gates).zero_()
-        scale_degrees_adjoint(layout, up, d_gated, d_gates)
-        scale_degrees(layout, d_gated, gates, d_gated)
+        scale_groups_adjoint(layout, up, d_gated, d_gates)
+        scale_groups(layout, d_gated, gates, d_gated)
         d_gates = torch.ops.aten.sigmoid_backward(d_gates, gates)
         d_gated[0] += d_gates[0]
         g["ff.up"].baddbmm_(normed.transpose(1, 2), d_gated)
         g["ff.up.bias"] += d_gated[0].sum(0)
-        g["ff.gates"].baddbmm_(normed[:1].expand(layout.lmax, -1, -1).transpose(1, 2), d_gates[1:])
+        g["ff.gates"].baddbmm_(normed[:1].expand(layout.groups - 1, -1, -1).transpose(1, 2), d_gates[1:])
         g["ff.gates.bias"] += d_gates[1:].sum(1)
         d_normed = torch.bmm(d_gated, w["ff.up"].transpose(1, 2), out=buffers.like(x))
         d_normed[0] += torch.bmm(d_gates[1:], w["ff.gates"].transpose(1, 2)).sum(0)
@@ -180,44 +183,44 @@ def feed_forward_adjoint(
 # ---------------------------------------------------------------------------------------------------------- SO(2) convolutions
 
 
-def _products(w: Weights, name: str, x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """Yield (m, weight, columns of x, columns of y) for each |m|; the columns of successive |m| follow one another."""
-    m, row, column = 0, 0, 0
-    while (weight := w.get(f"{name}.{m}")) is not None:
-        rows, columns = weight.shape
-        yield m, weight, x[:, row : row + rows], y[:, column : column + columns]
-        m, row, column = m + 1, row + rows, column + columns
+def _products(layout: Layout, w: Weights, name: str, x: Tensor, y: Tensor) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    """Yield (product, weight, columns of x, columns of y); the columns of successive products follow one another."""
+    row, column = 0, 0
+    for product, _ in layout.products:
+        if (weight := w.get(f"{name}.{product}")) is not None:
+            rows, columns = weight.shape
+            yield product, weight, x[:, row : row + rows], y[:, column : column + columns]
+            row, column = row + rows, column + columns
 
 
-def so2(w: Weights, name: str, x: Tensor, out: Tensor) -> None:
-    """Compute one product per |m|: x (E, columns) -> out (E, columns); the columns of successive |m| follow one another."""
-    for m, weight, a, target in _products(w, name, x, out):
-        if m == 0:
+def so2(layout: Layout, w: Weights, name: str, x: Tensor, out: Tensor) -> None:
+    """Compute all products of an SO(2) convolution: x (E, columns) -> out (E, columns)."""
+    for product, weight, a, target in _products(layout, w, name, x, out):
+        if product == "0n":
             torch.addmm(w[f"{name}.bias"], a, weight, out=target)
         else:
             torch.mm(a, weight, out=target)
 
 
-def so2_transposed(w: Weights, name: str, d_out: Tensor, d_x: Tensor) -> None:
+def so2_transposed(layout: Layout, w: Weights, name: str, d_out: Tensor, d_x: Tensor) -> None:
     """Compute the gradient of the input of `so2`."""
-    for _, weight, target, d in _products(w, name, d_x, d_out):
+    for _, weight, target, d in _products(layout, w, name, d_x, d_out):
         torch.mm(d, weight.T, out=target)
 
 
-def so2_gradient(g: Weights, name: str, x: Tensor, d_out: Tensor) -> None:
+def so2_gradient(layout: Layout, g: Weights, name: str, x: Tensor, d_out: Tensor) -> None:
     """Add the gradient of the weights of `so2`."""
-    for m, gradient, a, d in _products(g, name, x, d_out):
+    for product, gradient, a, d in _products(layout, g, name, x, d_out):
         add_product(gradient, a.T, d)
-        if m == 0:
+        if product == "0n":
             g[f"{name}.bias"] += d.sum(0)
 
 
 class Columns:
-    """Positions of the values of each degree in edge-first rows (E, columns), run by run.
+    """Positions of the values of each group in edge-first rows (E, columns), run by run.
 
-    runs: (first factor, columns here, columns there). Factors per degree and channel, (E, (lmax+1) C), are applied from the
-    column `first factor` on. "Here" are the rows of one input, m-major; "there" are the same values in a row that also holds
-    other values.
+    runs: (first factor, columns here, columns there). Factors per group and channel are applied from the column `first
+    factor` on. "Here" are the rows of one input; "there" are the same values in a row that also holds other values.
     """
 
     def __init__(self) -> None:
@@ -238,40 +241,61 @@ class Columns:
             d_factors[:, first : first + own.stop - own.start].addcmul_(here[:, own], d_there[:, other])
 
 
-def joined_columns(layout: Layout, inputs: dict[str, bool], channels: int) -> dict[str, Columns]:
-    """Place several inputs side by side, one |m| after the other: the factor of one product per |m|.
+def joined_columns(layout: Layout, channels: int, ends: str, edge: bool) -> dict[str, Columns]:
+    """Place the inputs of a message side by side, one product of the SO(2) convolution after the other.
 
-    inputs: for each input, true if it has all degrees, false if it has scalars only.
+    ends: of "n" and "u", the natural and the unnatural features of both ends of an edge, 2 C channels each, those that there
+    are; if there are none, the input "ends" are their scalars. edge: whether the input "e" has all groups or is scalars.
     """
-    columns, there = {name: Columns() for name in inputs}, 0
-    here = dict.fromkeys(inputs, 0)
-    for m in range(layout.lmax + 1):
-        for name, full in inputs.items():
-            if not full and m:
-                continue
-            rows = layout.lmax + 1 - m if full else 1
-            for _ in range(1 if m == 0 else 2):
-                own = slice(here[name], here[name] + rows * channels)
-                columns[name].runs.append((m * channels, own, slice(there, there + rows * channels)))
-                here[name], there = own.stop, there + rows * channels
+    c, L = channels, layout.lmax
+    columns = {name: Columns() for name in ends or ("ends",)} | {"e": Columns()}
+    there, row = 0, 0
+
+    def place(name: str, factor: int, here: int, size: int) -> None:
+        nonlocal there
+        columns[name].runs.append((factor, slice(here, here + size), slice(there, there + size)))
+        there += size
+
+    for product, terms in layout.products:
+        for p, m in terms:
+            n = L + 1 - abs(m)
+            if "nu"[p] in ends:
+                place("nu"[p], abs(m) * 2 * c, layout.rotated_row[m] * 2 * c, n * 2 * c)
+            elif not ends and product == "0n":
+                place("ends", 0, 0, 2 * c)
+            if edge:
+                place("e", layout.group(p, abs(m)) * c, row * c, n * c)
+            elif product == "0n":
+                place("e", 0, 0, c)
+            row += n
     return columns
 
 
 def gate_columns(layout: Layout, channels: int, scalars: int, axial: bool) -> Columns:
     """Build the columns of a gate, between its output ("here") and its input ("there").
 
-    The output has the rows, m-major. If `axial` is true, only the m = 0 components are kept. The input has the l = 0
-    channels, then `scalars` other values, then the rows of l > 0.
+    The output has the rows of an edge; if `axial` is true, only natural ones of m = 0. The input has the natural scalars,
+    then `scalars` other values, then all other rows.
     """
     columns = Columns()
     columns.runs.append((0, slice(0, channels), slice(0, channels)))
-    here = channels
-    for k, (l, rows) in enumerate(zip(layout.run_degree, layout.run_rows)):
-        if not (axial and k):
-            l, rows = (1, rows - 1) if k == 0 else (l, rows)
-            own = slice(here, here + rows * channels)
-            columns.runs.append((l * channels, own, slice(own.start + scalars, own.stop + scalars)))
-            here = own.stop
+    for p, m, row, n in layout.placed_runs(axial):
+        skipped = 1 if row == 0 else 0  # the natural scalars have their place already
+        own = slice((row + skipped) * channels, (row + n) * channels)
+        factor = (layout.group(p, abs(m)) + skipped) * channels
+        columns.runs.append((factor, own, slice(own.start + scalars, own.stop + scalars)))
+    return columns
+
+
+def rotated_columns(layout: Layout, channels: int, axial: bool) -> list[Columns]:
+    """Build, for each parity, the columns between rows in the order of rotations ("here") and in that of edges ("there").
+
+    If `axial` is true there are only natural rows of m = 0.
+    """
+    columns = [Columns() for _ in PARITIES[: 1 if axial else None]]
+    for p, m, row, n in layout.placed_runs(axial):
+        here, there = layout.rotated_row[m] * channels, row * channels
+        columns[p].runs.append((abs(m) * channels, slice(here, here + n * channels), slice(there, there + n * channels)))
     return columns
 
 
@@ -302,15 +326,33 @@ def edge_gate_adjoint(columns: Columns, y: Tensor, factors: Tensor, d_out: Tenso
 class ScaledInputs:
     """Inputs of a message convolution and their scaled form.
 
-    inputs: j is D x_j, i is D x_i, e the features of the edge, edge-first (E, K C), or (E, C) if there are only scalars.
-    factors: for each input the factor of each degree and channel, (E, (lmax+1) C) or (E, C).
+    inputs: n and u, D x of both ends, natural and unnatural, edge-first (E, K 2C), n alone, or ends, their scalars (E, 2C);
+    e, the features of the edge, edge-first (E, R C), or its scalars (E, C).
+    gathered: features of both ends before they are rotated, of each parity (E, 2C, K); empty for scalars.
+    factors: for each input the factor of each degree, or group, and channel.
     scaled: the inputs times their factors, side by side.
     """
 
     D: Tensor
     inputs: dict[str, Tensor]
+    gathered: list[Tensor]
     factors: dict[str, Tensor]
     scaled: Tensor
+
+
+def gather_ends(task: Task, x: Tensor, width: int) -> Tensor:
+    """Copy the features x (A, width) of both ends of every edge: the source's, then the target's, (E, 2 width)."""
+    chunk = task.chunk
+    ends = torch.stack([chunk.source, chunk.target + chunk.atoms.start], 1).flatten()
+    out = task.buffers(2 * len(chunk), width, dtype=x.dtype)
+    return torch.index_select(x, 0, ends, out=out).view(len(chunk), 2 * width)
+
+
+def scatter_ends(task: Task, d_ends: Tensor, d_x: Tensor) -> None:
+    """Add the gradient of `gather_ends` to d_x (A, width)."""
+    chunk = task.chunk
+    ends = torch.stack([chunk.source, chunk.target + chunk.atoms.start], 1).flatten()
+    d_x.index_add_(0, ends, d_ends.view(len(ends), -1).to(d_x.dtype))
 
 
 def scale_inputs(
@@ -318,33 +360,31 @@ def scale_inputs(
 ) -> ScaledInputs:
     """Build the inputs of the messages of a chunk from the features of sources, targets and edges.
 
-    task.x (A, K, C): l-major, normed. task.e (K, E, C). Either may be scalars, (A, C) and (E, C).
+    task.x: (2, A, C, K), natural and unnatural, normed, or natural alone (1, A, C, K), or scalars (A, C). task.e: (R, E, C), or
+    scalars (E, C).
     D and x have the type of messages, which may be shorter than that of e and the factors.
     scalars: the normed values that replace the scalars of e; None if e are scalars.
     """
     chunk, x, e, buffers = task.chunk, task.x, task.e, task.buffers
-    edges, C = len(chunk), x.shape[-1]
+    edges, gathered = len(chunk), []
     if x.dim() == 2:
-        inputs = {"j": x[chunk.source], "i": x[chunk.atoms][chunk.target]}
+        inputs = {"ends": gather_ends(task, x, x.shape[1])}
     else:
-        K = x.shape[1]
-        inputs = {"j": buffers(edges, K * C, dtype=x.dtype), "i": buffers(edges, K * C, dtype=x.dtype)}
-        with buffers:
-            x_j = torch.index_select(x, 0, chunk.source, out=buffers(edges, K, C, dtype=x.dtype))
-            torch.bmm(D, x_j, out=inputs["j"].view(edges, K, C))
-        # all edges of an atom rotate the same x_i: one product (degree K, K) (K, C)
-        rows = [degree * K for degree in chunk.degrees]
-        for d, r, x_i in zip(D.view(-1, K).split(rows), inputs["i"].view(-1, C).split(rows), x[chunk.atoms]):
-            torch.mm(d, x_i, out=r)
+        C, K = x.shape[2:]
+        inputs = {}
+        for name, of_parity in zip("nu", x):
+            gathered.append(gather_ends(task, of_parity.view(-1, C * K), C * K).view(edges, 2 * C, K))
+            rotated = buffers(edges, K, 2 * C, dtype=x.dtype)
+            inputs[name] = torch.bmm(D, gathered[-1].transpose(1, 2), out=rotated).view(edges, -1)
     if scalars is None:
         inputs["e"] = e
     else:
-        inputs["e"] = buffers(edges, len(e), C, dtype=x.dtype).copy_(e.transpose(0, 1)).view(edges, -1)
-        inputs["e"][:, :C] = scalars
+        inputs["e"] = buffers(edges, *e.shape[::2], dtype=x.dtype).copy_(e.transpose(0, 1)).view(edges, -1)
+        inputs["e"][:, : e.shape[2]] = scalars
     scaled = buffers(edges, sum(value.shape[1] for value in inputs.values()), dtype=x.dtype)
     for name, value in inputs.items():
         columns[name].scale(value, factors[name], scaled)
-    return ScaledInputs(D, inputs, factors, scaled)
+    return ScaledInputs(D, inputs, gathered, factors, scaled)
 
 
 def scale_inputs_adjoint(
@@ -358,30 +398,26 @@ def scale_inputs_adjoint(
 ) -> Tensor:
     """Return the gradient of e; the gradients of the factors, x and the packed rotations are added to d_factors and g."""
     chunk, x, buffers = task.chunk, task.x, task.buffers
-    edges, C = len(chunk), x.shape[-1]
+    edges = len(chunk)
     d: dict[str, Tensor] = {}
     for name, value in forward.inputs.items():
         d[name] = buffers.like(value)
         columns[name].scale_adjoint(value, d_scaled, d_factors[name])
         columns[name].scale_back(d_scaled, forward.factors[name], d[name])
     if x.dim() == 2:
-        g.x.index_add_(0, chunk.source, d["j"].to(g.x.dtype))
-        g.x[chunk.atoms].index_add_(0, chunk.target, d["i"].to(g.x.dtype))
+        scatter_ends(task, d["ends"], g.x)
     else:
-        K = x.shape[1]
-        if g.rotations is not None:
-            d_D = d["j"].view(edges, K, C) @ x[chunk.source].transpose(1, 2)
-            d_D = d_D + d["i"].view(edges, K, C) @ x[chunk.atoms][chunk.target].transpose(1, 2)
-            add_rotation_gradient(layout, chunk, d_D, g.rotations)
-        with buffers:
-            d_x_j = torch.bmm(forward.D.transpose(1, 2), d["j"].view(edges, K, C), out=buffers(edges, K, C, dtype=x.dtype))
-            g.x.index_add_(0, chunk.source, d_x_j.to(g.x.dtype))
-        rows = [degree * K for degree in chunk.degrees]
-        for D, r, target in zip(forward.D.view(-1, K).split(rows), d["i"].view(-1, C).split(rows), g.x[chunk.atoms]):
-            add_product(target, D.T, r)
-    if d["e"].shape[1] == C:
+        C, K = x.shape[2:]
+        for name, d_x, gathered in zip("nu", g.x, forward.gathered):
+            d_rotated = d[name].view(edges, K, 2 * C)
+            if g.rotations is not None:
+                add_rotation_gradient(layout, chunk, d_rotated @ gathered, g.rotations)
+            d_gathered = torch.bmm(d_rotated.transpose(1, 2), forward.D, out=buffers(edges, 2 * C, K, dtype=x.dtype))
+            scatter_ends(task, d_gathered, d_x.view(-1, C * K))
+    if task.e.dim() == 2:
         return d["e"].clone()
-    return buffers(d["e"].shape[1] // C, edges, C).copy_(d["e"].view(edges, -1, C).transpose(0, 1))
+    rows, _, C = task.e.shape
+    return buffers(rows, edges, C).copy_(d["e"].view(edges, rows, C).transpose(0, 1))
 
 
 def add_rotation_gradient(layout: Layout, chunk: Chunk, d_D: Tensor, d_rotations: Tensor) -> None:

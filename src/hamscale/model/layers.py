@@ -37,134 +37,138 @@ class RadialNetwork(nn.Module):
 
 
 class SO2Convolution(nn.Module):
-    """Linear map y_+m + i y_-m = (W_r + i W_i)(x_+m + i x_-m) that commutes with rotations about the edge.
+    """Linear map of edge features that commutes with turns about the edge and with reflections through planes that hold it.
 
-    It mixes all degrees and channels of one |m|.
-    full: channels of each input that has all degrees.
-    invariants: number of values of each input that enters m = 0 only.
-    Input columns, one |m| after the other: those of each input, +m then -m.
-    Output columns: for m = 0 the l = 0 channels, then `scalars` further invariants, then the channels of l > 0; for each m
-    > 0, c_out columns of each row.
-    axial: if true, there is only m = 0.
-    Reference: S. Passaro, C. L. Zitnick, "Reducing SO(3) convolutions to SO(2) for efficient equivariant GNNs", ICML 2023.
+    With n the natural and u the unnatural features of one m > 0, of all degrees and channels, and real matrices A to D,
+
+        (n_+m, u_-m) -> (A n_+m + B u_-m, C n_+m + D u_-m),    (n_-m, u_+m) -> (A n_-m - B u_+m, D u_+m - C n_-m).
+
+    For m = 0 natural and unnatural features have a matrix each.
+    natural, unnatural: channels of all inputs that have all degrees. invariants: number of further values that enter natural
+    m = 0. scalars: number of further values that come out there. axial: if true, there are only natural features and m = 0.
+    pseudo: whether any unnatural features of m = 0 come in that are not zero.
+    Columns of inputs and outputs: see `kernels.joined_columns` and `kernels.gate_columns`.
+    References: S. Passaro, C. L. Zitnick, "Reducing SO(3) convolutions to SO(2) for efficient equivariant GNNs", ICML 2023,
+    without reflections, where A and D are free and B and C pair with the same parity.
     """
 
     def __init__(
         self,
         lmax: int,
-        full: dict[str, int],
-        invariants: dict[str, int],
+        natural: int,
+        unnatural: int,
+        invariants: int,
         c_out: int,
         scalars: int = 0,
         axial: bool = False,
-    ):
+        pseudo: bool = True,
+    ) -> None:
         super().__init__()
-        self.lmax, self.full, self.invariants = lmax, full, invariants
-        c_in = sum(full.values())
-        self.zero = nn.Linear((lmax + 1) * c_in + sum(invariants.values()), (lmax + 1) * c_out + scalars)
-        self.real, self.imaginary = nn.ParameterList(), nn.ParameterList()
-        for m in range(1, 1 if axial else lmax + 1):
-            n = lmax + 1 - m
-            for weights in (self.real, self.imaginary):
-                # each output is a sum of two products, hence the factor 2
-                weights.append(nn.Parameter(torch.randn(n * c_in, n * c_out) / (2 * n * c_in) ** 0.5))
+        self.lmax, self.axial, self.c_out, self.c_in = lmax, axial, c_out, (natural, unnatural)
+        self.natural = nn.Linear((lmax + 1) * natural + invariants, (lmax + 1) * c_out + scalars)
+        self.unnatural = nn.Linear((lmax + 1) * unnatural, (lmax + 1) * c_out, bias=False) if pseudo and not axial else None
+        degrees = [] if axial else range(lmax, 0, -1)  # number of degrees that have order m = 1, 2, ...
+        self.turning = nn.ParameterList(
+            [
+                nn.Parameter(torch.randn(n * (natural + unnatural), 2 * n * c_out) / (n * (natural + unnatural)) ** 0.5)
+                for n in degrees
+            ]
+        )
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """Return the weights: one real matrix `name.m` per |m|, and the bias."""
-        w = {f"{name}.0": self.zero.weight.T, f"{name}.bias": self.zero.bias}
-        for m, (real, imaginary) in enumerate(zip(self.real, self.imaginary), start=1):
-            widths, blocks = [(self.lmax + 1 - m) * c for c in self.full.values()], []
-            for r, i in zip(real.split(widths), imaginary.split(widths)):
-                blocks += [torch.cat([r, i], 1), torch.cat([-i, r], 1)]
-            w[f"{name}.{m}"] = torch.cat(blocks)
+        """Return the matrix of every product of `Layout.products`, and the bias of natural m = 0."""
+        w = {f"{name}.0n": self.natural.weight.T, f"{name}.bias": self.natural.bias}
+        if self.unnatural is not None:
+            w[f"{name}.0u"] = self.unnatural.weight.T
+        elif not self.axial:  # nothing comes in, so zeros come out
+            w[f"{name}.0u"] = self.natural.weight.new_zeros((self.lmax + 1) * self.c_in[1], (self.lmax + 1) * self.c_out)
+        for m, matrix in enumerate(self.turning, start=1):
+            n = self.lmax + 1 - m
+            rows, columns = (torch.ones(size, dtype=matrix.dtype, device=matrix.device) for size in matrix.shape)
+            rows[n * self.c_in[0] :], columns[n * self.c_out :] = -1, -1
+            w[f"{name}.{m}+"], w[f"{name}.{m}-"] = matrix, rows[:, None] * matrix * columns
         return w
 
 
 class DegreeLinear(nn.Module):
-    """Linear layer with one matrix per degree l, shared by all its orders, and a bias for l = 0.
+    """Linear layer with one matrix per group, shared by all its orders, and a bias for the scalars.
 
-    (A, K, C_in) l-major -> (A, K, C_out).
+    (A, R, C_in), rows as of nodes -> (A, R, C_out).
     """
 
-    def __init__(self, lmax: int, c_in: int, c_out: int):
+    def __init__(self, lmax: int, c_in: int, c_out: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(lmax + 1, c_in, c_out) / c_in**0.5)
+        self.lmax, self.sizes = lmax, layout(lmax).group_sizes
+        self.weight = nn.Parameter(torch.randn(len(self.sizes), c_in, c_out) / c_in**0.5)
         self.bias = nn.Parameter(torch.zeros(c_out))
-        self.lmax = lmax
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = x.split([2 * l + 1 for l in range(self.lmax + 1)], 1)
-        result = [p @ w for p, w in zip(parts, self.weight)]
+        result = [p @ w for p, w in zip(x.split(self.sizes, 1), self.weight)]
         result[0] = result[0] + self.bias
         return torch.cat(result, 1)
 
 
 class Norm(nn.Module):
-    """Layer norm of the scalars, and division of degrees l > 0 by their common root mean square.
+    """Layer norm of the scalars, and division of all other groups by their common root mean square.
 
-    Each degree l > 0 has the same weight in the root mean square. There is a learned scale per degree and channel; the
-    scalars also have a bias. (A, K, C) l-major.
+    Each of these groups has the same weight in the root mean square. There is a learned scale per group and channel; the
+    scalars also have a bias. (A, R, C), rows as of nodes.
     """
 
-    def __init__(self, lmax: int, channels: int):
+    def __init__(self, lmax: int, channels: int) -> None:
         super().__init__()
-        self.lmax = lmax
+        self.lmax, self.sizes = lmax, layout(lmax).group_sizes
         self.scalar = nn.LayerNorm(channels, SCALAR_EPS)
-        self.weight = nn.Parameter(torch.ones(lmax, channels))
+        self.weight = nn.Parameter(torch.ones(len(self.sizes) - 1, channels))
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """Return the weights of the scalars; `scales` are multiplied into the weights of the next layer instead."""
         return {f"{name}.scalar.weight": self.scalar.weight, f"{name}.scalar.bias": self.scalar.bias}
 
     def scales(self) -> Tensor:
-        """Return the scales of all degrees, (lmax+1, C); those of l = 0 are one."""
+        """Return the scales of all groups, (G, C); those of the scalars are one."""
         return torch.cat([torch.ones_like(self.weight[:1]), self.weight])
 
     def constants(self, name: str) -> dict[str, Tensor]:
-        """Return the weights of squares in the common mean square of the degrees l > 0, (K,)."""
+        """Return the weights of squares in the common mean square of the groups, (R,)."""
         return {f"{name}.balance": layout(self.lmax).balance.to(self.weight)}
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = x.split([2 * l + 1 for l in range(self.lmax + 1)], 1)
-        power = sum((p.square().mean((1, 2)) for p in parts[1:]), x.new_zeros(len(x))) / self.lmax
+        scalars, *parts = x.split(self.sizes, 1)
+        power = sum((p.square().mean((1, 2)) for p in parts), x.new_zeros(len(x))) / len(parts)
         inverse = torch.rsqrt(power + NORM_EPS)[:, None, None]
-        return torch.cat([self.scalar(parts[0]), *(p * (w * inverse) for p, w in zip(parts[1:], self.weight))], 1)
-
-
-def node_gate(x: Tensor, gates: Tensor) -> Tensor:
-    """Apply silu to the scalars, and multiply each degree l > 0 with the sigmoid of its own gate.
-
-    x (A, K, C), gates (A, lmax C).
-    """
-    channels = x.shape[-1]
-    g = torch.sigmoid(gates).unflatten(1, (gates.shape[1] // channels, channels))
-    parts = x.split([2 * l + 1 for l in range(g.shape[1] + 1)], 1)
-    return torch.cat([silu(parts[0]), *(p * g[:, l : l + 1] for l, p in enumerate(parts[1:]))], 1)
+        return torch.cat([self.scalar(scalars), *(p * (w * inverse) for p, w in zip(parts, self.weight))], 1)
 
 
 class FeedForward(nn.Module):
-    """Residual layer x + W2 gate(W1 norm(x)), per degree; the gates are a linear function of the normed scalars."""
+    """Residual layer x + W2 gate(W1 norm(x)), per group; the gates are a linear function of the normed scalars."""
 
-    def __init__(self, lmax: int, channels: int, width: int):
+    def __init__(self, lmax: int, channels: int, width: int) -> None:
         super().__init__()
         self.norm = Norm(lmax, channels)
-        self.gates = nn.Linear(channels, lmax * width)
+        self.gates = nn.Linear(channels, (layout(lmax).groups - 1) * width)
         self.up = DegreeLinear(lmax, channels, width)
         self.down = DegreeLinear(lmax, width, channels)
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """Return the weights by name; those of degrees are repeated for every row, m-major."""
-        lmax, channels, width = self.up.lmax, *self.up.weight.shape[1:]
-        rows = layout(lmax).degree.to(self.up.weight.device)
+        """Return the weights by name; those of groups are repeated for every row of an edge."""
+        groups, channels, width = self.up.weight.shape
+        rows = layout(self.up.lmax).edge_group.to(self.up.weight.device)
         return self.norm.weights(f"{name}.norm") | {
             f"{name}.up": (self.norm.scales()[:, :, None] * self.up.weight)[rows],
             f"{name}.up.bias": self.up.bias,
             f"{name}.down": self.down.weight[rows],
             f"{name}.down.bias": self.down.bias,
-            f"{name}.gates": self.gates.weight.view(lmax, width, channels).transpose(1, 2),
-            f"{name}.gates.bias": self.gates.bias.view(lmax, width),
+            f"{name}.gates": self.gates.weight.view(groups - 1, width, channels).transpose(1, 2),
+            f"{name}.gates.bias": self.gates.bias.view(groups - 1, width),
         }
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        return x + self.down(node_gate(self.up(y), self.gates(y[:, 0])))
+        return x + self.down(self._gate(self.up(y), self.gates(y[:, 0])))
+
+    def _gate(self, x: Tensor, gates: Tensor) -> Tensor:
+        """Apply silu to the scalars, and multiply each other group with the sigmoid of its own gates, (A, (G-1) C)."""
+        scalars, *parts = x.split(self.up.sizes, 1)
+        factors = torch.sigmoid(gates).unflatten(1, (len(parts), x.shape[-1])).unbind(1)
+        return torch.cat([silu(scalars), *(p * f[:, None] for p, f in zip(parts, factors))], 1)

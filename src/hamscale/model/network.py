@@ -1,7 +1,7 @@
 """Map a graph to the coupled blocks of H by an SO(2)-equivariant network: nodes give onsite blocks, edges offsite blocks.
 
-Shapes: A atoms, E directed edges j -> i sorted by destination i, K = (lmax+1)^2, C channels, n coupled components of a
-pair.
+Shapes: A atoms, E directed edges j -> i sorted by destination i, K = (lmax+1)^2, R = 2 K rows, C channels of each, half of
+config's, n coupled components of a pair. Rows, parities and groups: see rotations.py.
 The message of an edge is computed in the frame of that edge and stays there: only node features are rotated. Communication
 between ranks takes place in `x = exchange(x)` alone; the network does not depend on its implementation. The atoms of a rank
 are the A atoms that it owns and, after them, its ghosts: the sources of its edges that other ranks own. A single process
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..config import Network
 from .chunks import Chunk, apply
 from .layers import DegreeLinear, FeedForward, Norm
-from .readout import SMALL_READOUT, Slots, hermitian_mean
+from .readout import SMALL_READOUT, Degrees, Slots, hermitian_mean, of_parity
+from .rotations import NATURAL, PARITIES, layout
 from .updates import EdgeEmbedding, EdgeUpdate, MessageSum
 
 
@@ -148,33 +149,41 @@ class AtomInputs:
 
 
 class CrystalFieldEmbedding(nn.Module):
-    """Linear map, per element and degree, of the crystal field at each atom to node features, (A, K, C).
+    """Linear map, per element and degree, of the crystal field at each atom to natural node features, (A, R, C).
+
+    Its unnatural components are zero: the neighbours of an atom enter each by its direction alone.
 
     It supplies information that messages cannot carry, the potentials and fields of charges at any distance, to the layers
     that mix it with all other features.
     """
 
-    def __init__(self, lmax: int, slots: Slots, channels: int):
+    def __init__(self, lmax: int, slots: dict[int, Degrees], channels: int):
         super().__init__()
-        self.lmax, self.channels = lmax, channels
-        self.slots = {s: of for (s, other), of in slots.items() if s == other}
+        self.lmax, self.channels, self.slots = lmax, channels, slots
         self.weights = nn.ParameterDict(
             {
                 f"{s}-{L}": nn.Parameter(torch.randn(n, channels) / n**0.5)
-                for s, of in self.slots.items()
-                for L, n in of.items()
-                if lmax >= L
+                for s, degrees in self.slots.items()
+                for L, parities in degrees.items()
+                if lmax >= L and (n := len(of_parity(parities, NATURAL)))
             }
         )
 
     def forward(self, inputs: Inputs) -> Tensor:
-        result = inputs.distances.new_zeros(inputs.atoms, (self.lmax + 1) ** 2, self.channels)
+        result = inputs.distances.new_zeros(inputs.atoms, layout(self.lmax).rows, self.channels)
         for s, a in inputs.atoms_of.items():
-            blocks = a.crystal_field.split([(2 * L + 1) * n for L, n in self.slots[s].items()], 1)
-            for (L, n), block in zip(self.slots[s].items(), blocks):
-                if self.lmax >= L:
-                    result[a.atoms, L * L : (L + 1) ** 2] = block.unflatten(1, (2 * L + 1, n)) @ self.weights[f"{s}-{L}"]
+            blocks = a.crystal_field.split([(2 * L + 1) * len(parities) for L, parities in self.slots[s].items()], 1)
+            for (L, parities), block in zip(self.slots[s].items(), blocks):
+                if (name := f"{s}-{L}") in self.weights:
+                    natural = block.unflatten(1, (2 * L + 1, len(parities)))[:, :, of_parity(parities, NATURAL)]
+                    result[a.atoms, rows_of(self.lmax, NATURAL, L)] = natural @ self.weights[name]
         return result
+
+
+def rows_of(lmax: int, parity: int, l: int) -> slice:
+    """Return the rows of a degree of one parity among those of a node."""
+    first = parity * (lmax + 1) ** 2 + l * l
+    return slice(first, first + 2 * l + 1)
 
 
 class NodeUpdate(nn.Module):
@@ -183,27 +192,35 @@ class NodeUpdate(nn.Module):
     The first update also adds the embedding of the crystal field.
     """
 
-    def __init__(self, lmax: int, species: int, cutoff: float, c: Network, slots: Slots | None):
+    def __init__(self, lmax: int, species: int, cutoff: float, c: Network, layer: int, slots: dict[int, Degrees]):
         super().__init__()
-        first = slots is not None
+        first = layer == 0
+        C = c.channels // 2
         # before the first layer all features are scalars that depend on the element alone: there is nothing to normalise
-        self.norm = nn.Identity() if first else Norm(lmax, c.channels)
-        self.messages = MessageSum(lmax, species, cutoff, c, first)
-        self.out = DegreeLinear(lmax, c.heads * c.values, c.channels)
-        self.crystal_field = None if slots is None or not c.crystal_field else CrystalFieldEmbedding(lmax, slots, c.channels)
-        self.feed_forward = FeedForward(lmax, c.channels, c.feed_forward)
+        self.norm = nn.Identity() if first else Norm(lmax, C)
+        self.messages = MessageSum(lmax, species, cutoff, c, layer)
+        self.out = DegreeLinear(lmax, c.heads * (c.values // 2), C)
+        self.crystal_field = CrystalFieldEmbedding(lmax, slots, C) if first and c.crystal_field else None
+        self.feed_forward = FeedForward(lmax, C, c.feed_forward // 2)
 
     def forward(self, x: Tensor, edges: list[Tensor], inputs: Inputs, keep: bool) -> Tensor:
-        (sums,) = apply(self.messages, inputs, x[:, 0] if self.messages.first else self.norm(x), edges, keep)
-        x = x[: inputs.atoms] + self.out(sums)
+        ends = by_parity(self.norm(x))[: len(self.messages.ends)] if self.messages.ends else x[:, 0].contiguous()
+        (sums,) = apply(self.messages, inputs, ends, edges, keep)
+        x = x[: inputs.atoms] + self.out(sums.flatten(1, 2))
         return self.feed_forward(x if self.crystal_field is None else x + self.crystal_field(inputs))
+
+
+def by_parity(x: Tensor) -> Tensor:
+    """Bring node features (A, R, C) into the form that messages gather, (2, A, C, K)."""
+    return x.unflatten(1, (2, x.shape[1] // 2)).permute(1, 0, 3, 2).contiguous()
 
 
 class HamiltonianNetwork(nn.Module):
     """Network that predicts the coupled blocks of H less the reference.
 
-    slots: {(s_i, s_j): {L: slots}} for every pair of elements. Components with L above lmax have no output and stay at the
-    reference.
+    It commutes with rotations and with reflections: see `layers.SO2Convolution`.
+    slots: {(s_i, s_j): {L: parities}} for every pair of elements; onsite: {s: {L: parities}} for the blocks of atoms.
+    Components with L above lmax have no output and stay at the reference.
     cutoff: in Angstrom.
     c: the fields of config.Network.
 
@@ -211,15 +228,13 @@ class HamiltonianNetwork(nn.Module):
     offsite, onsite = network(graph_inputs(graph, reference, network.lmax, torch.float32))
     """
 
-    def __init__(self, lmax: int, species: int, cutoff: float, slots: Slots, c: Network):
+    def __init__(self, lmax: int, species: int, cutoff: float, slots: Slots, onsite: dict[int, Degrees], c: Network):
         super().__init__()
-        self.lmax, self.species, self.cutoff, self.slots = lmax, species, cutoff, slots
-        C, layers = c.channels, c.layers
+        self.lmax, self.species, self.cutoff, self.slots, self.onsite_slots = lmax, species, cutoff, slots, onsite
+        C, layers = c.channels // 2, c.layers
         self.atom_embedding = nn.Parameter(torch.randn(species, C))
         self.edge_embedding = EdgeEmbedding(lmax, species, cutoff, c)
-        self.node_updates = nn.ModuleList(
-            NodeUpdate(lmax, species, cutoff, c, slots if k == 0 else None) for k in range(layers)
-        )
+        self.node_updates = nn.ModuleList(NodeUpdate(lmax, species, cutoff, c, k, onsite) for k in range(layers))
         self.edge_updates = nn.ModuleList(
             EdgeUpdate(lmax, species, cutoff, c, k == 0, slots if k == layers - 1 else None) for k in range(layers)
         )
@@ -227,10 +242,11 @@ class HamiltonianNetwork(nn.Module):
         self.read_norm = Norm(lmax, C)
         self.onsite_readout = nn.ParameterDict(
             {
-                f"{s}-{L}": nn.Parameter(SMALL_READOUT * torch.randn(C, n) / C**0.5)
+                f"{s}-{L}-{p}": nn.Parameter(SMALL_READOUT * torch.randn(C, n) / C**0.5)
                 for s in range(species)
-                for L, n in slots[s, s].items()
-                if lmax >= L
+                for L, parities in onsite[s].items()
+                for p in PARITIES[: min(layers, 2)]  # one layer gives nodes natural features alone
+                if lmax >= L and (n := len(of_parity(parities, p)))
             }
         )
 
@@ -270,9 +286,10 @@ class HamiltonianNetwork(nn.Module):
         return offsite, self.read_onsite(inputs, x)
 
     def embed(self, species: Tensor) -> Tensor:
-        """Compute the first features of atoms, (A, K, C): scalars that depend on the element alone."""
+        """Compute the first features of atoms, (A, R, C): scalars that depend on the element alone."""
         scalars = self.atom_embedding[species]
-        return torch.cat([scalars[:, None], scalars.new_zeros(len(scalars), (self.lmax + 1) ** 2 - 1, scalars.shape[1])], 1)
+        rest = scalars.new_zeros(len(scalars), layout(self.lmax).rows - 1, scalars.shape[1])
+        return torch.cat([scalars[:, None], rest], 1)
 
     def first_edges(self, inputs: Inputs, x: Tensor) -> list[Tensor]:
         """Compute the first features of edges, by chunk (E, C), from those of atoms."""
@@ -292,19 +309,21 @@ class HamiltonianNetwork(nn.Module):
         the flipped edges. Without gradients, the features before the layer are released.
         """
         update = cast(EdgeUpdate, self.edge_updates[layer])
-        return apply(update, inputs, self.edge_update_norms[layer](x), edges, keep, last_use=True)
+        ends = by_parity(self.edge_update_norms[layer](x))[: len(update.ends)]
+        return apply(update, inputs, ends, edges, keep, last_use=True)
 
     def read_onsite(self, inputs: Inputs, x: Tensor) -> dict[int, Tensor]:
         """Compute the onsite blocks of each element, (A_s, n), from the features of atoms after the last layer."""
         x, onsite = self.read_norm(x), {}
         for s, a in inputs.atoms_of.items():
             own = x[a.atoms]
-            parts = [
-                (own[:, L * L : (L + 1) ** 2] @ self.onsite_readout[f"{s}-{L}"]).flatten(1)
-                if self.lmax >= L
-                else own.new_zeros(len(own), (2 * L + 1) * n)
-                for L, n in self.slots[s, s].items()
-            ]
-            read = torch.cat(parts, 1)
+            degrees = []
+            for L, parities in self.onsite_slots[s].items():
+                degrees.append(own.new_zeros(len(own), 2 * L + 1, len(parities)))
+                for p in PARITIES:
+                    if (name := f"{s}-{L}-{p}") in self.onsite_readout:
+                        slots = of_parity(parities, p)
+                        degrees[-1][:, :, slots] = own[:, rows_of(self.lmax, p, L)] @ self.onsite_readout[name]
+            read = torch.cat([of_degree.flatten(1) for of_degree in degrees], 1)
             onsite[s] = hermitian_mean(read, read, a.adjoint, a.sign) * a.scale
         return onsite

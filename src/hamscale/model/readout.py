@@ -11,12 +11,18 @@ from torch.nn.functional import pad
 from . import kernels
 from .chunks import Task, Weights
 from .layers import Norm
-from .rotations import layout
+from .rotations import PARITIES, layout
 
 # initial size of the output relative to the scale: training starts near the reference, not as far from it as DFT is
 SMALL_READOUT = 0.05
 
-Slots = dict[tuple[int, int], dict[int, int]]  # (s_i, s_j) -> {L: number of coupled components of degree L}
+Degrees = dict[int, tuple[int, ...]]  # L -> parity of each slot of degree L: 0 natural, 1 unnatural, -1 always zero
+Slots = dict[tuple[int, int], Degrees]  # of blocks between elements s_i and s_j
+
+
+def of_parity(parities: tuple[int, ...], p: int) -> list[int]:
+    """Return the numbers of the slots that have a parity."""
+    return [slot for slot, parity in enumerate(parities) if parity == p]
 
 
 def hermitian_mean(read: Tensor, partner: Tensor, adjoint: Tensor, sign: Tensor) -> Tensor:
@@ -28,23 +34,25 @@ def hermitian_mean(read: Tensor, partner: Tensor, adjoint: Tensor, sign: Tensor)
 
 
 class EdgeReadout(nn.Module):
-    """Norm, followed by one matrix per pair of elements and degree L, which gives the coupled components of edges.
+    """Norm, followed by one matrix per pair of elements, degree L and parity, which gives the coupled components of edges.
 
-    The components (G, n) of all edges of a pair are multiplied with their scale.
-    slots: {(s_i, s_j): {L: slots}}. Components with L above lmax stay zero.
+    The components (G, n) of all edges of a pair are multiplied with their scale. Components with L above lmax stay zero.
     """
 
     def __init__(self, lmax: int, channels: int, slots: Slots):
         super().__init__()
         self.lmax, self.channels, self.slots = lmax, channels, slots
-        self.slot_count = {pair: max(degrees.values()) for pair, degrees in slots.items()}
+        self.slot_count = {
+            pair: max(len(of_parity(ps, p)) for ps in degrees.values() for p in PARITIES) for pair, degrees in slots.items()
+        }
         self.norm = Norm(lmax, channels)
         self.matrices = nn.ParameterDict(
             {
-                f"{s_i}-{s_j}-{L}": nn.Parameter(SMALL_READOUT * torch.randn(channels, n) / channels**0.5)
+                f"{s_i}-{s_j}-{L}-{p}": nn.Parameter(SMALL_READOUT * torch.randn(channels, n) / channels**0.5)
                 for (s_i, s_j), degrees in slots.items()
-                for L, n in degrees.items()
-                if lmax >= L
+                for L, parities in degrees.items()
+                for p in PARITIES
+                if lmax >= L and (n := len(of_parity(parities, p)))
             }
         )
 
@@ -52,20 +60,17 @@ class EdgeReadout(nn.Module):
         return self.norm.constants("read.norm")
 
     def weights(self) -> dict[str, Tensor]:
-        """Return one matrix per pair of elements and row, m-major, with the scales of the norm.
+        """Return one matrix per pair of elements and row of an edge, with the scales of the norm.
 
-        The matrix of a row is that of its degree, padded to the width of the widest degree.
+        The matrix of a row is that of its group, padded to the width of the widest group.
         """
         w, scales = self.norm.weights("read.norm"), self.norm.scales()
-        rows = layout(self.lmax).degree.to(scales.device)
-        for (s_i, s_j), degrees in self.slots.items():
-            width = self.slot_count[s_i, s_j]
-            matrices = [
-                pad(self.matrices[f"{s_i}-{s_j}-{L}"], (0, width - degrees[L]))
-                if L in degrees
-                else scales.new_zeros(self.channels, width)
-                for L in range(self.lmax + 1)
-            ]
+        rows = layout(self.lmax).edge_group.to(scales.device)
+        for s_i, s_j in self.slots:
+            width, nothing = self.slot_count[s_i, s_j], scales.new_zeros(self.channels, 0)
+            names = [f"{s_i}-{s_j}-{L}-{p}" for p in PARITIES for L in range(self.lmax + 1)]
+            of_groups = [self.matrices.get(name, nothing) for name in names]
+            matrices = [pad(matrix, (0, width - matrix.shape[1])) for matrix in of_groups]
             w[f"read.{s_i}-{s_j}"] = (scales[:, :, None] * torch.stack(matrices))[rows]
         return w
 
@@ -80,13 +85,14 @@ class EdgeReadout(nn.Module):
             columns: list[int] = []
             where: list[int] = []
             column = 0
-            for L, n in degrees.items():
-                for M in range(2 * L + 1):
-                    if self.lmax >= L:
-                        row = int(layout(self.lmax).m_major[L * L + M])
-                        columns += range(column, column + n)
-                        where += range(row * self.slot_count[pair], row * self.slot_count[pair] + n)
-                    column += n
+            for L, parities in degrees.items():
+                for M in range(-L, L + 1):
+                    for p in PARITIES if self.lmax >= L else ():
+                        own = of_parity(parities, p)
+                        first = layout(self.lmax).edge_row[p, L, M] * self.slot_count[pair]
+                        columns += [column + slot for slot in own]
+                        where += range(first, first + len(own))
+                    column += len(parities)
             result[pair] = torch.tensor(columns), torch.tensor(where)
         return result
 
@@ -101,7 +107,7 @@ class EdgeReadout(nn.Module):
                 yield pair, p, p.edges[span] - task.chunk.edges.start, span, raw
 
     def read(self, task: Task, x: Tensor, outputs: Sequence[Tensor]) -> None:
-        """Read out the features x (K, E, C) of a chunk into its rows of the outputs."""
+        """Read out the features x (R, E, C) of a chunk into its rows of the outputs."""
         w, normed = task.weights, task.buffers.like(x)
         kernels.norm(w, "read.norm", x, normed, task.buffers)
         for (s_i, s_j), p, rows, span, raw in self._groups(task, outputs):

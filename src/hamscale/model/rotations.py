@@ -1,11 +1,19 @@
 """Define the order of edge features, and the Wigner matrices that rotate node features into the frame of an edge.
 
-Shapes: E edges, K = (lmax+1)^2 coefficients, C channels, N_m = lmax+1-m degrees that have order m.
-Node features are l-major, (A, K, C), in the global frame. Edge features are m-major, in the frame whose z axis is the edge:
-first the rows of m = 0 (l = 0..lmax), then for every m > 0 the rows of +m (l = m..lmax) and the rows of -m. Each |m| is one
-product of an SO(2) convolution.
+Features have a degree l, an order m and a parity. Under inversion a feature of natural parity is multiplied by (-1)^l, as
+spherical harmonics are, one of unnatural parity by -(-1)^l. A group is one degree of one parity: l for natural, lmax + 1 + l
+for unnatural ones. A row is one order of a group.
+
+Shapes: A atoms, E edges, K = (lmax+1)^2 orders of all degrees, R = 2 K rows, G = 2 (lmax+1) groups, C channels per row.
+Node features are in the global frame, (A, R, C): the natural rows, l-major, then the unnatural ones.
+Edge features are in the frame whose z axis is the edge. A reflection through a plane that holds the edge keeps the components
+m >= 0 of a natural tensor and m < 0 of an unnatural one, and changes the sign of all others. For each |m| > 0 the rows that it
+keeps come first (natural +m, then unnatural -m, l = |m|..lmax each), then those that it turns (natural -m, then unnatural +m).
+A map that commutes with turns about the edge and with the reflection is one and the same matrix for both, but for signs
+between the parities: see `layers.SO2Convolution`. For m = 0 the natural rows and the unnatural ones do not mix.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -15,23 +23,39 @@ from torch import Tensor
 
 from ..angular import edge_rotations, generators
 
+NATURAL, UNNATURAL = PARITIES = 0, 1
+
 
 class Layout:
-    """Index tables of features for one lmax."""
+    """Index tables of features for one lmax.
 
-    def __init__(self, lmax: int):
-        self.lmax, self.size = lmax, (lmax + 1) ** 2
-        order = [(l, 0) for l in range(lmax + 1)]
+    products: for every product of an SO(2) convolution its name and the (parity, signed m) whose rows it takes and gives.
+    """
+
+    def __init__(self, lmax: int) -> None:
+        self.lmax, self.size, self.rows, self.groups = lmax, (lmax + 1) ** 2, 2 * (lmax + 1) ** 2, 2 * (lmax + 1)
+        self.products: list[tuple[str, list[tuple[int, int]]]] = [("0n", [(NATURAL, 0)]), ("0u", [(UNNATURAL, 0)])]
         for m in range(1, lmax + 1):
-            order += [(l, m) for l in range(m, lmax + 1)] + [(l, -m) for l in range(m, lmax + 1)]
-        # runs of rows with the same signed m: lowest degree and number of rows of each
-        self.run_degree = [0] + [m for m in range(1, lmax + 1) for _ in "+-"]
-        self.run_rows = [lmax + 1 - m for m in self.run_degree]
-        self.degree = torch.tensor([l for l, _ in order])  # (K,): degree of each row
-        l_major = torch.tensor([l * l + l + m for l, m in order])
-        self.m_major = torch.argsort(l_major)  # (K,): m-major row of each l-major one
-        # weights of squares whose sum is sum_l>0 (mean over the 2l+1 orders) / lmax
-        self.balance = torch.tensor([1 / (lmax * (2 * l + 1)) if l else 0.0 for l, _ in order], dtype=torch.float64)
+            self.products.append((f"{m}+", [(NATURAL, m), (UNNATURAL, -m)]))
+            self.products.append((f"{m}-", [(NATURAL, -m), (UNNATURAL, m)]))
+        # runs of rows of edge features with one parity and signed m: their first group and their number of rows
+        self.runs = [(self.group(p, abs(m)), lmax + 1 - abs(m)) for _, terms in self.products for p, m in terms]
+        edge_rows = [(p, l, m) for _, terms in self.products for p, m in terms for l in range(abs(m), lmax + 1)]
+        self.edge_row = {row: k for k, row in enumerate(edge_rows)}  # (parity, l, m) -> row
+        self.edge_group = torch.tensor([self.group(p, l) for p, l, _ in edge_rows])  # (R,): group of each row
+        self.group_sizes = [2 * l + 1 for _ in PARITIES for l in range(lmax + 1)]
+        # weights of squares whose sum is sum_groups (mean over the 2l+1 orders) / number of groups, scalars left out
+        self.balance = torch.tensor(
+            [1 / ((self.groups - 1) * (2 * l + 1)) if (p, l) != (NATURAL, 0) else 0.0 for p, l, _ in edge_rows],
+            dtype=torch.float64,
+        )
+        # rotated features of one parity are m-major: for every |m| first +m, then -m, l = |m|..lmax each
+        self.rotated_row, order = {0: 0}, [(l, 0) for l in range(lmax + 1)]  # signed m -> its first row
+        for m in range(1, lmax + 1):
+            for signed in (m, -m):
+                self.rotated_row[signed] = len(order)
+                order += [(l, signed) for l in range(m, lmax + 1)]
+        self.m_major = torch.argsort(torch.tensor([l * l + l + m for l, m in order]))  # (K,): row of each l-major one
         packed = [
             int(self.m_major[l * l + a]) * self.size + l * l + b
             for l in range(lmax + 1)
@@ -43,6 +67,19 @@ class Layout:
         # the inverse index; entries of the matrix that are not packed refer to the zero at the end of a packed row
         self.packed_index = torch.full((self.size**2,), self.packed_size)
         self.packed_index[self.dense_index] = torch.arange(self.packed_size)
+
+    def group(self, parity: int, l: int) -> int:
+        """Return the group of a degree."""
+        return parity * (self.lmax + 1) + l
+
+    def placed_runs(self, axial: bool = False) -> Iterator[tuple[int, int, int, int]]:
+        """Yield (parity, signed m, first row, number of rows) of the runs of edge features; of natural m = 0 alone if axial."""
+        row = 0
+        for _, terms in self.products[: 1 if axial else None]:
+            for p, m in terms:
+                n = self.lmax + 1 - abs(m)
+                yield p, m, row, n
+                row += n
 
     def rotations(self, vectors: np.ndarray, dtype: torch.dtype, chunk: int = 8192) -> Tensor:
         """Compute the packed Wigner matrices of edges (E, 3), `angular.edge_rotations`: (E, P + 1), P = sum (2l+1)^2.

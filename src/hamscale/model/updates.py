@@ -4,9 +4,8 @@
 is kept for the adjoint; keeping any other intermediate would not be worth its memory.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from .chunks import Buffers, Chunk, ChunkedGraph, Gradients, Task, Weights
 from .kernels import aggregate, aggregate_adjoint, so2, so2_gradient, so2_transposed
 from .layers import DegreeLinear, FeedForward, Norm, RadialNetwork, SO2Convolution, envelope
 from .readout import EdgeReadout, Slots
-from .rotations import layout
+from .rotations import PARITIES, layout
 
 
 @dataclass
@@ -88,8 +87,8 @@ class EdgeEmbedding(_EdgeModule):
     """The first edge features: scalars that depend on the distance and the two elements alone. By chunk (E, C)."""
 
     def __init__(self, lmax: int, species: int, cutoff: float, c: Network):
-        super().__init__(lmax, species, cutoff, c, c.channels)
-        self.channels = c.channels
+        super().__init__(lmax, species, cutoff, c, c.channels // 2)
+        self.channels = c.channels // 2
 
     def outputs(self, graph: ChunkedGraph, x: Tensor) -> list[Tensor]:
         return [x.new_empty(0, self.channels)] * len(graph.spans)
@@ -106,25 +105,30 @@ class EdgeEmbedding(_EdgeModule):
 class _MessageModule(_EdgeModule):
     """Base class of the updates by messages: an SO(2) convolution of [D x_j, D x_i, e].
 
-    Each of these inputs is scaled per degree and channel by the radial network.
-    full: those of j, i, e that have all degrees; invariants: those that are scalars.
+    Each of these inputs is scaled per group and channel by the radial network.
+    ends: features of the nodes, of "n" and "u" those that there are, natural and unnatural ones; without either, scalars.
+    edge: whether the features of the edge have all groups; otherwise they are scalars.
     """
 
     def __init__(
-        self, lmax: int, species: int, cutoff: float, c: Network, full: tuple, invariants: tuple, scalars: int, axial: bool
-    ):
-        C = c.channels
-        widths = {name: (lmax + 1) * C for name in full} | {name: C for name in invariants}
+        self, lmax: int, species: int, cutoff: float, c: Network, ends: str, edge: bool, scalars: int, axial: bool
+    ) -> None:
+        C, H, own = c.channels // 2, c.hidden // 2, layout(lmax)
+        widths = dict.fromkeys(ends, (lmax + 1) * 2 * C) if ends else {"ends": 2 * C}
+        widths |= {"e": (own.groups if edge else 1) * C}
         super().__init__(lmax, species, cutoff, c, sum(widths.values()))
-        self.widths, self.channels, self.hidden, self.scalars = widths, C, c.hidden, scalars
-        self.rows = lmax + 1 if axial else (lmax + 1) ** 2
-        self.convolution = SO2Convolution(
-            lmax, dict.fromkeys(full, C), dict.fromkeys(invariants, C), self.hidden, scalars, axial
-        )
+        self.widths, self.channels, self.hidden, self.scalars, self.ends = widths, C, H, scalars, ends
+        self.rows = lmax + 1 if axial else own.rows  # of the output
+        self.gates = (lmax if axial else own.groups - 1) * H
+        invariants = (0 if ends else 2 * C) + (0 if edge else C)
+        natural, unnatural = (2 * C * (name in ends) + C * edge for name in "nu")
+        # unnatural features of m = 0 come of those of nodes alone
+        pseudo = "u" in ends
+        self.convolution = SO2Convolution(lmax, natural, unnatural, invariants, H, self.gates + scalars, axial, pseudo)
         self.dtype: torch.dtype | None = None  # type of messages, if it differs from that of x
-        self.columns = kernels.joined_columns(self.layout, {name: name in full for name in widths}, C)
-        self.gate_columns = kernels.gate_columns(self.layout, self.hidden, scalars, axial)
-        self.edge_norm = Norm(lmax, C) if "e" in full else None
+        self.columns = kernels.joined_columns(own, C, ends, edge)
+        self.gate_columns = kernels.gate_columns(own, H, self.gates + scalars, axial)
+        self.edge_norm = Norm(lmax, C) if edge else None
 
     def constants(self) -> Weights:
         return self.edge_norm.constants("edge_norm") if self.edge_norm else {}
@@ -134,22 +138,25 @@ class _MessageModule(_EdgeModule):
         if self.edge_norm is None:
             return w
         scales = self.edge_norm.scales()
-        for m in range(self.lmax + 1):
-            # scales of the rows of one sign of m: x_j and x_i include their scales already
-            own = scales[m:].flatten()
-            rows = [s for name in self.widths for s in [own if name == "e" else torch.ones_like(own)] * (1 if m == 0 else 2)]
-            w[f"convolution.{m}"] = torch.cat(rows)[:, None] * w[f"convolution.{m}"]
+        for product, terms in self.layout.products:
+            # scales of the rows of e: those of x are part of x already
+            rows = []
+            for p, m in terms:
+                of_edge = scales[self.layout.group(p, abs(m)) :][: self.lmax + 1 - abs(m)].flatten()
+                rows += [of_edge.new_ones(2 * len(of_edge))] * ("nu"[p] in self.ends) + [of_edge]
+            w[f"convolution.{product}"] = torch.cat(rows)[:, None] * w[f"convolution.{product}"]
         return w | self.edge_norm.weights("edge_norm")
 
     def y(self, chunk: Chunk, x: Tensor, keep: bool, buffers: Buffers) -> Tensor:
         """Allocate the output of the SO(2) convolution."""
-        shape = len(chunk), self.scalars + self.rows * self.hidden
+        shape = len(chunk), self.gates + self.scalars + self.rows * self.hidden
         return x.new_empty(shape) if keep else buffers(*shape, dtype=x.dtype)
 
     def rotations(self, chunk: Chunk, dtype: torch.dtype, buffers: Buffers) -> Tensor:
-        """Compute the dense rotations of a chunk, (E, rows, K)."""
-        out = buffers(len(chunk), self.rows, self.layout.size, dtype=dtype)
-        return self.layout.dense(chunk.rotations.to(dtype), self.rows, out)
+        """Compute the dense rotations of a chunk, (E, K, K), or the rows of m = 0 of those, (E, lmax + 1, K)."""
+        rows = min(self.rows, self.layout.size)
+        out = buffers(len(chunk), rows, self.layout.size, dtype=dtype)
+        return self.layout.dense(chunk.rotations.to(dtype), rows, out)
 
     def short(self, w: Weights, x: Tensor) -> tuple[Weights, Tensor]:
         """Convert the weights of convolutions and the node features to the type of messages."""
@@ -174,7 +181,9 @@ class _MessageModule(_EdgeModule):
         D = self.rotations(task.chunk, task.x.dtype, task.buffers)
         c = self.convolve(task, D)
         if y is None:
-            so2(task.weights, "convolution", c.message.scaled, y := self.y(task.chunk, task.x, False, task.buffers))
+            so2(
+                self.layout, task.weights, "convolution", c.message.scaled, y := self.y(task.chunk, task.x, False, task.buffers)
+            )
         return D, c, y
 
     def by_input(self, f: Tensor) -> dict[str, Tensor]:
@@ -185,8 +194,8 @@ class _MessageModule(_EdgeModule):
         """Return the gradient of e, including the gradient d_e that reaches it on other paths."""
         w, e, buffers = task.weights, task.e, task.buffers
         d_scaled = buffers.like(c.message.scaled)
-        so2_gradient(g.weights, "convolution", c.message.scaled, d_y)
-        so2_transposed(w, "convolution", d_y, d_scaled)
+        so2_gradient(self.layout, g.weights, "convolution", c.message.scaled, d_y)
+        so2_transposed(self.layout, w, "convolution", d_y, d_scaled)
         d_f = task.chunk.distances.new_zeros(len(task.chunk), sum(self.widths.values()))
         d_factors = self.by_input(d_f)
         own = kernels.scale_inputs_adjoint(self.layout, self.columns, task, c.message, d_scaled, d_factors, g)
@@ -204,31 +213,36 @@ class _MessageModule(_EdgeModule):
 
 
 class MessageSum(_MessageModule):
-    """Sums of messages into atoms, (A, K, heads V), in the global frame.
+    """Sums of messages into atoms, (A, 2, K, heads V), in the global frame, natural and unnatural.
 
-    A message is an SO(2) convolution of [D x_j, D x_i, e], gated, convolved once more per head, weighted with the attention
-    over the edges into i, and rotated back. The features of the first layer are scalars: only m = 0 occurs, and there are
-    no weights for other m.
+    A message is an SO(2) convolution of [D x_j, D x_i, e], gated, convolved once more, weighted for each head with the
+    attention over the edges into i, and rotated back. The features of the first layer are scalars: only natural m = 0
+    occurs, and there are no weights for the rest; its unnatural sums are zero.
     """
 
-    def __init__(self, lmax: int, species: int, cutoff: float, c: Network, first: bool):
-        H, heads, V, alpha = c.hidden, c.heads, c.values, c.attention
-        full, invariants = ((), ("j", "i", "e")) if first else (("j", "i", "e"), ())
-        super().__init__(lmax, species, cutoff, c, full, invariants, lmax * H + heads * alpha, axial=first)
+    def __init__(self, lmax: int, species: int, cutoff: float, c: Network, layer: int) -> None:
+        heads, V, alpha, first = c.heads, c.values // 2, c.attention, layer == 0
+        # messages of scalars are natural: nodes have unnatural features from the second update on
+        ends = ("", "n", "nu")[min(layer, 2)]
+        super().__init__(lmax, species, cutoff, c, ends, not first, heads * alpha, axial=first)
         self.heads, self.value_channels, self.first = heads, V, first
-        self.values = nn.ModuleList(SO2Convolution(lmax, {"z": H}, {}, V, axial=first) for _ in range(heads))
+        self.values = SO2Convolution(
+            lmax, self.hidden, 0 if first else self.hidden, 0, heads * V, axial=first, pseudo=layer > 1
+        )
+        self.rotated_columns = kernels.rotated_columns(self.layout, heads * V, axial=first)
         self.attention_norm = nn.LayerNorm(alpha)
         self.attention = nn.Parameter(torch.randn(heads, alpha) / alpha**0.5)
 
     def weights(self) -> Weights:
-        w = super().weights()
-        for h, values in enumerate(cast(Iterable[SO2Convolution], self.values)):
-            w |= values.weights(f"values{h}")
-        return w | {
-            "attention": self.attention,
-            "attention.norm.weight": self.attention_norm.weight,
-            "attention.norm.bias": self.attention_norm.bias,
-        }
+        return (
+            super().weights()
+            | self.values.weights("values")
+            | {
+                "attention": self.attention,
+                "attention.norm.weight": self.attention_norm.weight,
+                "attention.norm.bias": self.attention_norm.bias,
+            }
+        )
 
     def attend(self, chunk: Chunk, w: Weights, scalars: Tensor, distances: Tensor) -> Tensor:
         """Compute softmax over the edges into each atom of a . leaky_relu(norm(s)), times the envelope of the distance.
@@ -246,25 +260,41 @@ class MessageSum(_MessageModule):
         return weights / total[chunk.target] * envelope(distances, self.cutoff)[:, None]
 
     def outputs(self, graph: ChunkedGraph, x: Tensor) -> list[Tensor]:
-        return [x.new_zeros(graph.atoms, (self.lmax + 1) ** 2, self.heads * self.value_channels)]
+        return [x.new_zeros(graph.atoms, len(PARITIES), self.layout.size, self.heads * self.value_channels)]
+
+    @property
+    def attended(self) -> slice:
+        """Return the columns of the scalars in the output of the convolution that make the attention."""
+        return slice(self.hidden + self.gates, self.hidden + self.gates + self.scalars)
+
+    def of_degrees(self, alpha: Tensor) -> Tensor:
+        """Repeat the attention (E, heads) for every degree and channel of the values."""
+        return alpha.repeat_interleave(self.value_channels, 1).repeat(1, self.lmax + 1)
 
     def forward_chunk(self, task: Task, outputs: list[Tensor], keep: bool) -> Tensor | None:
         chunk, w, x, buffers = task.chunk, task.weights, task.x, task.buffers
-        H, V = self.hidden, self.value_channels
         D, y = self.rotations(chunk, x.dtype, buffers), self.y(chunk, x, keep, buffers)
         with buffers:
-            so2(w, "convolution", self.convolve(task, D).message.scaled, y)
-        z = buffers(len(chunk), self.rows * H, dtype=x.dtype)
-        kernels.edge_gate(self.gate_columns, y, (self.lmax + 1) * H, z)
-        alpha = self.attend(chunk, w, y[:, (self.lmax + 1) * H : H + self.scalars], chunk.distances)
-        v = short_v = buffers(len(chunk), self.rows, V, dtype=x.dtype)
+            so2(self.layout, w, "convolution", self.convolve(task, D).message.scaled, y)
+        z = buffers(len(chunk), self.rows * self.hidden, dtype=x.dtype)
+        kernels.edge_gate(self.gate_columns, y, self.hidden + self.gates, z)
+        alpha = self.attend(chunk, w, y[:, self.attended], chunk.distances)
         if self.dtype is not None:  # sums are computed in full precision
-            D, v = self.rotations(chunk, buffers.dtype, buffers), buffers(*v.shape)
-        for h in range(self.heads):
-            so2(w, f"values{h}", z, short_v.flatten(1))
-            torch.mul(short_v, alpha[:, h, None, None], out=v)
-            aggregate(D, chunk, v, outputs[0][chunk.atoms, :, h * V : (h + 1) * V])
+            D = self.rotations(chunk, buffers.dtype, buffers)
+        values = buffers(len(chunk), self.rows * self.heads * self.value_channels, dtype=x.dtype)
+        so2(self.layout, w, "values", z, values)
+        for p, v in enumerate(self.weighted(values, self.of_degrees(alpha), buffers)):
+            aggregate(D, chunk, v, outputs[0][chunk.atoms, p])
         return y if keep else None
+
+    def weighted(self, values: Tensor, factors: Tensor, buffers: Buffers) -> list[Tensor]:
+        """Return the values of each parity, weighted, in the order of rotations: (E, rows, heads V) each."""
+        result = []
+        for columns in self.rotated_columns:
+            v = buffers(len(values), min(self.rows, self.layout.size), self.heads * self.value_channels)
+            columns.scale_back(values, factors, v.flatten(1))
+            result.append(v)
+        return result
 
     def adjoint_chunk(self, task: Task, kept: Tensor | None, d_outputs: Sequence[Tensor], g: Gradients) -> Tensor:
         D, c, y = self.convolve_again(task, kept)
@@ -276,37 +306,38 @@ class MessageSum(_MessageModule):
         return self.convolve_adjoint(task, c, d_y, None, g)
 
     def _attend_adjoint(self, task: Task, y: Tensor, D: Tensor, d_sums: Tensor, d_y: Tensor, g: Gradients) -> None:
-        """Compute the gradient of y from the gradient of the sums (atoms, K, heads V)."""
+        """Compute the gradient of y from the gradient of the sums (atoms, 2, K, heads V)."""
         chunk, w, buffers = task.chunk, task.weights, task.buffers
-        H, V = self.hidden, self.value_channels
-        z = buffers(len(chunk), self.rows * H, dtype=y.dtype)
-        factors = kernels.edge_gate(self.gate_columns, y, (self.lmax + 1) * H, z)
-        own = slice((self.lmax + 1) * H, H + self.scalars)
+        z = buffers(len(chunk), self.rows * self.hidden, dtype=y.dtype)
+        gates = kernels.edge_gate(self.gate_columns, y, self.hidden + self.gates, z)
         names = ("attention", "attention.norm.weight", "attention.norm.bias")
         with torch.enable_grad():  # there are few values here, so automatic differentiation is fast enough
             leaves = {name: w[name].detach().requires_grad_() for name in names}
             scalars, distances = (
-                y[:, own].to(buffers.dtype, copy=True).requires_grad_(),
+                y[:, self.attended].to(buffers.dtype, copy=True).requires_grad_(),
                 chunk.distances.detach().requires_grad_(),
             )
             alpha = self.attend(chunk, leaves, scalars, distances)
-        d_v, d_alpha = buffers(len(chunk), self.rows, V), torch.empty_like(alpha)
-        short_d_v = buffers(*d_v.shape, dtype=y.dtype) if self.dtype is not None else d_v
-        d_z, d_z_h = buffers.like(z).zero_(), buffers.like(z)
-        for h in range(self.heads):
-            name, d_sum, a = f"values{h}", d_sums[..., h * V : (h + 1) * V], alpha[:, h, None].detach()
-            if g.rotations is not None:
-                so2(w, name, z, short_d_v.flatten(1))
-                d_D = torch.bmm(short_d_v * a[:, None], d_sum[chunk.target].transpose(1, 2))
+        factors = self.of_degrees(alpha.detach())
+        values = buffers(len(chunk), self.rows * self.heads * self.value_channels, dtype=y.dtype)
+        so2(self.layout, w, "values", z, values)
+        d_values, d_factors = buffers.like(values), torch.zeros_like(factors)
+        if g.rotations is not None:
+            for p, v in enumerate(self.weighted(values, factors, buffers)):
+                d_D = torch.bmm(v, d_sums[chunk.target, p].transpose(1, 2))
                 kernels.add_rotation_gradient(self.layout, chunk, d_D, g.rotations)
-            aggregate_adjoint(D, chunk, d_sum, d_v)
-            # the gradient of z without the factor alpha; its product with z, plus that of the bias, is the gradient of alpha
-            so2_transposed(w, name, short_d_v.copy_(d_v).flatten(1), d_z_h)
-            d_alpha[:, h] = torch.linalg.vecdot(d_z_h, z) + d_v[:, : self.lmax + 1].flatten(1) @ w[f"{name}.bias"].to(d_v.dtype)
-            d_z.addcmul_(d_z_h, a)
-            so2_gradient(g.weights, name, z, torch.mul(d_v, a[:, None], out=short_d_v).flatten(1))
-        kernels.edge_gate_adjoint(self.gate_columns, y, factors, d_z, d_y)
-        d_y[:, own], d_distance, *d_leaves = torch.autograd.grad(alpha, [scalars, distances, *leaves.values()], d_alpha)
+        for p, columns in enumerate(self.rotated_columns):
+            d_v = buffers(len(chunk), min(self.rows, self.layout.size), self.heads * self.value_channels)
+            aggregate_adjoint(D, chunk, d_sums[:, p], d_v)
+            columns.scale_adjoint(d_v.flatten(1), values, d_factors)
+            columns.scale(d_v.flatten(1), factors, d_values)
+        d_alpha = d_factors.view(len(chunk), self.lmax + 1, self.heads, self.value_channels).sum((1, 3))
+        so2_gradient(self.layout, g.weights, "values", z, d_values)
+        so2_transposed(self.layout, w, "values", d_values, d_z := buffers.like(z))
+        kernels.edge_gate_adjoint(self.gate_columns, y, gates, d_z, d_y)
+        d_y[:, self.attended], d_distance, *d_leaves = torch.autograd.grad(
+            alpha, [scalars, distances, *leaves.values()], d_alpha
+        )
         for name, d in zip(names, d_leaves):
             g.weights[name] += d
         if g.distances is not None:
@@ -316,19 +347,19 @@ class MessageSum(_MessageModule):
 class EdgeUpdate(_MessageModule):
     """Update of edge features: e + linear(gate(SO(2) convolution of [D x_j, D x_i, e])), then a feed-forward layer.
 
-    All operations are in the edge frame, by chunk (K, E, C).
+    All operations are in the edge frame, by chunk (R, E, C).
     In the first update the edge features are scalars, (E, C), directly from their embedding. The last update reads out its
     edges as soon as they are finished and returns, instead of them, the coupled components (G, n) of the edges between any
     two elements.
     """
 
     def __init__(self, lmax: int, species: int, cutoff: float, c: Network, first: bool, slots: Slots | None = None):
-        C, H = c.channels, c.hidden
-        full, invariants = (("j", "i"), ("e",)) if first else (("j", "i", "e"), ())
-        super().__init__(lmax, species, cutoff, c, full, invariants, lmax * H, axial=False)
+        # the first messages are scalars: before the first edge update nodes have natural features alone
+        super().__init__(lmax, species, cutoff, c, "n" if first else "nu", not first, 0, axial=False)
+        C = self.channels
         self.first = first
-        self.out = DegreeLinear(lmax, H, C)
-        self.feed_forward = FeedForward(lmax, C, c.feed_forward)
+        self.out = DegreeLinear(lmax, self.hidden, C)
+        self.feed_forward = FeedForward(lmax, C, c.feed_forward // 2)
         self.readout = None if slots is None else EdgeReadout(lmax, C, slots)
 
     def constants(self) -> Weights:
@@ -336,7 +367,7 @@ class EdgeUpdate(_MessageModule):
         return c | self.readout.constants() if self.readout else c
 
     def weights(self) -> Weights:
-        rows = self.layout.degree.to(self.out.weight.device)
+        rows = self.layout.edge_group.to(self.out.weight.device)
         w = super().weights() | {"out": self.out.weight[rows], "out.bias": self.out.bias} | self.feed_forward.weights("ff")
         return w | self.readout.weights() if self.readout else w
 
@@ -348,11 +379,11 @@ class EdgeUpdate(_MessageModule):
     def _gated(self, task: Task, y: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute u = e + linear(gate(y)).
 
-        Returns the gated y (K, E, H), the factors, and the edge-first output of the gate, which serves as a buffer.
+        Returns the gated y (R, E, H), the factors, and the edge-first output of the gate, which serves as a buffer.
         """
         w, edges, buffers = task.weights, len(y), task.buffers
         z, gated = buffers(self.rows, edges, self.hidden), buffers(edges, self.rows, self.hidden, dtype=y.dtype)
-        factors = kernels.edge_gate(self.gate_columns, y, (self.lmax + 1) * self.hidden, gated.view(edges, -1))
+        factors = kernels.edge_gate(self.gate_columns, y, self.hidden + self.gates, gated.view(edges, -1))
         z.copy_(gated.transpose(0, 1))
         if self.first:
             u[0], u[1:] = task.e, 0
@@ -367,7 +398,7 @@ class EdgeUpdate(_MessageModule):
         y = self.y(chunk, x, keep, buffers)
         with buffers:
             D = self.rotations(chunk, x.dtype, buffers)
-            so2(w, "convolution", self.convolve(task, D).message.scaled, y)
+            so2(self.layout, w, "convolution", self.convolve(task, D).message.scaled, y)
         shape = (self.rows, len(chunk), self.channels)
         if self.readout is None:
             outputs[task.number] = u = chunk.distances.new_empty(shape)  # memory released by an earlier chunk of e is reused
