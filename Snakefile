@@ -23,11 +23,12 @@ include: "workflow/rules/paper.smk"
 # seconds each: they run where Snakemake runs
 localrules:
     all,
+    prepare,
     structure,
     input,
     operators,
     reference,
-    graph,
+    graphs,
     partition,
     view,
     quality,

@@ -317,7 +317,7 @@ def test_a_full_disk_leaves_no_half_file(pipeline, tmp_path):
         structure, operators = results / "structures" / "test-000.extxyz", results / "operators" / "test-000.h5"
         verbs = [
             ["operators", material, structure, results / "dft" / "test-000", "--out", disk / "operators.h5"],
-            ["graph", results / "reference.h5", operators, "--out", disk / "graph.h5"],
+            ["graph", results / "reference.h5", operators, "--out", disk / "graphs"],
             ["predict", results / "models" / "tiny", structure, "--out", disk / "predicted.h5"],
             ["dft", results / "inputs" / "test-000.inp", "--out", disk / "run"],
         ]

@@ -223,7 +223,7 @@ def test_every_rule_of_the_shipped_configurations_is_planned(config, clone):
         "dft",
         "operators",
         "reference",
-        "graph",
+        "graphs",
         "train",
         "join",
         "predict",

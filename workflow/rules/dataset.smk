@@ -16,18 +16,19 @@ rule reference:
         "hamscale reference {params.file} {input} --out {output} > {log} 2>&1"
 
 
-rule graph:
+# All graphs of a material in one process: another reference is another graph of every structure.
+rule graphs:
     input:
         reference="results/{material}/reference.h5",
-        operators=of_owner("results/{material}/operators/{id}.h5"),
+        operators=of_split("results/{owner}/operators/{id}.h5", "train", "validation"),
     output:
-        "results/{material}/graphs/{id}.h5",
+        directory("results/{material}/graphs"),
     log:
-        "logs/{material}/graphs/{id}.log",
+        "logs/{material}/graphs.log",
     conda:
         "../../envs/hamscale.yaml"
     message:
-        "graph and targets: {wildcards.material} {wildcards.id}"
+        "graphs and targets: {wildcards.material}"
     shell:
         "hamscale graph {input.reference} {input.operators} --out {output} > {log} 2>&1"
 

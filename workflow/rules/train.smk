@@ -2,8 +2,7 @@
 rule train:
     input:
         reference="results/{material}/reference.h5",
-        train=of_split("results/{material}/graphs/{id}.h5", "train"),
-        validation=of_split("results/{material}/graphs/{id}.h5", "validation"),
+        graphs="results/{material}/graphs",
         operators=operators_of_training,
     output:
         multiext(
@@ -25,14 +24,16 @@ rule train:
     params:
         file="config/models/{model}.yaml",
         settings=model_settings,
+        train=graphs_of("train"),
+        validation=graphs_of("validation"),
         out=output_folder,
         # no output of the rule: Snakemake deletes outputs before it tries again
         checkpoint="results/{material}/checkpoints/{model}-{network}",
     message:
         "train {wildcards.model}, network {wildcards.network}, on {wildcards.material}"
     shell:
-        "OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}} {resources.launch} hamscale train {params.file} {input.reference} --train {input.train}"
-        " --validation {input.validation} --operators {input.operators} --network {wildcards.network} --out {params.out}"
+        "OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}} {resources.launch} hamscale train {params.file} {input.reference} --train {params.train}"
+        " --validation {params.validation} --operators {input.operators} --network {wildcards.network} --out {params.out}"
         " --checkpoint {params.checkpoint} > {log} 2>&1"
 
 

@@ -73,19 +73,30 @@ def fit(material: Path, operators: list[Path], out: Path) -> None:
     write_reference(out, result)
 
 
-@command("graph", argument("reference"), argument("operators"), OUT)
-def encode(reference: Path, operators: Path, out: Path) -> None:
-    """Build the graph of a structure with its targets."""
+@command(
+    "graph",
+    argument("reference"),
+    argument("operators", nargs="+"),
+    argument("--out", required=True, metavar="DIR", help="folder of the graphs"),
+)
+def encode(reference: Path, operators: list[Path], out: Path) -> None:
+    """Build the graphs of structures with their targets, OUT/NAME.h5 for each file of operators NAME.h5.
+
+    The reference is read, and its tables are made, once for all of them.
+    """
     from ..graph.codec import BlockCodec
     from ..graph.graph import write_graph
     from ..graph.reference import read_reference
     from ..operators import read_operators
 
-    result = BlockCodec(read_reference(reference)).encode(read_operators(operators))
-    print(
-        f"{len(result.atoms)} atoms, {len(result.edges)} edges, {result.attributes['outside_fraction']:.2%} of sum |H| outside"
-    )
-    write_graph(out, result)
+    codec = BlockCodec(read_reference(reference))
+    for path in operators:
+        result = codec.encode(read_operators(path))
+        print(
+            f"{path.stem}: {len(result.atoms)} atoms, {len(result.edges)} edges, "
+            f"{result.attributes['outside_fraction']:.2%} of sum |H| outside"
+        )
+        write_graph(out / path.name, result)
 
 
 @command(

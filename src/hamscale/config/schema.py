@@ -236,6 +236,10 @@ class Material(Section):
             for number in range(s.count)
         ]
 
+    def quick_sets(self) -> dict[str, StructureSet]:
+        """Return the sets whose structures are built in milliseconds: no melt and quench, and no tile of another structure."""
+        return {name: s for name, s in self.structures.items() if not s.melt_quench and not s.tile}
+
 
 # ------------------------------------------------------------------------------------------------------------------ model
 
