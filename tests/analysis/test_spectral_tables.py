@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, graphene
 from ase.dft.kpoints import parse_path_string
 
 from hamscale.analysis.levels import levels_on_grid, occupations
@@ -141,6 +141,23 @@ def test_a_special_point_that_strain_took_away_is_told(dft):
         ValueError, match="analysis.band_path is 'GXWK', but the lattice of this cell .* has the special points"
     ):
         bands_table(strained, strained, strained, c, analysis)
+
+
+@pytest.mark.parametrize(
+    ("atoms", "path", "end"),
+    [
+        (graphene("BN", vacuum=6), "GMKG", [0, 0, 0]),
+        (Atoms("BN", cell=[[2.5, 0, 0], [0, 12, 0], [-1.25, 0, 2.5 * 0.75**0.5]], pbc=(1, 0, 1)), "GMKG", [0, 0, 0]),
+        (Atoms("H", cell=[12, 12, 2], pbc=(0, 0, 1)), "GX", [0, 0, 0.5]),
+    ],
+    ids=["sheet", "sheet along a and c", "chain along c"],
+)
+def test_the_path_of_a_slab_or_a_wire_lies_where_it_is_periodic(atoms, path, end):
+    kpoints, x, labels, _ = band_path(atoms, None, 20)
+    assert "".join(labels) == path
+    assert not kpoints[:, ~atoms.pbc].any()
+    np.testing.assert_allclose(kpoints[-1], end, atol=1e-12)
+    assert (np.diff(x) > 0).all()
 
 
 @pytest.mark.parametrize("points", [5, 20, 60, 200])
