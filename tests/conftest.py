@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import graphene
 from scipy.spatial.transform import Rotation
 
 from hamscale.basis import Basis, material_basis
@@ -37,6 +38,7 @@ from helpers import (
     material,
     model_hamiltonian,
     of_log,
+    rattled,
     shared_by_workers,
     silicon,
 )
@@ -171,9 +173,15 @@ def si8(recorded) -> Operators:
     return replace(operators, atoms=atoms)
 
 
-@pytest.fixture(params=["dft", "si8"])
+@pytest.fixture(scope="session")
+def sheet() -> Operators:
+    """A sheet's operators, periodic along a and b."""
+    return model_hamiltonian(rattled(graphene("BN", a=2.5, vacuum=6.0), 0), basis_of(B=SZV, N=SZV))
+
+
+@pytest.fixture(params=["dft", "si8", "sheet"])
 def solid(request) -> Operators:
-    """A model with s, p and d shells, then H and S of DFT."""
+    """A model with s, p and d shells, then H and S of DFT, then a sheet."""
     return request.getfixturevalue(request.param)
 
 

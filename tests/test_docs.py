@@ -27,7 +27,7 @@ def _blocks(name: str, language: str) -> list[str]:
 
 
 def test_the_example_material_is_a_material(tmp_path):
-    first, runs, extension = _blocks("new_material.md", "yaml")
+    first, runs, extension, slab = _blocks("new_material.md", "yaml")
     (tmp_path / "mgo.yaml").write_text(first)
     (tmp_path / "mgo_few.yaml").write_text(extension)
     assert load_material(tmp_path / "mgo_few.yaml").identifiers("train") == ["train-000", "train-001", "train-002"]
@@ -36,6 +36,8 @@ def test_the_example_material_is_a_material(tmp_path):
     assert validate("docs/new_material.md", config, Config).runs[0].material == "mgo"
     assert len(build_structures(material)["device-000"]) == 64 * len(build_structures(material)["test-000"])
     assert material_basis(material)[12].n_orbitals > 0
+    wide = build_structures(validate("docs/new_material.md", yaml.safe_load(slab), Material))["wide-000"]
+    assert (len(wide), wide.pbc.tolist()) == (64 * 16, [True, True, False])
 
 
 def test_the_reader_reads(tmp_path, szv):

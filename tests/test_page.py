@@ -32,7 +32,12 @@ def results(tmp_path_factory, szv):
     for name, table in analysis_tables(dft, predicted, predicted, Analysis(kgrid=(1, 1, 1), band_points=20), {}).items():
         write_text(test / f"{name}.csv", table.to_csv(index=False))
     for identifier, operators in (("test-000", predicted), ("tiled-000", tiled)):
-        about = {"cell_angstrom": operators.atoms.cell.tolist(), "orbitals": operators.n_orbitals, "model": "tiny"}
+        about = {
+            "cell_angstrom": operators.atoms.cell.tolist(),
+            "periodic": operators.atoms.pbc.tolist(),
+            "orbitals": operators.n_orbitals,
+            "model": "tiny",
+        }
         for name, table in view_tables(operators, parts=4, pixels=40).items():
             write_table(root / "toy" / "analysis" / "tiny" / identifier / f"{name}.csv", table, **about)
     return root

@@ -9,10 +9,12 @@ from hamscale.structures import (
     build_structures,
     given_cells,
     kpoint_counts,
+    random_kpoints,
     read_structure_file,
     wrap_as_cp2k,
     write_structure_file,
 )
+from helpers import SZV
 
 
 def test_the_same_seed_gives_the_same_structures_and_others_differ():
@@ -210,3 +212,64 @@ def test_a_grid_by_length_is_the_same_density_in_every_cell():
     assert kpoint_counts(small, (1, 1, 1), 10.0) == (2, 2, 1)
     assert kpoint_counts(small.repeat((2, 2, 2)), (1, 1, 1), 10.0) == (1, 1, 1)
     assert kpoint_counts(Atoms("H"), (1, 1, 1), 10.0) == (1, 1, 1)  # a molecule needs no cell
+
+
+def made(**source) -> Atoms:
+    structures = {"train": {"split": "train", **source}}
+    content = {"species": {e: {"basis": SZV} for e in ("B", "N", "Na", "Cl")}, "structures": structures}
+    return build_structure(validate("m", content, Material), "train-000")
+
+
+SALT = {"spacegroup": {"spacegroup": 225, "cellpar": [5.64] * 3 + [90] * 3, "basis": [["Na", 0, 0, 0], ["Cl", 0.5, 0, 0]]}}
+SHEET = {"builder": {"name": "graphene", "arguments": {"formula": "BN", "a": 2.5}}}
+
+
+def test_a_crystal_is_opened_to_a_slab_or_a_wire_with_room_for_the_solver():
+    slab = made(**SALT, repeat=[1, 1, 2], open=["c"])
+    assert slab.pbc.tolist() == [True, True, False]
+    extent = np.ptp(slab.positions[:, 2])
+    assert extent == pytest.approx(1.5 * 5.64)
+    np.testing.assert_allclose(np.asarray(slab.cell), np.diag([5.64, 5.64, 2 * extent + 12]), atol=1e-9)
+    assert slab.positions[:, 2].mean() == pytest.approx(extent + 6)
+    wire = made(**SALT, open=["a", "b"], vacuum_angstrom=20)
+    np.testing.assert_allclose(wire.cell.lengths(), [2 * 2.82 + 20, 2 * 2.82 + 20, 5.64], atol=1e-9)
+    assert wire.pbc.tolist() == [False, False, True]
+
+
+def test_a_builder_that_leaves_a_direction_open_needs_no_cell_there():
+    sheet = made(**SHEET)
+    assert sheet.pbc.tolist() == [True, True, False]
+    np.testing.assert_allclose(np.asarray(sheet.cell)[2], [0, 0, 12], atol=1e-9)
+
+
+def test_a_slab_is_strained_in_its_plane_and_a_wire_along_its_axis():
+    for atoms in (
+        made(**SHEET, strain=0.05),
+        made(**SALT, open=["b", "c"], strain=0.05),
+        made(**SALT, open=["b"], strain=0.05),
+    ):
+        cell = np.asarray(atoms.cell)
+        for axis in np.flatnonzero(~atoms.pbc):
+            assert np.abs(np.delete(np.concatenate([cell[axis], cell[:, axis]]), [axis, 3 + axis])).max() < 1e-12
+        assert np.abs(cell[0, 0] / [2.5, 5.64] - 1).min() > 1e-3
+
+
+def test_tiling_across_is_refused():
+    with pytest.raises(ValueError, match=r"repeat is \[2, 1, 3\], .* periodic along XY alone .* Give 1 along c"):
+        made(**SHEET, repeat=[2, 1, 3])
+    with pytest.raises(ValueError, match="melt_quench of atoms periodic along XY, expected XYZ"):
+        made(**SHEET, melt_quench={})
+    with pytest.raises(ValueError, match="box_angstrom, for a molecule, and open"):
+        made(**SHEET, open=["c"], box_angstrom=8)
+
+
+def test_atoms_are_wrapped_along_periodic_directions_alone():
+    atoms = Atoms("H2", [(3.5, 9.0, -7.0), (0, 0, 0)], cell=[4, 12, 12], pbc=(True, False, False))
+    np.testing.assert_allclose(wrap_as_cp2k(atoms).positions[0], [-0.5, 9, -7], atol=1e-12)
+
+
+def test_kpoints_lie_where_a_structure_is_periodic():
+    atoms = Atoms("H", cell=[2, 12, 3], pbc=(True, False, True))
+    assert kpoint_counts(atoms, (4, 4, 4), None) == (4, 1, 4)
+    assert kpoint_counts(atoms, (1, 1, 1), 12.0) == (6, 1, 4)
+    assert not random_kpoints(atoms, 5)[:, 1].any()

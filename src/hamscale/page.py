@@ -37,6 +37,7 @@ def structure_data(folder: Path) -> dict:
         "elements": atoms["element"].tolist(),
         "positions": atoms[["x_angstrom", "y_angstrom", "z_angstrom"]].round(3).to_numpy().tolist(),
         "cell": about["cell_angstrom"],
+        "periodic": about["periodic"],
         "orbitals": about["orbitals"],
         "owners": owners,
         "parts": read_table(folder / "parts.csv").round(3).to_dict("records"),

@@ -57,19 +57,13 @@ def _build(material: Material, identifier: str, tiles: tuple[str, ...], tile: At
         frames = _source(name, s)
     if s.file and len(frames) not in (1, s.count):
         raise ValueError(f"structures.{name}: {s.file.path} has {len(frames)} frames, count is {s.count}. Make them equal.")
-    atoms = frames[int(number) % len(frames)].repeat(s.repeat)
-    if s.box_angstrom:
-        atoms.set_cell(np.eye(3) * s.box_angstrom)
-        atoms.center()
-        atoms.pbc = False
-    elif atoms.cell.rank < 3:
-        raise ValueError(
-            f"structures.{name}: the cell has rank {atoms.cell.rank}, expected 3. Give box_angstrom for a molecule."
-        )
+    atoms = _in_cell(f"structures.{name}", frames[int(number) % len(frames)], s)
     key = f"{s.seed} {name} {int(number)}".encode()
     rng = np.random.default_rng(np.frombuffer(hashlib.sha256(key).digest(), np.uint32))
     atoms = _decorate(name, atoms, s, rng)
     if s.melt_quench:
+        if not atoms.pbc.all():
+            raise ValueError(f"structures.{name}: melt_quench of atoms periodic along {periodicity(atoms)}, expected XYZ.")
         atoms = melt_quench(f"structures.{name}", atoms, s.melt_quench, rng)
     _distort(atoms, s, rng)
     atoms = wrap_as_cp2k(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
@@ -91,6 +85,46 @@ def _source(name: str, s: StructureSet) -> list[Atoms]:
         raise ValueError(f"structures.{name}: {error}") from None
     except Exception as error:  # ASE's builders raise exceptions of any type
         raise ValueError(f"structures.{name}: ASE could not make it: {type(error).__name__}: {error}") from None
+
+
+def _in_cell(where: str, source: Atoms, s: StructureSet) -> Atoms:
+    """Repeat a source, leave the directions open that the set says, and give these a cell vector."""
+    across = [axis for axis, n, periodic in zip("abc", s.repeat, source.pbc) if n > 1 and not periodic]
+    if across and source.pbc.any():
+        raise ValueError(
+            f"{where}: repeat is {list(s.repeat)}, but the source is periodic along {periodicity(source)} alone and cannot be "
+            f"tiled across. Give 1 along {', '.join(across)}."
+        )
+    atoms = source.repeat(s.repeat)
+    if s.box_angstrom:
+        atoms.set_cell(np.eye(3) * s.box_angstrom)
+        atoms.center()
+        atoms.pbc = False
+        return atoms
+    atoms.pbc = atoms.pbc & [axis not in s.open for axis in "abc"]
+    if (atoms.pbc & ~atoms.cell.any(1)).any() or (atoms.cell.rank < 3 and not atoms.pbc.any()):
+        raise ValueError(f"{where}: the cell has rank {atoms.cell.rank}, expected 3. Give box_angstrom for a molecule.")
+    return with_vacuum(atoms, s.vacuum_angstrom) if atoms.pbc.any() else atoms
+
+
+def with_vacuum(atoms: Atoms, vacuum_angstrom: float) -> Atoms:
+    """Give a slab or a wire cell vectors along its open directions, and put the atoms into the middle.
+
+    They are perpendicular to the periodic vectors and to each other, and as long as twice the extent of the atoms plus
+    `vacuum_angstrom`: CP2K cuts the Coulomb interaction off at half of that, so that no image of the atoms is felt.
+    """
+    atoms, cell = atoms.copy(), atoms.cell.complete().array
+    axes = [*np.flatnonzero(atoms.pbc), *np.flatnonzero(~atoms.pbc)]
+    across = np.linalg.qr(cell[axes].T)[0].T  # each row is perpendicular to the vectors of the rows before
+    for row, axis in enumerate(axes):
+        if atoms.pbc[axis]:
+            continue
+        normal = across[row] * np.sign(across[row] @ cell[axis])
+        heights = atoms.positions @ normal
+        cell[axis] = normal * (2 * np.ptp(heights) + vacuum_angstrom)
+        atoms.positions += (np.ptp(heights) + vacuum_angstrom / 2 - (heights.max() + heights.min()) / 2) * normal
+    atoms.set_cell(cell)
+    return atoms
 
 
 def _decorate(name: str, atoms: Atoms, s: StructureSet, rng: np.random.Generator) -> Atoms:
@@ -180,7 +214,11 @@ def _random_packing(atoms: Atoms, rng: np.random.Generator) -> np.ndarray:
 def _distort(atoms: Atoms, s: StructureSet, rng: np.random.Generator) -> None:
     if s.strain and atoms.pbc.any():
         strain = rng.normal(0, s.strain, (3, 3))
-        atoms.set_cell(atoms.cell @ (np.eye(3) + (strain + strain.T) / 2), scale_atoms=True)
+        strain = (strain + strain.T) / 2
+        if not atoms.pbc.all():  # a slab is strained in its plane, a wire along its axis
+            along = np.linalg.qr(np.asarray(atoms.cell)[atoms.pbc].T)[0]
+            strain = along @ along.T @ strain @ along @ along.T
+        atoms.set_cell(atoms.cell @ (np.eye(3) + strain), scale_atoms=True)
     if s.rattle_angstrom:
         atoms.positions += rng.normal(0, s.rattle_angstrom, (len(atoms), 3))
 
@@ -224,19 +262,17 @@ def given_cells(atoms: Atoms) -> np.ndarray | None:
 def kpoint_counts(atoms: Atoms, counts: tuple[int, int, int], length_angstrom: float | None) -> tuple[int, int, int]:
     """Return the number of grid points along each cell vector: `counts`, or, with a length, round(length / |a|).
 
-    With a length it is at least one, and one along a direction that is not periodic.
+    It is one along a direction that is not periodic, and at least one along the others.
     """
-    if length_angstrom is None:
-        return counts
-    lengths = np.where(atoms.pbc, atoms.cell.lengths(), np.inf)
-    a, b, c = (max(1, round(length_angstrom / length)) for length in lengths)
+    if length_angstrom is not None:
+        lengths = np.where(atoms.pbc, atoms.cell.lengths(), np.inf)
+        counts = tuple(max(1, round(length_angstrom / length)) for length in lengths)
+    a, b, c = (n if periodic else 1 for n, periodic in zip(counts, atoms.pbc))
     return a, b, c
 
 
-def k_grid(size: ArrayLike, periodic: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def k_grid(size: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return a Gamma-centred grid with one of each k and -k: points (K, 3) in fractions and weights (K,) that sum to one."""
-    if not periodic:
-        return np.zeros((1, 3)), np.ones(1)
     size = np.asarray(size)
     index = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), -1).reshape(-1, 3)
     key = index @ [size[1] * size[2], size[2], 1]
@@ -248,8 +284,21 @@ def k_grid(size: ArrayLike, periodic: bool = True) -> tuple[np.ndarray, np.ndarr
 
 
 def random_kpoints(atoms: Atoms, count: int) -> np.ndarray:
-    """Return random k-points, the same at every call, (count, 3) in fractions; the Gamma point of a molecule."""
-    return np.random.default_rng(0).random((count, 3)) if atoms.pbc.all() else np.zeros((1, 3))
+    """Return random k-points, the same at every call, (count, 3) in fractions; the Gamma point of a molecule.
+
+    They are zero along directions that are not periodic.
+    """
+    return np.random.default_rng(0).random((count, 3)) * atoms.pbc if atoms.pbc.any() else np.zeros((1, 3))
+
+
+def periodicity(atoms: Atoms) -> str:
+    """Return the directions in which atoms are periodic as CP2K calls them: XYZ, XY, X, ..., or NONE."""
+    return "".join(axis for axis, periodic in zip("XYZ", atoms.pbc) if periodic) or "NONE"
+
+
+def longest_period(atoms: Atoms) -> float:
+    """Return the length of the longest periodic cell vector in Angstrom, zero for a molecule."""
+    return float((atoms.cell.lengths() * atoms.pbc).max())
 
 
 def plane_distances(cell: Cell) -> np.ndarray:
@@ -265,11 +314,6 @@ def _check(where: str, atoms: Atoms, material: Material) -> None:
         )
     if not np.isfinite(atoms.positions).all():
         raise ValueError(f"{where}: a position is not a number.")
-    if atoms.pbc.any() and not atoms.pbc.all():
-        raise ValueError(
-            f"{where}: periodic along {atoms.pbc.tolist()}. DFT here is periodic in all directions or none: "
-            "give a slab a cell with vacuum and pbc along all three."
-        )
     check_distances(where, atoms)
 
 

@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, graphene
 from ase.dft.kpoints import parse_path_string
 
 from hamscale.analysis.levels import levels_on_grid, occupations
 from hamscale.analysis.spectra import (
     Comparison,
+    analysis_grid,
     band_path,
     bands_table,
     compare_spectra,
@@ -41,10 +42,10 @@ def test_reduced_grid_averages_as_the_full_one(dft):
     np.testing.assert_allclose(weights @ eigenvalues(dft, points), eigenvalues(dft, full_grid(GRID.kgrid)).mean(0), atol=1e-9)
 
 
-def test_a_molecule_has_only_gamma():
-    points, weights = k_grid((4, 4, 4), periodic=False)
+def test_a_molecule_has_only_gamma(water):
+    points, weights, counts = analysis_grid(water, GRID)
     assert points.tolist() == [[0, 0, 0]]
-    assert weights.tolist() == [1]
+    assert (weights.tolist(), counts) == ([1], (0, 0, 0))
 
 
 def test_a_constant_times_s_is_an_error_of_a_molecule(water):
@@ -142,14 +143,32 @@ def test_a_special_point_that_strain_took_away_is_told(dft):
         bands_table(strained, strained, strained, c, analysis)
 
 
+@pytest.mark.parametrize(
+    ("atoms", "path", "end"),
+    [
+        (graphene("BN", vacuum=6), "GMKG", [0, 0, 0]),
+        (Atoms("BN", cell=[[2.5, 0, 0], [0, 12, 0], [-1.25, 0, 2.5 * 0.75**0.5]], pbc=(1, 0, 1)), "GMKG", [0, 0, 0]),
+        (Atoms("H", cell=[12, 12, 2], pbc=(0, 0, 1)), "GX", [0, 0, 0.5]),
+    ],
+    ids=["sheet", "sheet along a and c", "chain along c"],
+)
+def test_the_path_of_a_slab_or_a_wire_lies_where_it_is_periodic(atoms, path, end):
+    kpoints, x, labels, _ = band_path(atoms, None, 20)
+    assert "".join(labels) == path
+    assert not kpoints[:, ~atoms.pbc].any()
+    np.testing.assert_allclose(kpoints[-1], end, atol=1e-12)
+    assert (np.diff(x) > 0).all()
+
+
 @pytest.mark.parametrize("points", [5, 20, 60, 200])
 @pytest.mark.parametrize("element", ["Si", "Zn", "Fe"], ids=["fcc", "hcp", "bcc"])
 def test_a_path_breaks_only_where_it_jumps_however_few_points(element, points):
     """ASE's own axis takes short legs for jumps: fcc at 12 points had 5 breaks instead of one and 60 % of its length."""
-    cell = bulk(element).cell
+    atoms = bulk(element)
+    cell = atoms.cell
     special = cell.bandpath(None, npoints=0)
     parts = parse_path_string(special.path)
-    kpoints, x, labels, segments = band_path(cell, None, points)
+    kpoints, x, labels, segments = band_path(atoms, None, points)
     assert np.flatnonzero(np.diff(x) < 1e-9).tolist() == np.flatnonzero(np.diff(segments)).tolist()
     assert segments[-1] == len(parts) - 1
     step = np.linalg.norm(np.diff(2 * np.pi * kpoints @ cell.reciprocal(), axis=0), axis=1)

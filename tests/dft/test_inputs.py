@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from ase import Atoms
 
 from hamscale.basis import material_basis
 from hamscale.dft.inputs import cp2k_input
@@ -44,11 +45,28 @@ def test_a_functional_cp2k_does_not_know_is_refused_before_it_runs():
         cp2k_input(silicon(), settings, material_basis(settings))
 
 
-def test_periodic_along_two_directions_is_refused():
-    atoms = silicon()
-    atoms.pbc = (True, True, False)
-    with pytest.raises(ValueError, match="expected all three directions or none"):
-        cp2k_input(atoms, SILICON, material_basis(SILICON))
+@pytest.mark.parametrize(("pbc", "solver"), [((1, 1, 0), "MT"), ((0, 1, 1), "MT"), ((0, 1, 0), "ANALYTIC")])
+def test_a_slab_and_a_wire_have_the_solver_of_their_periodicity_and_no_kpoints_across(pbc, solver):
+    settings = material({"H": SZV}, kpoints=(3, 3, 3))
+    atoms = Atoms("H2", [(0, 0, 0), (0.5, 0.4, 0.3)], cell=[11, 11, 11], pbc=pbc)
+    text = cp2k_input(atoms, settings, material_basis(settings))
+    along = "".join(axis for axis, periodic in zip("XYZ", pbc) if periodic)
+    assert text.count(f"PERIODIC {along}\n") == 2
+    assert f"POISSON_SOLVER {solver}\n" in text
+    assert "SCHEME MONKHORST-PACK " + " ".join("3" if periodic else "1" for periodic in pbc) in text
+
+
+def test_open_cell_vectors_for_which_the_solver_is_wrong_are_refused():
+    settings = material({"H": SZV})
+    for cell, message in (
+        ([3, 3, 10.5], r"open cell vector c is 10.50 A long, expected 10.60 A at least"),
+        ([[3, 0, 0], [0, 3, 0], [0.5, 0, 12]], r"open cell vector c is \[0.5, 0.0, 12.0\] A, expected one along z"),
+        ([[3, 0, 0.5], [0, 3, 0], [0, 0, 12]], "and the others perpendicular to it"),
+        ([[0, 0, 12], [3, 0, 0], [0, 3, 0]], "change the order of its axes"),
+    ):
+        atoms = Atoms("H2", [(0, 0, 0), (0.5, 0.4, 0.3)], cell=cell, pbc=(1, 1, 0))
+        with pytest.raises(ValueError, match=f"periodic along XY: the .*{message}"):
+            cp2k_input(atoms, settings, material_basis(settings))
 
 
 def test_odd_electrons_and_unwrapped_atoms_are_refused():

@@ -14,6 +14,7 @@ from hamscale.dft.inputs import cp2k_input
 from hamscale.dft.log import parse_output
 from hamscale.dft.outputs import eigenvalue_check, exact_kpoints, read_run
 from hamscale.dft.run import check_run, run_batch, run_cp2k
+from hamscale.graph.overlap import overlap_table
 from hamscale.structures import read_structure_file
 from helpers import DATA, DZVP, SZV, basis_of, material, silicon
 
@@ -23,6 +24,8 @@ CASES = {
     "h2o": ("water.extxyz", {"H": DZVP, "O": DZVP}),
     "si2": ("si2.extxyz", {"Si": SZV}),
     "si8": ("si8p.extxyz", {"Si": SZV}),
+    "bn": ("bn.extxyz", {"B": SZV, "N": SZV}),
+    "h2chain": ("chain.extxyz", {"H": SZV}),
 }
 
 
@@ -51,6 +54,29 @@ def test_versions_write_the_same_matrices(case, tmp_path):
         assert np.array_equal(operators.pairs, of_version["2023.1"].pairs)
         for name in ("hamiltonian", "overlap"):
             np.testing.assert_allclose(getattr(operators, name), getattr(of_version["2023.1"], name), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "open_axes"),
+    [("bn-xy-2026.2", 73, [2]), ("h2chain-x-2023.1", 11, [1, 2]), ("h2chain-x-2026.2", 11, [1, 2])],
+)
+def test_a_sheet_and_a_chain_have_no_images_across(name, images, open_axes, tmp_path):
+    operators = _read(name, tmp_path / "run")
+    check_run(tmp_path / "run", 0)
+    assert len(parse_output(tmp_path / "run" / "run.out").images) == images
+    assert not operators.pairs[:, [2 + axis for axis in open_axes]].any()
+    assert eigenvalue_check(operators) < 5e-9
+    table = overlap_table(operators.basis)
+    for z_i, z_j, blocks, index in operators.groups():
+        found = table.blocks(z_i, z_j, operators.pairs.vectors[blocks])
+        np.testing.assert_allclose(found, operators.overlap[index], rtol=0, atol=5e-7)
+
+
+def test_a_run_of_another_periodicity_is_refused(tmp_path):
+    atoms = read_structure_file(RECORDED / "bn.extxyz")
+    atoms.pbc = True
+    with pytest.raises(ValueError, match="the run is periodic along XY, the structure along XYZ"):
+        read_run(_unpacked("bn-xy-2026.2", tmp_path / "run"), atoms, basis_of(B=SZV, N=SZV))
 
 
 @pytest.mark.parametrize("name", ["si8-gamma-folded-accepted-2023.1", "si8-gamma-ot-text-2026.2"])

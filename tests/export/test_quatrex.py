@@ -16,7 +16,7 @@ from hamscale.analysis.spectra import find_levels
 from hamscale.config import Analysis
 from hamscale.export import export
 from hamscale.operators import read_operators
-from hamscale.structures import wrap_as_cp2k
+from hamscale.structures import read_structure_file, wrap_as_cp2k
 from hamscale.units import HARTREE_IN_EV, ev_to_hartree, hartree_to_ev
 from helpers import SZV, bands_hartree, bands_of_cells, basis_of, hafnia, model_hamiltonian, written
 
@@ -77,10 +77,11 @@ def test_bands_of_the_unit_cell_are_ours(solid, path, tmp_path):
     assert sum(device["num_orbitals_per_atom"][s] for s in symbols) == solid.n_orbitals
 
 
-@pytest.mark.parametrize("axis", [0, 2])
+@pytest.mark.parametrize("axis", [0, 1])
 def test_a_device_of_copies_is_block_tridiagonal_and_whole(solid, tmp_path, axis):
     """A device of N copies is H(R along the axis = n - m) in block (m, n), at every transverse cell, and nothing is dropped."""
-    solid = replace(solid, atoms=Atoms(solid.atoms.numbers, solid.atoms.positions, cell=solid.atoms.cell, pbc=True))
+    pbc = solid.atoms.pbc
+    solid = replace(solid, atoms=Atoms(solid.atoms.numbers, solid.atoms.positions, cell=solid.atoms.cell, pbc=pbc))
     path = written(tmp_path, solid)
     reach = int(np.abs(solid.pairs[:, 2 + axis]).max())
     copies = 3 * reach
@@ -104,6 +105,12 @@ def test_a_device_of_copies_is_block_tridiagonal_and_whole(solid, tmp_path, axis
     _, _, positions = read_structure(tmp_path / "out" / "structure.xyz")
     shifted = solid.atoms.positions + (copies - 1) * np.asarray(solid.atoms.cell)[axis]
     np.testing.assert_allclose(positions[-len(solid.atoms) :], shifted, atol=1e-8)
+    assert read_structure_file(tmp_path / "out" / "structure.xyz").pbc.tolist() == pbc.tolist()
+
+
+def test_a_device_across_a_sheet_is_refused(sheet, tmp_path):
+    with pytest.raises(ValueError, match="--transport is c, but the structure is periodic along XY"):
+        export(written(tmp_path, sheet), "quatrex", tmp_path / "out", transport="c")
 
 
 @pytest.fixture(scope="module")

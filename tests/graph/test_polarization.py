@@ -5,7 +5,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from scipy.spatial.transform import Rotation
-from scipy.special import erfc
+from scipy.special import erf, erfc
 
 from hamscale.angular import rotation_matrix
 from hamscale.graph.polarization import WIDTH_ANGSTROM, _Waves, neutral_charges, potentials
@@ -53,6 +53,50 @@ def test_one_distribution_of_charges_has_one_field_that_polarizes():
     np.testing.assert_allclose(fields[:, :, 2], E_hafnium[:, [1, 2, 0]], atol=1e-8)
     np.testing.assert_allclose(squares[:, 0], (E**2).sum(1), atol=1e-8)
     assert (felt.shape[1], squares.shape[1], fields.shape[2]) == (3, 1, 3)
+
+
+def _of_slab(atoms: Atoms, charges) -> np.ndarray:
+    """Potential of Gaussian charges of a slab, wave by wave of its plane (D. E. Parry, Surf. Sci. 49, 433 (1975))."""
+    cell, r, width = (angstrom_to_bohr(np.asarray(x)) for x in (atoms.cell, atoms.positions, WIDTH_ANGSTROM))
+    u, v = cell[atoms.pbc]
+    area = np.linalg.norm(np.cross(u, v))
+    n = np.cross(u, v) / area
+    waves = 2 * np.pi * np.linalg.inv([u, v, n]).T[:2]
+    d = r[:, None] - r
+    z, w = d @ n, width * 2**0.5
+    phi = -2 * np.pi / area * (z * erf(z / w) + w / np.pi**0.5 * np.exp(-((z / w) ** 2)))
+    for order in np.ndindex(29, 29):
+        G = (np.array(order) - 14) @ waves
+        if 0 < (g := np.linalg.norm(G)) < 9 / width:
+            up, down = (np.exp(s * g * z) * erfc(g * w / 2 + s * z / w) for s in (1, -1))
+            phi += np.pi / area / g * np.cos(d @ G) * (up + down)
+    return phi @ charges
+
+
+def _of_wire(atoms: Atoms, charges, images: int = 4000) -> np.ndarray:
+    """Potential of Gaussian charges of a wire, image by image, whose sum converges as that of charges without a net one."""
+    cell, r, width = (angstrom_to_bohr(np.asarray(x)) for x in (atoms.cell, atoms.positions, WIDTH_ANGSTROM))
+    along = np.arange(-images, images + 1)[:, None] * cell[atoms.pbc]
+    d = np.maximum(np.linalg.norm(r[:, None, None] - r[:, None] + along, axis=-1), 1e-9)
+    return ((erf(d / width / 2**0.5) / d).sum(-1) * charges).sum(1)
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize(("slab", "direct"), [(True, _of_slab), (False, _of_wire)], ids=["slab", "wire"])
+def test_nothing_repeats_a_slab_or_a_wire_across(slab, direct, axis, rotation):
+    random = np.random.default_rng(axis)
+    cell = np.roll(np.roll([[3.0, 0, 0], [-1, 2.5, 0], [0, 0, 9]], axis, 0), axis, 1) @ rotation.T
+    pbc = np.roll([slab, slab, not slab], axis)
+    atoms = Atoms("NaClNaCl", random.normal(0, 1.5, (4, 3)), cell=cell, pbc=pbc)
+    charges = np.array([1.0, -1.0, 2.0, -2.0])
+    phi, E = _Waves(atoms).of_charges(charges)
+    np.testing.assert_allclose(phi, direct(atoms, charges), rtol=0, atol=2e-8)
+    for x in range(3):  # an atom moves with its images, which add a constant to its potential
+        up, down = atoms.copy(), atoms.copy()
+        up.positions[0, x] += 1e-3
+        down.positions[0, x] -= 1e-3
+        difference = direct(up, charges)[0] - direct(down, charges)[0]
+        assert abs(E[0, x] + difference / angstrom_to_bohr(2e-3)) < 2e-5
 
 
 def test_charges_that_make_every_structure_neutral_are_found():

@@ -34,7 +34,7 @@ def align_gauge(dft: Operators, predicted: Operators) -> float:
 
     H and H + mu S describe the same physics in a periodic cell. For a structure that is not periodic mu is zero.
     """
-    if not dft.atoms.pbc.all():
+    if not dft.atoms.pbc.any():
         return 0.0
     difference = dft.hamiltonian - values_on(predicted, predicted.hamiltonian, dft)
     return float(dft.overlap @ difference / (dft.overlap @ dft.overlap))

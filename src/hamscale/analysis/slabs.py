@@ -22,7 +22,7 @@ def atom_potentials(operators: Operators) -> np.ndarray:
 
 
 def slab_table(dft: Operators, predicted: Operators, baseline: Operators, slab_angstrom: float) -> pd.DataFrame:
-    """Return the mean potential of the atoms of each slab along the longest cell vector, one row per slab.
+    """Return the mean potential of the atoms of each slab along the longest periodic cell vector, one row per slab.
 
     Columns: slab, distance_angstrom (of the middle of the slab from the corner of the cell), atoms, dft_ev, predicted_ev,
     baseline_ev. Slabs have equal thickness, and their number, at least one, makes it come nearest to slab_angstrom; a molecule
@@ -31,9 +31,9 @@ def slab_table(dft: Operators, predicted: Operators, baseline: Operators, slab_a
     slab counts. A slab without atoms has NaN.
     """
     atoms, numbers = dft.atoms, dft.atoms.numbers
-    lengths = atoms.cell.lengths()
+    lengths = atoms.cell.lengths() * (atoms.pbc if atoms.pbc.any() else 1)
     axis = int(np.argmax(lengths))
-    count = max(1, round(lengths[axis] / slab_angstrom)) if atoms.pbc.all() else 1
+    count = max(1, round(lengths[axis] / slab_angstrom)) if atoms.pbc.any() else 1
     slab = np.zeros(len(atoms), int)
     if count > 1:
         slab = (atoms.cell.scaled_positions(atoms.positions)[:, axis] % 1 * count).astype(int) % count

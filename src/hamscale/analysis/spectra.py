@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from ase.cell import Cell
+from ase import Atoms
 from ase.dft.kpoints import parse_path_string
 from numpy.typing import ArrayLike
 from scipy.linalg import LinAlgError
@@ -111,8 +111,7 @@ class Comparison:
 def analysis_grid(operators: Operators, analysis: Analysis) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int]]:
     """Return the k-points (K, 3) and weights (K,) of an analysis, and the divisions of the grid, which are 0 for a molecule."""
     counts = kpoint_counts(operators.atoms, analysis.kgrid, analysis.kgrid_length_angstrom)
-    periodic = bool(operators.atoms.pbc.all())
-    return *k_grid(counts, periodic), counts if periodic else (0, 0, 0)
+    return *k_grid(counts), counts if operators.atoms.pbc.any() else (0, 0, 0)
 
 
 def find_levels(operators: Operators, analysis: Analysis) -> Levels:
@@ -134,7 +133,7 @@ def compare_spectra(dft: Operators, predicted: Operators, baseline: Operators, a
     filled = levels_on_grid(energies[0], weights, dft.n_electrons, temperature, counts)
     share = occupations(energies[0], filled, dft.n_electrons, temperature)
     # the energies of a molecule have an absolute zero, so nothing is shifted
-    periodic = dft.atoms.pbc.all()
+    periodic = dft.atoms.pbc.any()
     of_states = weights[:, None] * share
     shifts = [_median(energies[0] - e, of_states) if periodic else 0.0 for e in energies[1:]]
     energies = [energies[0], energies[1] + shifts[0], energies[2] + shifts[1]]
@@ -200,20 +199,21 @@ def dos_table(c: Comparison) -> pd.DataFrame:
     )
 
 
-def band_path(cell: Cell, path: str | None, points: int) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray]:
+def band_path(atoms: Atoms, path: str | None, points: int) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray]:
     """Return k-points along a path of special points, with their lengths, labels and segments.
 
     Returns k-points (K, 3) in fractions, the length x (K,) along the path in 1/A, labels (K,) and segments (K,). By default the
-    path is the lattice's own, from ASE. K is about `points`; every leg has at least its two ends. A path may stop at one
-    special point and go on from another: both then have one x and one label, e.g. "U|K", and the segment changes. Raises
-    ValueError if the lattice lacks a special point.
+    path is the lattice's own, from ASE; that of a slab lies in its plane, that of a wire on its axis. K is about `points`;
+    every leg has at least its two ends. A path may stop at one special point and go on from another: both then have one x and
+    one label, e.g. "U|K", and the segment changes. Raises ValueError if the lattice lacks a special point.
     """
     # ASE's get_linear_kpoint_axis takes a leg without points between its ends for a jump and gives it no length
+    cell = atoms.cell
     try:
-        bandpath = cell.bandpath(path, npoints=0)
+        bandpath = cell.bandpath(path, npoints=0, pbc=atoms.pbc)
         ends = [np.array([bandpath.special_points[name] for name in part]) for part in parse_path_string(bandpath.path)]
     except (KeyError, ValueError) as error:
-        lattice = cell.get_bravais_lattice()
+        lattice = cell.get_bravais_lattice(pbc=atoms.pbc)
         raise ValueError(
             f"analysis.band_path is {path!r}, but the lattice of this cell ({lattice.longname}) has the special points "
             f"{', '.join(lattice.get_special_points())} ({type(error).__name__}: {error}). Strain lowers a lattice's symmetry: "
@@ -247,9 +247,9 @@ def bands_table(dft: Operators, predicted: Operators, baseline: Operators, c: Co
     predicted_ev, baseline_ev. `Comparison.edge` is DFT's highest occupied eigenvalue, or the Fermi level of a metal. The levels
     of a molecule are at x = 0.
     """
-    if dft.atoms.pbc.all():
+    if dft.atoms.pbc.any():
         points = analysis.band_points or int(np.clip(BAND_ORBITALS // dft.n_orbitals, *BAND_POINTS))
-        kpoints, x, names, segments = band_path(dft.atoms.cell, analysis.band_path, points)
+        kpoints, x, names, segments = band_path(dft.atoms, analysis.band_path, points)
     else:
         kpoints, x, names, segments = np.zeros((1, 3)), np.zeros(1), [""], np.zeros(1, int)
     shifts = (0.0, *c.shifts)

@@ -43,7 +43,7 @@ def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, overlap_
     shown = {
         "By pair of elements": tables["by_pair"],
         "By distance": tables["by_distance"],
-        "Mean potential of slabs along the longest cell vector": tables["slabs"],
+        "Mean potential of slabs along the longest periodic cell vector": tables["slabs"],
     }
     write_text(out / "errors.html", tables_page(f"Errors of {' / '.join(name.values())}", shown))
 
@@ -122,6 +122,7 @@ def write_view(predicted: Path, parts: int, out: Path) -> None:
     operators = read_operators(predicted)
     facts = {
         "cell_angstrom": operators.atoms.cell.round(6).tolist(),
+        "periodic": operators.atoms.pbc.tolist(),
         "orbitals": operators.n_orbitals,
         "model": operators.attributes["model"],
     }

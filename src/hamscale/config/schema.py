@@ -95,6 +95,17 @@ class StructureSet(Section):
     )
     melt_quench: MeltQuench | None = Field(None, description="make it amorphous")
     box_angstrom: PositiveFloat | None = Field(None, description="put a molecule, not periodic, into a cube of this edge (A)")
+    open: list[Literal["a", "b", "c"]] = Field(
+        default_factory=list,
+        max_length=2,
+        description="directions that are not periodic, besides those that the source leaves open: [c] makes a slab, [b, c] a "
+        "wire; repeat comes before it",
+    )
+    vacuum_angstrom: float = Field(
+        12.0,
+        ge=10,
+        description="of a slab or a wire: an open cell vector is twice as long as the atoms reach along it, plus this (A)",
+    )
     count: PositiveInt = Field(1, description="number of structures")
     rattle_angstrom: NonNegativeFloat = Field(0.0, description="standard deviation of Gaussian displacements (A)")
     strain: NonNegativeFloat = Field(0.0, le=0.3, description="standard deviation of the six components of random strain (1)")
@@ -105,6 +116,8 @@ class StructureSet(Section):
         sources = [name for name in ("file", "builder", "spacegroup", "tile") if getattr(self, name)]
         if len(sources) != 1:
             raise ValueError(f"has sources {sources}, expected exactly one of file, builder, spacegroup, tile")
+        if self.box_angstrom and self.open:
+            raise ValueError("has box_angstrom, for a molecule, and open, for a slab or a wire: expected at most one of them")
         return self
 
 
@@ -122,7 +135,7 @@ class Dft(Section):
     cutoff_ry: PositiveFloat = Field(400.0, description="plane-wave cutoff of the finest grid (Ry)")
     rel_cutoff_ry: PositiveFloat = Field(50.0, description="relative cutoff (Ry)")
     kpoints: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
-        (1, 1, 1), description="Monkhorst-Pack grid; unused for molecules"
+        (1, 1, 1), description="Monkhorst-Pack grid; one along directions that are not periodic"
     )
     kpoint_length_angstrom: PositiveFloat | None = Field(
         None, description="instead of kpoints: round(this / |a|) along each cell vector, so that cells of all sizes agree (A)"
@@ -175,7 +188,8 @@ class Analysis(Section):
         300.0, description="temperature of the Fermi function that fills the bands of a metal (K)"
     )
     slab_angstrom: PositiveFloat = Field(
-        5.5, description="thickness of the slabs along the longest cell vector whose mean potentials are compared (A), about"
+        5.5,
+        description="thickness of the slices along the longest periodic cell vector whose mean potentials are compared (A)",
     )
     band_path: str | None = Field(None, description="special points of ASE, e.g. GXWK; the lattice's own path by default")
     band_points: PositiveInt | None = Field(

@@ -10,9 +10,14 @@ from cp2k_input_tools.parser import CP2KInputParser
 
 from ..basis import Basis, find_data_file
 from ..config import Material
-from ..structures import kpoint_counts, wrap_as_cp2k
+from ..structures import kpoint_counts, periodicity, wrap_as_cp2k
 
 PROJECT = "run"
+# By the number of periodic directions. Of two: ANALYTIC of CP2K 2023.1 is wrong by 0.1 Ha (mended in 2023.2 by pull request
+# 2757); MT gives the same in all versions, and in later ones the same as ANALYTIC. Of one direction there is ANALYTIC alone.
+POISSON_SOLVERS = {0: "WAVELET", 1: "ANALYTIC", 2: "MT"}
+# vacuum beside twice the extent of a flat sheet with which H of MT is converged to 1e-5 Ha (8 A: 3e-4 Ha)
+VACUUM_ANGSTROM = 10.0
 
 
 def cp2k_input(atoms: Atoms, material: Material, basis: Basis) -> str:
@@ -21,14 +26,11 @@ def cp2k_input(atoms: Atoms, material: Material, basis: Basis) -> str:
     H and S are resolved by periodic image. A periodic structure gets a Monkhorst-Pack grid even for the Gamma point alone (1 1
     1), because without one CP2K folds all images into one matrix. A molecule has one image and gets no grid.
 
-    Raises ValueError if the structure is periodic along some directions only, if it is not wrapped as CP2K would wrap it, if it
-    has an odd number of electrons, or if CP2K's own grammar refuses the input.
+    Raises ValueError if the cell of a slab or a wire is one for which CP2K's Poisson solver is wrong, if the structure is not
+    wrapped as CP2K would wrap it, if it has an odd number of electrons, or if CP2K's own grammar refuses the input.
     """
-    if atoms.pbc.any() and not atoms.pbc.all():
-        raise ValueError(
-            f"periodic along {atoms.pbc.tolist()}, expected all three directions or none. Give a slab vacuum and pbc along all "
-            "three."
-        )
+    if atoms.pbc.any():
+        _check_open_vectors(atoms)
     if not np.allclose(wrap_as_cp2k(atoms).positions, atoms.positions, atol=1e-9):
         raise ValueError(
             "atoms are not wrapped to fractions in [-1/2, 1/2], from where CP2K counts the cells of H(R). "
@@ -49,6 +51,30 @@ def cp2k_input(atoms: Atoms, material: Material, basis: Basis) -> str:
     if (difference := _difference(tree, back)) is not None:
         raise ValueError(f"the generated CP2K input reads back differently at {difference}.")
     return text
+
+
+def _check_open_vectors(atoms: Atoms) -> None:
+    """Raise ValueError if an open cell vector is not along its axis, or shorter than twice the atoms' extent plus 10 A.
+
+    CP2K takes the length of the cell from the diagonal of its matrix, and cuts the Coulomb interaction off at half of it.
+    """
+    cell = np.asarray(atoms.cell)
+    for n in np.flatnonzero(~atoms.pbc):
+        name, axis = "abc"[n], "xyz"[n]
+        others = np.delete(np.concatenate([cell[n], cell[:, n]]), [n, 3 + n])
+        if np.abs(others).max() > 1e-6:
+            raise ValueError(
+                f"periodic along {periodicity(atoms)}: the open cell vector {name} is {np.round(cell[n], 3).tolist()} A, "
+                f"expected one along {axis}, and the others perpendicular to it. Turn the structure, or change the order of "
+                "its axes."
+            )
+        needed = 2 * np.ptp(atoms.positions[:, n]) + VACUUM_ANGSTROM
+        if cell[n, n] < needed:
+            raise ValueError(
+                f"periodic along {periodicity(atoms)}: the open cell vector {name} is {cell[n, n]:.2f} A long, expected "
+                f"{needed:.2f} A at least, twice the extent of the atoms plus {VACUUM_ANGSTROM:g} A. Build the structure with "
+                "`hamscale structure`, which sees to it, or give it more vacuum."
+            )
 
 
 @lru_cache
@@ -86,7 +112,7 @@ def _subsys(atoms: Atoms, basis: Basis) -> dict:
     """Build the section SUBSYS: cell, coordinates (A) and kinds."""
     cell = {name: tuple(float(x) for x in vector) for name, vector in zip("abc", np.asarray(atoms.cell))}
     return {
-        "+cell": cell | {"periodic": "XYZ" if atoms.pbc.all() else "NONE"},
+        "+cell": cell | {"periodic": periodicity(atoms)},
         "+coord": {
             "*": [
                 f"{symbol} " + " ".join(f"{x:.14f}" for x in position)
@@ -102,7 +128,7 @@ def _subsys(atoms: Atoms, basis: Basis) -> dict:
 
 
 def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
-    dft, periodic = material.dft, bool(atoms.pbc.all())
+    dft, solver = material.dft, POISSON_SOLVERS.get(int(atoms.pbc.sum()))
     csr = {"_": "ON", "threshold": dft.csr_threshold, "upper_triangular": False, "binary": True, "real_space": True}
     section = {
         "basis_set_file_name": [_file(dft.basis_file)],
@@ -112,7 +138,7 @@ def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
         # The value of EPS_DEFAULT avoids this and costs nothing.
         "+qs": {"method": "GPW", "eps_default": dft.eps_default, "eps_ppnl": dft.eps_default},
         "+mgrid": {"cutoff": dft.cutoff_ry, "rel_cutoff": dft.rel_cutoff_ry},
-        "+poisson": {"periodic": "XYZ"} if periodic else {"periodic": "NONE", "poisson_solver": "WAVELET"},
+        "+poisson": {"periodic": periodicity(atoms)} | ({} if atoms.pbc.all() else {"poisson_solver": solver}),
         "+xc": {"+xc_functional": {"_": dft.functional}},
         "+scf": _scf(atoms, material, basis),
         "+print": {
@@ -127,7 +153,7 @@ def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
             },
         },
     }
-    if periodic:
+    if atoms.pbc.any():
         section["+kpoints"] = {
             "scheme": (
                 "MONKHORST-PACK",

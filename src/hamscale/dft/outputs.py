@@ -17,6 +17,7 @@ from scipy.sparse import bsr_array, csr_array
 from ..basis import Basis
 from ..operators import Operators
 from ..pairs import PairList, block_offsets, sort_keys
+from ..structures import periodicity
 from ..units import angstrom_to_bohr
 from ..workers import eigh
 from .inputs import PROJECT
@@ -190,6 +191,11 @@ def _check_structure(directory: Path, output: RunOutput, atoms: Atoms, basis: Ba
         raise ValueError(
             f"{directory / OUTPUT}: atoms of the run ({len(output.elements)}) are not those of the structure ({len(atoms)} "
             "atoms). Was the structure changed after the run? Run it again."
+        )
+    if output.periodicity != periodicity(atoms):
+        raise ValueError(
+            f"{directory / OUTPUT}: the run is periodic along {output.periodicity}, the structure along {periodicity(atoms)}. "
+            "Run it again, or set pbc of the structure to what was run."
         )
     # the cell of a molecule is a box that does not affect its matrices
     if output.images is not None and np.abs(output.cell - np.asarray(atoms.cell)).max() > CELL_TOLERANCE_ANGSTROM:

@@ -239,8 +239,9 @@ def _check_blocks(path: Path, pairs: np.ndarray, orbitals: np.ndarray, shapes: n
 
 def _wrap(atoms: Atoms, pairs: np.ndarray) -> np.ndarray:
     """Wrap the atoms in place, and return the pairs with the cells that belong to the wrapped atoms: R + n_j - n_i."""
+    # a sheet in a data set was calculated by a code that repeats its vacuum too, and its energy has the zero of such a cell
     atoms.pbc = bool(pairs[:, 2:].any())
-    if not atoms.pbc.all():
+    if not atoms.pbc.any():
         return pairs
     wrapped = wrap_as_cp2k(atoms)
     # wrapping may also shift all atoms together, by less than half a cell, which rounding removes

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from ase import Atoms
 
+from ..structures import periodicity
 from ..units import hartree_to_mev
 from .stream import Rows, Stored
 
@@ -63,9 +64,13 @@ class Device:
 def _axis(stored: Stored, transport: str) -> int:
     if transport not in ("a", "b", "c"):
         raise ValueError(f"--transport is {transport!r}, expected an axis of the cell: a, b or c.")
-    if not stored.periodic:
-        raise ValueError("--transport needs a structure that is periodic; this one is not. Export it without.")
-    return "abc".index(transport)
+    axis = "abc".index(transport)
+    if not stored.atoms.pbc[axis]:
+        raise ValueError(
+            f"--transport is {transport}, but the structure is periodic along {periodicity(stored.atoms)}. Choose a direction "
+            "in which it is periodic, or export it without --transport."
+        )
+    return axis
 
 
 def as_drawn(stored: Stored, transport: str, origin: float | None = None) -> Stored:
@@ -152,7 +157,7 @@ def _device(stored: Stored, axis: int, repeat: int, block: np.ndarray) -> Device
     cell = np.asarray(stored.atoms.cell)
     positions = stored.atoms.positions[atom] + copy[:, None] * cell[axis]
     cell = np.where(np.arange(3)[:, None] == axis, repeat * cell, cell)
-    atoms = Atoms(stored.atoms.numbers[atom[order]], positions[order], cell=cell, pbc=True)
+    atoms = Atoms(stored.atoms.numbers[atom[order]], positions[order], cell=cell, pbc=stored.atoms.pbc)
     block_sizes = np.bincount(block.ravel(), stored.orbitals[atom]).astype(np.int64)
     return Device(axis, repeat, block, first.reshape(block.shape), atoms, block_sizes)
 

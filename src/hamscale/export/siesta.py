@@ -43,7 +43,8 @@ def hamiltonian(stored: Stored) -> "sisl.Hamiltonian":
     sisl = _sisl()
     elements = {z: sisl.Atom(z, _orbitals(sisl, stored.basis[z].l)) for z in np.unique(stored.atoms.numbers).tolist()}
     nsc = 2 * np.abs(stored.pairs[:, 2:]).max(0) + 1
-    lattice = sisl.Lattice(np.asarray(stored.atoms.cell), nsc=nsc)
+    boundaries = ["periodic" if periodic else "open" for periodic in stored.atoms.pbc]
+    lattice = sisl.Lattice(np.asarray(stored.atoms.cell), nsc=nsc, boundary_condition=boundaries)
     geometry = sisl.Geometry(stored.atoms.positions, [elements[z] for z in stored.atoms.numbers.tolist()], lattice)
     n = stored.n_orbitals
     matrices: dict[str, list[sp.csr_matrix]] = {"hamiltonian": [], "overlap": []}

@@ -70,7 +70,7 @@ class Stored:
 
     @property
     def periodic(self) -> bool:
-        return bool(self.atoms.pbc.all())
+        return bool(self.atoms.pbc.any())
 
     def energies_ev(self) -> dict[str, float]:
         """Return the Fermi level and the band edges of the file, in eV and in its own zero; empty if they are not known."""

@@ -89,7 +89,7 @@ def decay(table: pd.DataFrame, ax: Axes, cutoff_angstrom: float | None = None) -
 
 
 def slabs(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Draw the mean potential (eV) of the atoms of each slab along the longest cell vector: DFT, predicted, reference."""
+    """Draw the mean potential (eV) of the atoms of each slab: DFT, predicted, reference."""
     for name, label, colour, style in (
         ("baseline", "reference", BASELINE, "s-"),
         ("dft", "DFT", DFT, "o-"),
@@ -97,7 +97,7 @@ def slabs(table: pd.DataFrame, ax: Axes) -> Axes:
     ):
         ax.plot(table["distance_angstrom"], table[f"{name}_ev"], style, color=colour, markersize=3, label=label)
     ax.axhline(0, color="0.8", linewidth=0.5, zorder=0)
-    ax.set(xlabel="along the longest cell vector (Å)", ylabel="mean potential of a slab (eV)")
+    ax.set(xlabel="along the longest periodic cell vector (Å)", ylabel="mean potential of a slab (eV)")
     widest = max(0.2, 1.15 * table[["dft_ev", "predicted_ev", "baseline_ev"]].abs().to_numpy().max())
     ax.set_ylim(-widest, widest)
     ax.legend()

@@ -96,7 +96,7 @@ class Ions:
         The columns are the formal charges, or all distributions that make the structures neutral; m = 0 if charges do not
         act or a structure is not periodic. Raises ValueError if formal charges leave a structure charged.
         """
-        if not (self.far and all(atoms.pbc.all() for atoms in structures)):
+        if not (self.far and all(atoms.pbc.any() for atoms in structures)):
             return np.empty((len(elements), 0))
         counts = np.array([[(atoms.numbers == z).sum() for z in elements] for atoms in structures])
         if not self.charges:
@@ -143,7 +143,7 @@ def features(
     """
     whole = _by_degree(densities(graph, elements, lmax, atoms))
     owned = graph.owned[atoms]
-    if not graph.atoms.pbc.all():
+    if not graph.atoms.pbc.any():
         return Features(whole, np.empty((len(owned), 0)))
     felt, squares, fields = potentials(graph.atoms, elements, charges) if far is None else far
     near = _by_degree(densities(graph, elements, min(1, lmax), atoms, near_angstrom))
@@ -244,7 +244,7 @@ class CrystalField:
         Only some atoms are processed at a time, to bound the memory.
         """
         numbers, elements = graph.atoms.numbers[graph.owned], sorted(self.coupling.basis)
-        far = potentials(graph.atoms, elements, self.charges) if graph.atoms.pbc.all() else None
+        far = potentials(graph.atoms, elements, self.charges) if graph.atoms.pbc.any() else None
         parts: dict[int, list[np.ndarray]] = {int(z): [] for z in np.unique(numbers)}
         for first in range(0, len(numbers), ATOMS_AT_ONCE):
             some = slice(first, first + ATOMS_AT_ONCE)

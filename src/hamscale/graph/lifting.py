@@ -81,9 +81,10 @@ def _lift(operators: Operators, floor_hartree: float) -> tuple[Operators, np.nda
 
     A block (i, j, R) receives the correction of its own image alone: of images that the grid cannot tell apart, the nearest.
     """
-    atoms, periodic = operators.atoms, bool(operators.atoms.pbc.all())
-    counts = 2 * (np.ceil(GRID_ANGSTROM / plane_distances(atoms.cell)).astype(int) // 2) + 1 if periodic else np.ones(3, int)
-    kpoints, weights = k_grid(counts, periodic)
+    atoms = operators.atoms
+    planes = np.where(atoms.pbc, plane_distances(atoms.cell.complete()), np.inf)
+    counts = 2 * (np.ceil(GRID_ANGSTROM / planes).astype(int) // 2) + 1
+    kpoints, weights = k_grid(counts)
 
     def at(k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         H, S = operators.at_k(k)

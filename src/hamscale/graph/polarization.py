@@ -12,7 +12,18 @@ does not occur in a solid. A crystal of one element has no neutral charge distri
 the screening by dipoles are coefficients that a fit determines. The difference to the potential of a point charge, erfc(r)
 / r, is short-ranged and is represented by a sum over near neighbours. The sums over k are non-uniform Fourier transforms,
 which cost N log N in the number of atoms.
+
+A slab or a wire has no images along its open directions. Its waves are those of a cell of their own, and the Coulomb
+interaction 1 / r, of which w_k are the waves, ends at a distance R, half of the open cell vectors, so that images are not felt.
+With q and p the lengths of the components of k along the periodic and the open directions, w_k has the factor
+
+    slab   1 - exp(-q R) cos(p R)                                      interaction up to the height R
+    wire   1 + p R J_1(p R) K_0(q R) - q R J_0(p R) K_1(q R)           interaction up to the distance R across the wire
+           1 - J_0(p R) where q = 0, which sets the potential of a charged line to zero at R: a neutral wire feels no difference
+
+R is as large as the atoms and their Gaussians need, so the sums are exact.
 References: P. P. Ewald, Ann. Phys. 369, 253 (1921); B. G. Dick, A. W. Overhauser, Phys. Rev. 112, 90 (1958) for the ions;
+C. A. Rozzi et al., Phys. Rev. B 73, 205119 (2006) for slabs and wires;
 A. H. Barnett, J. F. Magland, L. af Klinteberg, SIAM J. Sci. Comput. 41, C479 (2019) for the transforms (finufft).
 """
 
@@ -22,7 +33,9 @@ import finufft
 import numpy as np
 from ase import Atoms
 from scipy.linalg import null_space
+from scipy.special import j0, j1, k0, k1
 
+from ..structures import with_vacuum
 from ..units import angstrom_to_bohr
 
 WIDTH_ANGSTROM = 0.7
@@ -73,6 +86,9 @@ class _Waves:
     """Plane waves of a cell up to the reach of the Gaussians, and sums over them."""
 
     def __init__(self, atoms: Atoms) -> None:
+        open_directions = None if atoms.pbc.all() else ~atoms.pbc
+        if open_directions is not None:
+            atoms = _in_cell_of_waves(atoms)
         cell = angstrom_to_bohr(np.asarray(atoms.cell))
         width = angstrom_to_bohr(WIDTH_ANGSTROM)
         reach = REACH / width
@@ -87,6 +103,8 @@ class _Waves:
         # the points are shifted by half a cell in both transforms, so that the shift cancels
         self.weight = np.zeros(self.shape)
         self.weight[inner] = 4 * np.pi / abs(np.linalg.det(cell)) * np.exp(-square[inner] * width**2 / 2) / square[inner]
+        if open_directions is not None:
+            self.weight[inner] *= _cut_off(np.stack(np.broadcast_arrays(*self.k), -1)[inner], cell, open_directions)
 
     def of_charges(self, charges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self._felt(self._structure_factor(charges))
@@ -104,3 +122,30 @@ class _Waves:
         waves = self.weight * factor
         there = lambda f: finufft.nufft3d2(*self.points, f, eps=ACCURACY, isign=1, nthreads=1).real  # noqa: E731
         return there(waves), np.stack([there(-1j * k * waves) for k in self.k], 1)
+
+
+def _in_cell_of_waves(atoms: Atoms) -> Atoms:
+    """Return the atoms of a slab or a wire in a periodic cell with room for an interaction that ends.
+
+    Its open vectors are perpendicular to the periodic ones and to each other, and of equal length L. The interaction ends at
+    L/2, beyond the farthest atom and its Gaussian, and the nearest image of that atom lies beyond L/2 too.
+    """
+    cell, is_open = with_vacuum(atoms, 1.0).cell.array, ~atoms.pbc
+    normals = cell[is_open] / np.linalg.norm(cell[is_open], axis=1, keepdims=True)
+    extent = np.linalg.norm(np.ptp(atoms.positions @ normals.T, axis=0))
+    cell[is_open] = 2 * (extent + REACH * WIDTH_ANGSTROM) * normals
+    return Atoms(atoms.numbers, atoms.positions, cell=cell, pbc=True)
+
+
+def _cut_off(k: np.ndarray, cell: np.ndarray, is_open: np.ndarray) -> np.ndarray:
+    """Compute the factor of the weight of each wave (N, 3) that ends the interaction at half of the open cell vectors, (N,)."""
+    lengths = np.linalg.norm(cell[is_open], axis=1)
+    across = k @ (cell[is_open] / lengths[:, None]).T
+    along = k @ np.linalg.qr(cell[~is_open].T)[0]
+    radius, q, p = lengths[0] / 2, np.linalg.norm(along, axis=1), np.linalg.norm(across, axis=1)
+    if len(lengths) == 1:
+        return 1 - np.exp(-q * radius) * np.cos(p * radius)
+    factor, waves = 1 - j0(p * radius), q > 1e-8  # the shortest wave of any cell is longer
+    q, p = q[waves] * radius, p[waves] * radius
+    factor[waves] = 1 + p * j1(p) * k0(q) - q * j0(p) * k1(q)
+    return factor

@@ -22,6 +22,7 @@ from ..basis import Basis
 from ..files import create_h5, open_h5
 from ..operators import Operators, read_basis, write_basis
 from ..pairs import ByElement, ByPair
+from ..structures import longest_period
 from .coupling import Coupling, PairCoupling, coupled_groups
 from .crystal_field import CrystalField, Ions, OnsiteBlocks, less_shifts, onsite_blocks
 from .crystal_field_fit import fit_crystal_field, mean_blocks
@@ -43,7 +44,7 @@ class Reference:
     crystal_field: reference of the onsite blocks, relative to which the gauge is measured.
     two_centre[z_i, z_j], scale[z_i, z_j]: (knots, slots), Hartree; onsite_scale[z]: (slots,), Hartree.
     reach_angstrom: the longest distance of a block in the data; beyond it the reference falls to zero within one knot.
-    longest_cell_angstrom: the longest cell vector of the training structures; zero for molecules.
+    longest_cell_angstrom: the longest periodic cell vector of the training structures; zero for molecules.
     outside_fraction: share of sum |H| of the training structures on pairs beyond the cutoff.
     floor_hartree: lowest energy of the training structures along directions that S nearly misses (graph/lifting.py), in the
     energy zero of predictions; infinity if S misses none.
@@ -184,12 +185,12 @@ def _survey(structures: Iterable[Operators], cutoff: float | Literal["auto"], th
         nearest.append(of_atom[np.isfinite(of_atom)])
     if basis is None:
         raise ValueError("no training structure was given; expected at least one file of schema operators/1.")
-    periodic = [bool(a.pbc.all()) for a in atoms]
+    periodic = [bool(a.pbc.any()) for a in atoms]
     if len(set(periodic)) > 1:
         raise ValueError(
             "training structures are periodic and not periodic; expected one kind: their energies have different zeros."
         )
-    longest = max(a.cell.lengths().max() for a in atoms) if periodic[0] else 0.0
+    longest = max(map(longest_period, atoms))
     first_shell = FIRST_SHELL * float(np.concatenate(nearest).mean())
     chosen = float(above if cutoff == "auto" else cutoff)
     return _Survey(basis, periodic[0], chosen, float(reach), float(longest), first_shell, atoms)

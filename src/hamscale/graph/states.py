@@ -33,7 +33,7 @@ def eigenvalue_directions(operators: Operators, graph: Graph, count: int, seed: 
     random, occupied = np.random.default_rng(seed), operators.n_electrons // 2
     states = min(operators.n_orbitals, occupied + max(1, occupied // 4))
     signs = random.choice([-1.0, 1.0], (count, states))
-    kpoints = random.random((count, 3)) if graph.atoms.pbc.all() else np.zeros((count, 3))
+    kpoints = random.random((count, 3)) * graph.atoms.pbc
     return directions(operators, graph, kpoints, (signs - signs.mean(1, keepdims=True)) / states**0.5)
 
 

@@ -43,13 +43,13 @@ class Example:
 def build_network(network: Network, reference: Reference) -> HamiltonianNetwork:
     """Build the network for the elements, basis and cutoff of a reference.
 
-    lmax "auto" is the highest L to which blocks couple.
+    lmax "auto" is the highest L to which blocks couple, and 1 at least: blocks of s shells alone depend on angles too.
     """
     elements = sorted(reference.basis)
     coupling = reference.coupling
     slots = {(s_i, s_j): coupling[z_i, z_j].parities for s_i, z_i in enumerate(elements) for s_j, z_j in enumerate(elements)}
     onsite = {s: coupling[z, z].onsite_parities for s, z in enumerate(elements)}
-    lmax = coupling.lmax if network.lmax == "auto" else network.lmax
+    lmax = max(1, coupling.lmax) if network.lmax == "auto" else network.lmax
     return HamiltonianNetwork(lmax, len(elements), reference.cutoff_angstrom, slots, onsite, network)
 
 

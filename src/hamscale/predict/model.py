@@ -19,7 +19,7 @@ from ..inputs.tensors import graph_inputs
 from ..model.network import HamiltonianNetwork
 from ..pairs import ByElement
 from ..parallel.env import World
-from ..structures import wrap_as_cp2k
+from ..structures import longest_period, wrap_as_cp2k
 from ..units import hartree_to_mev
 from .in_parts import forward_in_parts
 
@@ -133,15 +133,15 @@ class TrainedModel:
                 f"trained on {', '.join(e.element for e in self.reference.basis.values())} only. Train a model on a material "
                 "with these elements."
             )
-        if bool(atoms.pbc.all()) != self.reference.periodic:
+        if bool(atoms.pbc.any()) != self.reference.periodic:
             raise ValueError(
-                f"{self.name}: the structure is {'' if atoms.pbc.all() else 'not '}periodic, the model was trained on "
+                f"{self.name}: the structure is {'' if atoms.pbc.any() else 'not '}periodic, the model was trained on "
                 f"structures that {'are' if self.reference.periodic else 'are not'}: their energies have different zeros."
             )
 
     def _warn_of_length(self, atoms: Atoms) -> None:
-        longest, trained = float(atoms.cell.lengths().max()), self.reference.longest_cell_angstrom
-        if atoms.pbc.all() and longest > LONGER * trained:
+        longest, trained = longest_period(atoms), self.reference.longest_cell_angstrom
+        if longest > LONGER * trained:
             warnings.warn(
                 f"the structure is {longest:.1f} A long, the longest training cell {trained:.1f} A: no training cell held "
                 "potentials of so long a wave. Compare the slabs of a long structure with DFT (`hamscale evaluate`), or train "
