@@ -69,6 +69,11 @@ class Reference:
         """Return the couplings of all pairs of elements."""
         return self.crystal_field.coupling
 
+    @property
+    def spins(self) -> int:
+        """Return the number of matrices H that are predicted: one for both spins, or two."""
+        return self.coupling.spins
+
     def remainder(self, operators: Operators, of_atoms: OnsiteBlocks) -> tuple[Operators, Coupling, float]:
         """Return the arguments with which `coupled_groups` gives H - mu S less the shifts of bonds by the crystal field."""
         return _remainder(self.crystal_field, self.periodic, operators, of_atoms)
@@ -126,7 +131,7 @@ def fit_reference(
     Raises ValueError if the bases differ or the cutoff is larger than the reach of H in the data.
     """
     survey = _survey(structures, cutoff_angstrom, auto_threshold_hartree)
-    coupling, periodic = Coupling(survey.basis), survey.periodic
+    coupling, periodic = Coupling(survey.basis, survey.spins), survey.periodic
     charges = ions.distributions(sorted(survey.basis), survey.atoms)
     of_structures = []
     for operators in structures:
@@ -165,11 +170,12 @@ class _Survey:
     longest_cell_angstrom: float
     first_shell_angstrom: float
     atoms: list[Atoms]
+    spins: int
 
 
 def _survey(structures: Iterable[Operators], cutoff: float | Literal["auto"], threshold: float) -> _Survey:
     basis: Basis | None = None
-    reach, above, atoms, nearest = 0.0, 0.0, [], []
+    reach, above, atoms, nearest, spins = 0.0, 0.0, [], [], set()
     for operators in structures:
         if basis and (difference := basis.difference(operators.basis)):
             raise ValueError(f"training structures were calculated in different bases: {difference}. Run them again with one.")
@@ -179,6 +185,7 @@ def _survey(structures: Iterable[Operators], cutoff: float | Literal["auto"], th
         if cutoff == "auto":
             above = max(above, distances[_block_maximum(operators) > threshold].max(initial=0.0) + 1e-6)
         atoms.append(operators.atoms)
+        spins.add(operators.spins)
         of_atom = np.full(len(operators.atoms), np.inf)
         np.minimum.at(of_atom, operators.pairs[:, 0], np.where(operators.pairs.onsite, np.inf, distances))
         nearest.append(of_atom[np.isfinite(of_atom)])
@@ -189,21 +196,23 @@ def _survey(structures: Iterable[Operators], cutoff: float | Literal["auto"], th
         raise ValueError(
             "training structures are periodic and not periodic; expected one kind: their energies have different zeros."
         )
+    if len(spins) > 1:
+        raise ValueError("training structures have one H and two, of either spin; expected the same dft.spin for all.")
     longest = max(a.cell.lengths().max() for a in atoms) if periodic[0] else 0.0
     first_shell = FIRST_SHELL * float(np.concatenate(nearest).mean())
     chosen = float(above if cutoff == "auto" else cutoff)
-    return _Survey(basis, periodic[0], chosen, float(reach), float(longest), first_shell, atoms)
+    return _Survey(basis, periodic[0], chosen, float(reach), float(longest), first_shell, atoms, spins.pop())
 
 
 def outside_sums(operators: Operators, cutoff_angstrom: float) -> tuple[float, float]:
     """Sum |H| over all elements of the pairs beyond the cutoff, and over all pairs, Hartree."""
-    sums = np.add.reduceat(np.abs(operators.hamiltonian), operators.offsets[:-1])
+    sums = np.add.reduceat(np.abs(np.atleast_2d(operators.hamiltonian)), operators.offsets[:-1], axis=1).sum(0)
     far = operators.pairs.distances >= cutoff_angstrom
     return float(sums[far].sum()), float(sums.sum())
 
 
 def _block_maximum(operators: Operators) -> np.ndarray:
-    return np.maximum.reduceat(np.abs(operators.hamiltonian), operators.offsets[:-1])
+    return np.maximum.reduceat(np.abs(np.atleast_2d(operators.hamiltonian)), operators.offsets[:-1], axis=1).max(0)
 
 
 def _fit_two_centre(
@@ -316,6 +325,7 @@ def write_reference(path: str | Path, reference: Reference) -> None:
         reach_angstrom=reference.reach_angstrom, spacing_angstrom=SPACING_ANGSTROM,
         near_angstrom=reference.crystal_field.near_angstrom, longest_cell_angstrom=reference.longest_cell_angstrom,
         outside_fraction=reference.outside_fraction, floor_hartree=reference.floor_hartree,
+        **({"spins": reference.spins} if reference.spins > 1 else {}),
     ) as file:  # fmt: skip
         write_basis(file, reference.basis)
         file["potentials/charges"] = reference.crystal_field.charges
@@ -343,7 +353,7 @@ def read_reference(path: str | Path) -> Reference:
         of_elements = {int(name): group for name, group in file["onsite"].items()}
         of = lambda name: {z: group[name][:] for z, group in of_elements.items()}  # noqa: E731
         field = CrystalField(
-            Coupling(basis),
+            Coupling(basis, int(a.get("spins", 1))),
             float(a["near_angstrom"]),
             file["potentials/charges"][:],
             of("centre"),
