@@ -143,7 +143,10 @@ class Spin(Section):
 
 
 class Dft(Section):
-    """Settings of CP2K: Quickstep GPW, diagonalisation with Broyden mixing, spin-restricted unless `spin` is there."""
+    """Settings of CP2K: Quickstep GPW, diagonalisation with Broyden mixing, spin-restricted unless `spin` is there.
+
+    Molecules of two spins are mixed by DIIS.
+    """
 
     unsaid = frozenset({"spin"})
 

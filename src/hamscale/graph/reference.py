@@ -22,6 +22,7 @@ from ..basis import Basis
 from ..files import create_h5, open_h5
 from ..operators import Operators, read_basis, write_basis
 from ..pairs import ByElement, ByPair
+from ..units import hartree_to_ev
 from .coupling import Coupling, PairCoupling, coupled_groups
 from .crystal_field import CrystalField, Ions, OnsiteBlocks, less_shifts, onsite_blocks
 from .crystal_field_fit import fit_crystal_field, mean_blocks
@@ -32,6 +33,7 @@ from .neighbours import edges_within
 SCHEMA = "reference/6"
 SPACING_ANGSTROM = 0.25
 SMALLEST_SCALE_HARTREE = 1e-7
+LARGEST_SPLITTING_EV = 0.3  # moments are opposite if splittings of either sign are larger; those induced at a ligand are not
 # nearest neighbours lie within their mean distance times this factor; in rock salt the second shell begins at 2^0.5
 FIRST_SHELL = 1.4
 
@@ -128,7 +130,8 @@ def fit_reference(
     crystal_field: if false, the reference of an onsite block is the mean block of its element.
     two_centre: if false, the offsite reference is Mulliken's approximation alone, or zero if crystal_field is false as
     well.
-    Raises ValueError if the bases differ or the cutoff is larger than the reach of H in the data.
+    Raises ValueError if the bases differ, if the cutoff is larger than the reach of H in the data, or if atoms of one element
+    have moments of both directions.
     """
     survey = _survey(structures, cutoff_angstrom, auto_threshold_hartree)
     coupling, periodic = Coupling(survey.basis, survey.spins), survey.periodic
@@ -139,6 +142,7 @@ def fit_reference(
         of_structures.append(
             onsite_blocks(operators, coupling, graph, ions.near_angstrom, charges, survey.first_shell_angstrom)
         )
+    _check_moments(of_structures, coupling)
     field = fit_crystal_field(of_structures, coupling, periodic, ions.near_angstrom, charges, bool(ions.charges))
     if not crystal_field:
         field = mean_blocks(field, of_structures)
@@ -202,6 +206,26 @@ def _survey(structures: Iterable[Operators], cutoff: float | Literal["auto"], th
     first_shell = FIRST_SHELL * float(np.concatenate(nearest).mean())
     chosen = float(above if cutoff == "auto" else cutoff)
     return _Survey(basis, periodic[0], chosen, float(reach), float(longest), first_shell, atoms, spins.pop())
+
+
+def _check_moments(of_structures: list[OnsiteBlocks], coupling: Coupling) -> None:
+    """Raise ValueError if atoms of one element have exchange splittings of opposite signs, in one structure or in several.
+
+    The splitting of an atom is the component of the difference of its onsite blocks along S, as in `slabs.atom_potentials`.
+    """
+    for z in sorted({z for s in of_structures for z in s.blocks}) if coupling.spins == 2 else ():
+        part = coupling[z, z].slices[0]
+        blocks = np.concatenate([s.blocks[z][:, part] for s in of_structures if z in s.blocks])
+        S, _ = np.split(next(s.overlap[z][part] for s in of_structures if z in s.blocks), 2)
+        _, differences = np.split(blocks, 2, 1)
+        splittings = 2 * hartree_to_ev(differences @ S / (S @ S))
+        if splittings.min() < -LARGEST_SPLITTING_EV and splittings.max() > LARGEST_SPLITTING_EV:
+            raise ValueError(
+                f"atoms of {coupling.basis[z].element} have exchange splittings from {splittings.min():.2f} to "
+                f"{splittings.max():.2f} eV: their moments point both ways, and nothing tells a model which atom is which. "
+                "Expected one direction for each element: start all runs with dft.spin.magnetization; an antiferromagnet "
+                "cannot be learnt."
+            )
 
 
 def outside_sums(operators: Operators, cutoff_angstrom: float) -> tuple[float, float]:
