@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import ase.build
@@ -82,6 +83,12 @@ def model_hamiltonian(atoms: Atoms, basis: Basis) -> Operators:
     operators.make_hermitian(operators.hamiltonian)
     operators.make_hermitian(operators.overlap)
     return operators
+
+
+def magnetic(operators: Operators, splitting: float = 0.05) -> Operators:
+    """The same with an H of each spin, which differ by a share of H and so turn, permute and tile as it does."""
+    H = operators.hamiltonian
+    return replace(operators, hamiltonian=np.stack([(1 + splitting) * H, (1 - splitting) * H]))
 
 
 def of_log(directory: Path, basis: Basis) -> Operators:

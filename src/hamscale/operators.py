@@ -19,13 +19,14 @@ from numpy.typing import ArrayLike
 from .basis import Basis, ElementBasis
 from .files import create_h5, open_h5
 from .pairs import PairList, block_offsets
-from .structures import GIVEN, given_cells
+from .structures import GIVEN, charge_of, given_cells
 
 SCHEMA = "operators/1"
 SHARD = "operators-shard/1"  # the same datasets, without the transposed blocks that other ranks have
 PIECE = 1 << 17  # number of values that are processed at a time
 # attributes NAME_hartree of a file whose band edges are known (analysis/levels.py)
 ENERGIES = ("fermi_level", "valence_band_maximum", "conduction_band_minimum", "mid_gap", "fermi_level_standard_error")
+SPINS = ("up", "down")  # names of the channels of a spin-polarised structure
 LEVELS_UNKNOWN = -1  # the attribute `metal` of a file whose band edges are not known yet
 
 # (z_i, z_j, pair indices (G,), value indices (G, n_i * n_j)) of some pairs of two elements
@@ -40,13 +41,15 @@ class Operators:
 
     pairs    # (E, 5)  | i, j, Rx, Ry, Rz, sorted: a PairList, or its table
     offsets  # (E+1,)  | block b is values[offsets[b]:offsets[b+1]], row-major, (n_i, n_j)
-    hamiltonian  # (n,) | Hartree
+    hamiltonian  # (n,), or (2, n) of a spin-polarised structure: spin up, then spin down | Hartree
     overlap  # (n,)    | 1
+    atoms.info may hold the charge of the structure (structures.charge_of).
     attributes: source ("dft" or "predicted"), fermi_level_hartree, eps_threshold and any other records of the origin.
-    orbital_energies: (k-points (K, 3), energies (K, n) in Hartree) as the DFT code printed them, if it did.
+    orbital_energies: (k-points (K, 3), energies (K, n), or (2, K, n) of two spins, in Hartree) as the DFT code printed them,
+    if it did.
 
     operators = read_operators("train-000.h5")
-    H, S = operators.at_k([0.5, 0, 0])  # dense, (n, n)
+    H, S = operators.at_k([0.5, 0, 0])  # dense, (n, n), of spin up if there are two spins
     """
 
     atoms: Atoms
@@ -63,9 +66,9 @@ class Operators:
         self.orbitals = self.basis.n_orbitals(self.atoms.numbers)  # (A,)
         self.offsets = block_offsets(self.pairs, self.orbitals)
         for name in ("hamiltonian", "overlap"):
-            if len(getattr(self, name)) != self.offsets[-1]:
+            if (found := getattr(self, name).shape[-1]) != self.offsets[-1]:
                 raise ValueError(
-                    f"{name} has {len(getattr(self, name))} values, the blocks of {len(self.pairs)} pairs in this basis have "
+                    f"{name} has {found} values, the blocks of {len(self.pairs)} pairs in this basis have "
                     f"{self.offsets[-1]}. Does the basis belong to this matrix?"
                 )
 
@@ -75,11 +78,23 @@ class Operators:
 
     @property
     def n_electrons(self) -> int:
-        return self.basis.n_electrons(self.atoms.numbers)
+        """Return the number of valence electrons, less the charge of the structure."""
+        return self.basis.n_electrons(self.atoms.numbers) - charge_of(self.atoms)
+
+    @property
+    def spins(self) -> int:
+        """Return the number of matrices H: one for both spins, or two, of spin up and of spin down."""
+        return spins_of(self.hamiltonian)
+
+    @property
+    def channels(self) -> list["Operators"]:
+        """Return the operators of each spin, with one H each."""
+        return [self] if self.spins == 1 else [replace(self, hamiltonian=H, orbital_energies=None) for H in self.hamiltonian]
 
     def block(self, values: np.ndarray, b: int) -> np.ndarray:
         i, j = self.pairs[b, :2]
-        return values[self.offsets[b] : self.offsets[b + 1]].reshape(self.orbitals[i], self.orbitals[j])
+        shape = *values.shape[:-1], self.orbitals[i], self.orbitals[j]
+        return values[..., self.offsets[b] : self.offsets[b + 1]].reshape(shape)
 
     def groups(self) -> Iterator[SpeciesGroup]:
         """Yield the values of blocks by pair of elements, a portion at a time, as `group_by_species` does.
@@ -90,6 +105,8 @@ class Operators:
 
     def transposed(self, values: np.ndarray) -> np.ndarray:
         """Return the values of the adjoint matrix on the same pairs: block (i,j,R) holds block(j,i,-R)^T."""
+        if values.ndim == 2:
+            return np.array([self.transposed(of_spin) for of_spin in values])
         flipped, result = self.pairs.flipped_index, np.empty_like(values)
         for zi, zj, blocks, index in self.groups():
             shape = (-1, self.basis[zj].n_orbitals, self.basis[zi].n_orbitals)
@@ -102,6 +119,8 @@ class Operators:
 
         Raises ValueError if a block lacks its transpose.
         """
+        if values.ndim == 2:
+            return max(self.make_hermitian(of_spin) for of_spin in values)
         flipped, error = self.pairs.flipped_index, 0.0
         for zi, zj, blocks, index in self.groups():
             upper = blocks <= flipped[blocks]  # process each pair of blocks once
@@ -121,11 +140,12 @@ class Operators:
             for name, values in (("hamiltonian", self.hamiltonian), ("overlap", self.overlap))
         }
 
-    def at_k(self, k: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    def at_k(self, k: ArrayLike, spin: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Compute dense H(k) in Hartree and S(k), (n, n), which are real at the Gamma point.
 
-        k: in fractions of the reciprocal lattice.
+        k: in fractions of the reciprocal lattice. spin: 0 (up) or 1 (down) of a spin-polarised structure.
         """
+        hamiltonian = self.hamiltonian if self.spins == 1 else self.hamiltonian[spin]
         phase = np.exp(2j * np.pi * (self.pairs[:, 2:] @ np.asarray(k, dtype=float)))
         if np.allclose(k, 0):
             phase = phase.real
@@ -138,7 +158,7 @@ class Operators:
             position = (row * n + start[self.pairs[blocks, 1]][:, None, None] + np.arange(self.orbitals[j])).reshape(
                 index.shape
             )
-            for matrix, values in ((H, self.hamiltonian), (S, self.overlap)):
+            for matrix, values in ((H, hamiltonian), (S, self.overlap)):
                 # several images of a pair contribute to one block of H(k), so values are added, not assigned
                 np.add.at(matrix, position, values[index] * phase[blocks][:, None])
         return H.reshape(n, n), S.reshape(n, n)
@@ -166,12 +186,28 @@ class Operators:
         sizes = np.diff(self.offsets)[order]
         starts = np.concatenate([[0], np.cumsum(sizes)])
         index = np.arange(starts[-1]) + np.repeat(self.offsets[:-1][order] - starts[:-1], sizes)
-        return replace(self, pairs=self.pairs.take(order), hamiltonian=self.hamiltonian[index], overlap=self.overlap[index])
+        return replace(
+            self, pairs=self.pairs.take(order), hamiltonian=self.hamiltonian[..., index], overlap=self.overlap[index]
+        )
 
     def select(self, keep: np.ndarray) -> "Operators":
         """Return the same operators on some of the pairs; keep is a mask (E,)."""
         values = np.repeat(keep, np.diff(self.offsets))
-        return replace(self, pairs=self.pairs.take(keep), hamiltonian=self.hamiltonian[values], overlap=self.overlap[values])
+        hamiltonian, overlap = self.hamiltonian[..., values], self.overlap[values]
+        return replace(self, pairs=self.pairs.take(keep), hamiltonian=hamiltonian, overlap=overlap)
+
+
+def spins_of(hamiltonian: np.ndarray | h5py.Dataset) -> int:
+    """Return the number of spins of values of H, (n,) or (2, n), in memory or in a file."""
+    return 1 if hamiltonian.ndim == 1 else hamiltonian.shape[0]
+
+
+def values_by_pair(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Collect the values of blocks, (G, m), or (G, 2 m) of two spins: the block of spin up, then that of spin down.
+
+    values (n,) or (2, n); index (G, m): value indices of a SpeciesGroup.
+    """
+    return values[index] if values.ndim == 1 else np.concatenate([of_spin[index] for of_spin in values], 1)
 
 
 def group_by_species(
@@ -197,7 +233,7 @@ def write_operators(path: str | Path, operators: Operators) -> None:
     """Write operators to a file of schema `operators/1`, atomically."""
     o = operators
     whole = [(slice(0, int(o.offsets[-1])), o.hamiltonian, o.overlap)]
-    write_pieces(path, o.atoms, o.basis, o.pairs, whole, o.attributes, o.orbital_energies)
+    write_pieces(path, o.atoms, o.basis, o.pairs, whole, o.attributes, o.orbital_energies, spins=o.spins)
 
 
 def write_pieces(
@@ -209,10 +245,11 @@ def write_pieces(
     attributes: dict | Callable[[], dict],
     orbital_energies: tuple[np.ndarray, np.ndarray] | None = None,
     schema: str = SCHEMA,
+    spins: int = 1,
 ) -> None:
     """Write `operators/1`, or a shard of it, atomically, with one piece in memory at a time.
 
-    pieces: an iterable of (slice of the values, H in Hartree, S).
+    pieces: an iterable of (slice of the values, H in Hartree, S), where H has a leading axis if there are two spins.
     attributes: a dict, or a function that returns it when all pieces are written.
     """
     offsets = block_offsets(pairs, basis.n_orbitals(atoms.numbers))
@@ -221,10 +258,11 @@ def write_pieces(
         write_basis(file, basis)
         file["pairs"] = np.asarray(pairs, np.int32)
         file["offsets"] = offsets.astype(np.int64)
-        for name, unit in (("hamiltonian", "Hartree"), ("overlap", "1")):
-            file.create_dataset(name, (offsets[-1],), float).attrs["unit"] = unit
+        of_spins = (offsets[-1],) if spins == 1 else (spins, offsets[-1])
+        for name, shape, unit in (("hamiltonian", of_spins, "Hartree"), ("overlap", of_spins[-1:], "1")):
+            file.create_dataset(name, shape, float).attrs["unit"] = unit
         for span, hamiltonian, overlap in pieces:
-            file["hamiltonian"][span], file["overlap"][span] = hamiltonian, overlap
+            file["hamiltonian"][..., span], file["overlap"][span] = hamiltonian, overlap
         if orbital_energies:
             file["orbital_energies/kpoints"], file["orbital_energies/energies"] = orbital_energies
             file["orbital_energies/energies"].attrs["unit"] = "Hartree"
@@ -241,7 +279,8 @@ def join_shards(path: str | Path, shards: list[Path], attributes: dict) -> None:
     for shard in shards:
         with open_h5(shard, SHARD) as file:
             sizes.append(np.diff(file["offsets"][:]))
-            lengths.append({name: file[name].shape[0] for name in ("pairs", "hamiltonian", "overlap")})
+            lengths.append({"pairs": len(file["pairs"])} | dict.fromkeys(("hamiltonian", "overlap"), len(file["overlap"])))
+            of_spins = file["hamiltonian"].shape[:-1]
             structure = structure or (read_structure(file), read_basis(file))
     assert structure is not None, "a file has at least one shard"
     atoms, basis = structure
@@ -249,13 +288,19 @@ def join_shards(path: str | Path, shards: list[Path], attributes: dict) -> None:
         write_structure(file, atoms)
         write_basis(file, basis)
         file["offsets"] = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
-        for name, dtype, width in (("pairs", np.int32, (5,)), ("hamiltonian", float, ()), ("overlap", float, ())):
-            layout, first = h5py.VirtualLayout((sum(n[name] for n in lengths), *width), dtype), 0
+        for name, dtype, leading, width in (
+            ("pairs", np.int32, (), (5,)),
+            ("hamiltonian", float, of_spins, ()),
+            ("overlap", float, (), ()),
+        ):
+            layout, first = h5py.VirtualLayout((*leading, sum(n[name] for n in lengths), *width), dtype), 0
+            every = (slice(None),) * len(leading)
             for shard, n in zip(shards, lengths):
                 if n[name]:
                     # the path is relative to this file, so that both can be moved together
-                    source = h5py.VirtualSource(str(shard.relative_to(path.parent)), name, (n[name], *width), dtype)
-                    layout[first : first + n[name]] = source
+                    shape = (*leading, n[name], *width)
+                    source = h5py.VirtualSource(str(shard.relative_to(path.parent)), name, shape, dtype)
+                    layout[(*every, slice(first, first + n[name]))] = source
                 first += n[name]
             file.create_virtual_dataset(name, layout, fillvalue=-1 if name == "pairs" else np.nan)
         for name, unit in (("hamiltonian", "Hartree"), ("overlap", "1")):
@@ -349,6 +394,8 @@ def write_structure(file: h5py.File, atoms: Atoms) -> None:
     group["positions"] = atoms.positions
     group["cell"] = np.asarray(atoms.cell, dtype=float)
     group["pbc"] = atoms.pbc
+    if charge := charge_of(atoms):
+        group.attrs["charge"] = charge
     names = ["positions", "cell"]
     if given_cells(atoms) is not None:
         group[GIVEN] = atoms.arrays[GIVEN]
@@ -362,6 +409,8 @@ def read_structure(file: h5py.File) -> Atoms:
     atoms = Atoms(group["numbers"][:], group["positions"][:], cell=group["cell"][:], pbc=group["pbc"][:])
     if GIVEN in group:
         atoms.set_array(GIVEN, group[GIVEN][:], float, (3,))
+    if "charge" in group.attrs:
+        atoms.info["charge"] = int(group.attrs["charge"])
     return atoms
 
 

@@ -78,7 +78,7 @@ def _coded(values: np.ndarray, orbitals: int) -> dict:
 
 
 def _bands(table: pd.DataFrame) -> dict:
-    """Return the lines of energies by segment and band, and the special points."""
+    """Return the lines of energies by segment, spin and band, and the special points."""
     table = table.assign(label=table["label"].astype(object).fillna(""))
     extremes = table.groupby("band")["dft_ev"].agg(["min", "max"])
     shown = extremes[(extremes["max"] > BAND_WINDOW_EV[0]) & (extremes["min"] < BAND_WINDOW_EV[1])].index
@@ -86,7 +86,7 @@ def _bands(table: pd.DataFrame) -> dict:
     lines = [
         {"x": line["x_per_angstrom"].round(4).tolist(), "dft": line["dft_ev"].round(3).tolist(),
          "predicted": line["predicted_ev"].round(3).tolist()}
-        for _, line in table.groupby(["segment", "band"])
+        for _, line in table.groupby(["segment", *(["spin"] if "spin" in table else []), "band"])
     ]  # fmt: skip
     ticks = table[table["label"] != ""].drop_duplicates("x_per_angstrom")
     return {

@@ -68,6 +68,7 @@ def _build(material: Material, identifier: str, tiles: tuple[str, ...], tile: At
     _distort(atoms, s, rng)
     atoms = wrap_as_cp2k(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
     atoms.positions = np.round(atoms.positions, POSITION_DECIMALS)
+    atoms.info |= {name: value for name in ("charge", "multiplicity") if (value := getattr(s, name))}
     _check(f"structures.{name} number {int(number)}", atoms, material)
     return atoms
 
@@ -257,6 +258,29 @@ def given_cells(atoms: Atoms) -> np.ndarray | None:
     cells = np.round(moved)
     # files hold positions to 8 decimals, so the fractions are not exact
     return cells.astype(np.int64) if np.abs(moved - cells).max(initial=0.0) < 1e-6 else None
+
+
+def charge_of(atoms: Atoms) -> int:
+    """Return the charge of a structure in units of the elementary charge: `charge` of atoms.info, zero if it is not there.
+
+    Raises ValueError if it is not an integer.
+    """
+    return _integer(atoms, "charge", 0)
+
+
+def multiplicity_of(atoms: Atoms) -> int | None:
+    """Return 2S+1 of a structure, `multiplicity` of atoms.info; None if it is not said.
+
+    Raises ValueError if it is not an integer.
+    """
+    return _integer(atoms, "multiplicity", 0) or None
+
+
+def _integer(atoms: Atoms, name: str, default: int) -> int:
+    found = atoms.info.get(name, default)
+    if not isinstance(found, (int, float, np.integer, np.floating)) or found != int(found):
+        raise ValueError(f"{name} of the structure is {found!r}, expected an integer. Correct it in its file.")
+    return int(found)
 
 
 def kpoint_counts(atoms: Atoms, counts: tuple[int, int, int], length_angstrom: float | None) -> tuple[int, int, int]:

@@ -22,7 +22,7 @@ def test_edges_of_an_insulator_are_over_all_kpoints():
     assert levels.gap == pytest.approx(0.5)
     assert levels.mid_gap == levels.fermi_level == pytest.approx(1.75)
     assert levels.kgrid == (2, 1, 1)
-    np.testing.assert_array_equal(occupations(energies, levels, 4, 300.0), [[1, 1, 0], [1, 1, 0]])
+    np.testing.assert_array_equal(occupations(energies, levels, 300.0), [[1, 1, 0], [1, 1, 0]])
 
 
 def _chain(k, t=0.1):
@@ -54,7 +54,7 @@ def test_an_odd_electron_and_bands_that_overlap_make_a_metal():
 def test_the_fermi_function_fills_a_metal_at_its_temperature():
     energies = ev_to_hartree(np.linspace(-1, 1, 21))[None]
     levels = levels_on_grid(energies, np.ones(1), 21, 1000.0)
-    share = occupations(energies, levels, 21, 1000.0)
+    share = occupations(energies, levels, 1000.0)
     x = (energies - levels.fermi_level) / (BOLTZMANN_IN_HARTREE_PER_KELVIN * 1000.0)
     np.testing.assert_allclose(share, 1 / (1 + np.exp(x)), rtol=1e-12)
     assert hartree_to_ev(BOLTZMANN_IN_HARTREE_PER_KELVIN * 300) == pytest.approx(0.02585, abs=1e-5)

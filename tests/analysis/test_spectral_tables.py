@@ -107,7 +107,7 @@ def test_a_metal_has_no_gap_and_its_states_count_as_much_as_they_are_filled():
     dft = ev_to_hartree(np.array([[0.0, 0.4], [0.5, 0.9]]))
     weights = np.array([0.5, 0.5])
     levels = levels_on_grid(dft, weights, 2, 1000.0)
-    share = occupations(dft, levels, 2, 1000.0)
+    share = occupations(dft, levels, 1000.0)
     assert 2 * weights @ share.sum(1) == pytest.approx(2, abs=1e-9)
     predicted = dft + ev_to_hartree(np.array([[0.0, 0.0], [0.1, 0.2]]))
     summary = spectral_summary(Comparison(dft, predicted, dft, weights, share, (levels,) * 3, (0.0, 0.0)))

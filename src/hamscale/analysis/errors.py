@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from ..operators import Operators
+from ..operators import SPINS, Operators
 from ..units import hartree_to_mev
 
 BIN_ANGSTROM = 0.5
@@ -25,6 +25,8 @@ def check_same_structure(dft: Operators, predicted: Operators) -> None:
     ):
         if (largest := np.abs(difference).max()) > 1e-6:
             raise ValueError(f"{what} of the operators differ by {largest:.1e} A (at most 1e-6): expected the same structure.")
+    if dft.spins != predicted.spins:
+        raise ValueError(f"operators of {dft.spins} spins and of {predicted.spins}: expected the same number in both.")
     if difference := dft.basis.difference(predicted.basis):
         raise ValueError(f"operators in different bases: {difference}.")
 
@@ -36,8 +38,8 @@ def align_gauge(dft: Operators, predicted: Operators) -> float:
     """
     if not dft.atoms.pbc.any():
         return 0.0
-    difference = dft.hamiltonian - values_on(predicted, predicted.hamiltonian, dft)
-    return float(dft.overlap @ difference / (dft.overlap @ dft.overlap))
+    differences = [a.hamiltonian - values_on(b, b.hamiltonian, a) for a, b in zip(dft.channels, predicted.channels)]
+    return float(np.mean([dft.overlap @ of_spin / (dft.overlap @ dft.overlap) for of_spin in differences]))
 
 
 def values_on(operators: Operators, values: np.ndarray, other: Operators) -> np.ndarray:
@@ -59,10 +61,19 @@ def block_errors(dft: Operators, predicted: Operators, cutoff_angstrom: float) -
 
     A block has a row whether DFT, the prediction or both have it; a missing block counts as zero. H of DFT is shifted by
     `align_gauge`. Columns: pair, onsite, distance_angstrom, elements, sum_abs_error_mev, sum_squared_error_mev2,
-    max_abs_error_mev, sum_abs_dft_mev.
+    max_abs_error_mev, sum_abs_dft_mev. A spin-polarised structure has a row per block and spin, with the column spin, up or
+    down.
     """
     check_same_structure(dft, predicted)
     mu = align_gauge(dft, predicted)
+    if dft.spins == 1:
+        return _block_errors(dft, predicted, cutoff_angstrom, mu)
+    of_spins = [_block_errors(a, b, cutoff_angstrom, mu) for a, b in zip(dft.channels, predicted.channels)]
+    return pd.concat([table.assign(spin=spin) for spin, table in zip(SPINS, of_spins)], ignore_index=True)
+
+
+def _block_errors(dft: Operators, predicted: Operators, cutoff_angstrom: float, mu: float) -> pd.DataFrame:
+    """Compute `block_errors` of operators with one H, after a shift of DFT's by mu (Hartree)."""
     missing = dft.pairs.find(predicted.pairs) < 0
     frames = []
     # first the blocks that DFT has, then those that only the prediction has
@@ -111,7 +122,8 @@ def _reduce(blocks: pd.DataFrame) -> dict:
 def error_summary(blocks: pd.DataFrame) -> dict[str, float]:
     """Summarise the errors of all blocks of a structure.
 
-    Keys: mae_mev (of all elements), mae_mev_onsite, mae_mev_offsite, rmse_mev, max_abs_error_mev, elements, elements_onsite.
+    Keys: mae_mev (of all elements), mae_mev_onsite, mae_mev_offsite, rmse_mev, max_abs_error_mev, elements, elements_onsite; of
+    a spin-polarised structure, whose elements are those of both spins, also mae_mev_up and mae_mev_down.
     """
     everything = _reduce(blocks)
     return {
@@ -122,19 +134,19 @@ def error_summary(blocks: pd.DataFrame) -> dict[str, float]:
         "max_abs_error_mev": everything["max_abs_error_mev"],
         "elements": everything["elements"],
         "elements_onsite": int(blocks.loc[blocks["onsite"], "elements"].sum()),
-    }
+    } | {f"mae_mev_{spin}": _reduce(blocks[blocks["spin"] == spin])["mae_mev"] for spin in SPINS if "spin" in blocks}
 
 
 def error_by_pair(blocks: pd.DataFrame) -> pd.DataFrame:
     """Compute the errors by pair of elements, separately for onsite and offsite blocks.
 
-    The table also has percentiles of the mean absolute error of a block.
+    The table also has percentiles of the mean absolute error of a block. A spin-polarised structure has rows of either spin.
     """
-    rows = []
-    for (pair, onsite), part in blocks.groupby(["pair", "onsite"]):
+    rows, keys = [], ["pair", "onsite", *(["spin"] if "spin" in blocks else [])]
+    for key, part in blocks.groupby(keys):
         per_block = part["sum_abs_error_mev"] / part["elements"]
         quantiles = {f"block_mae_mev_p{q:g}".replace(".", "_"): np.percentile(per_block, q) for q in (2.5, 25, 50, 75, 97.5)}
-        rows.append({"pair": pair, "onsite": onsite} | _reduce(part) | quantiles)
+        rows.append(dict(zip(keys, key)) | _reduce(part) | quantiles)
     return pd.DataFrame(rows)
 
 
@@ -150,15 +162,15 @@ def hamiltonian_decay(operators: Operators, most: int = 5000) -> pd.DataFrame:
 
     The table has at most `most` blocks of a pair.
     """
-    values, start = np.abs(hartree_to_mev(operators.hamiltonian)), operators.offsets[:-1]
+    values, start = np.abs(hartree_to_mev(np.atleast_2d(operators.hamiltonian))), operators.offsets[:-1]
     z_i, z_j = operators.atoms.numbers[operators.pairs[:, :2]].T
     elements = {z: operators.basis[int(z)].element for z in np.unique(operators.atoms.numbers)}
     table = pd.DataFrame(
         {
             "pair": ["-".join(sorted((elements[a], elements[b]))) for a, b in zip(z_i, z_j)],
             "distance_angstrom": operators.pairs.distances,
-            "max_abs_h_mev": np.maximum.reduceat(values, start),
-            "mean_abs_h_mev": np.add.reduceat(values, start) / np.diff(operators.offsets),
+            "max_abs_h_mev": np.maximum.reduceat(values, start, axis=1).max(0),
+            "mean_abs_h_mev": np.add.reduceat(values, start, axis=1).mean(0) / np.diff(operators.offsets),
         }
     )[(z_i <= z_j) & ~operators.pairs.onsite]  # without the transposed blocks of (z_j, z_i)
     parts = [

@@ -20,7 +20,7 @@ from ..structures import random_kpoints
 from ..units import ev_to_hartree, hartree_to_ev, hartree_to_mev
 from ..workers import eigh, in_processes
 from .levels import Levels
-from .spectra import eigenvalues, states
+from .spectra import eigenvalues, points_and_spins, states
 
 KPOINTS = 60  # random k-points at which false states are looked for, and how many orbitals may take part in all of them
 ORBITALS = 12_000
@@ -110,11 +110,12 @@ def find_suspects(operators: Operators, levels: Levels) -> Suspects:
     """Find suspect states at random k-points. Raises ValueError if S is not positive definite at one of them."""
     below, zero = highest_energy(levels), energy_zero(levels)
 
-    def at(k: np.ndarray) -> np.ndarray:
-        energies, v = states(operators, k, below)
+    def at(point: tuple[np.ndarray, int]) -> np.ndarray:
+        k, spin = point
+        energies, v = states(operators, k, below, spin)
         return energies[long_states(energies, np.square(np.abs(v)).sum(0), levels)]
 
-    found = in_processes(at, looked_at(operators))
+    found = in_processes(at, points_and_spins(operators, looked_at(operators)))
     return Suspects.among([hartree_to_ev(energies - zero) for energies in found])
 
 
@@ -132,23 +133,32 @@ def false_state_summary(
 ) -> dict[str, float]:
     """Compare a prediction with DFT at random k-points: false states, suspect ones, and the bands above the occupied ones.
 
-    levels: those of DFT. shift (Hartree): added to the eigenvalues of the prediction. Counts are of k-points.
+    levels: those of DFT. shift (Hartree): added to the eigenvalues of the prediction. Counts are of k-points; of a spin-
+    polarised structure, of k-points and spins.
     With a threshold, eigenvalues of the prediction are those without directions of a smaller overlap (`spectra.eigenvalues`);
     how many directions that leaves out, on average, and what it does to DFT's own eigenvalues, stands beside them.
     """
-    kpoints, occupied = looked_at(dft), dft.n_electrons // 2
+    kpoints = looked_at(dft)
 
     (own, _), (every, squares) = (_energies_and_squares(operators, kpoints) for operators in (dft, predicted))
     every = every + shift
     smallest = in_processes(lambda k: eigh(predicted.at_k(k)[1], None, subset_by_index=(0, 0), eigvals_only=True)[0], kpoints)
     energies = eigenvalues(predicted, kpoints, overlap_threshold) + shift if overlap_threshold else every
-    bands = {"occupied": slice(0, occupied), "next": slice(occupied, occupied + NEXT_BANDS)}
-    error = lambda e, name: float(hartree_to_mev(np.abs(e - own)[:, bands[name]].mean()))  # noqa: E731
+    bands = {
+        "occupied": [slice(0, filled) for filled in levels.filled],
+        "next": [slice(filled, filled + NEXT_BANDS) for filled in levels.filled],
+    }
+
+    def error(e: np.ndarray, name: str) -> float:
+        of_spins = [found[:, part] for found, part in zip(np.split(np.abs(e - own), dft.spins), bands[name])]
+        total = sum(found.size for found in of_spins)
+        return float(hartree_to_mev(sum(found.mean() * (found.size / total) for found in of_spins if found.size) or np.nan))
+
     result = {
-        "random_kpoints": len(kpoints),
+        "random_kpoints": len(own),
         "false_states": int(false_states(own, energies, levels).any(1).sum()),
         "suspect_states": int(long_states(every, squares, levels).any(1).sum()),
-        "eigenvalue_mae_mev_next": error(energies, "next") if dft.n_orbitals > occupied else np.nan,
+        "eigenvalue_mae_mev_next": error(energies, "next"),
         "smallest_overlap_eigenvalue": float(min(smallest)),
     }
     if overlap_threshold:
@@ -163,11 +173,12 @@ def false_state_summary(
 
 
 def _energies_and_squares(operators: Operators, kpoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the energies in Hartree and v^+ v of all states, (K, n) each."""
+    """Compute the energies in Hartree and v^+ v of all states, (spins * K, n) each."""
 
-    def at(k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        energies, v = states(operators, k)
+    def at(point: tuple[np.ndarray, int]) -> tuple[np.ndarray, np.ndarray]:
+        k, spin = point
+        energies, v = states(operators, k, spin=spin)
         return energies, np.square(np.abs(v)).sum(0)
 
-    energies, squares = zip(*in_processes(at, kpoints))
+    energies, squares = zip(*in_processes(at, points_and_spins(operators, kpoints)))
     return np.array(energies), np.array(squares)

@@ -26,8 +26,9 @@ from scipy.linalg import LinAlgError
 from scipy.ndimage import gaussian_filter1d
 
 from ..basis import Basis
-from ..operators import Operators, check_finite, open_operators, read_operators
+from ..operators import SPINS, Operators, check_finite, open_operators, read_operators, spins_of
 from ..pairs import PairList
+from ..structures import charge_of
 from ..units import ev_to_hartree, hartree_to_ev
 from ..workers import eigh, in_processes
 from .false_states import Suspects, energy_zero, long_states
@@ -85,8 +86,8 @@ class Structure:
             pairs.append([(k, other, 0, 0, 0) for other in others[kept]])
             of_kept = np.repeat(kept, self.offsets[rows + 1] - self.offsets[rows])
             for name, parts in pieces.items():
-                parts.append(self.file[name][self.offsets[rows[0]] : self.offsets[rows[-1] + 1]][of_kept])
-        values = {name: np.concatenate(parts).astype(float) for name, parts in pieces.items()}
+                parts.append(self.file[name][..., self.offsets[rows[0]] : self.offsets[rows[-1] + 1]][..., of_kept])
+        values = {name: np.concatenate(parts, -1).astype(float) for name, parts in pieces.items()}
         for name, content in values.items():
             check_finite(name, content)
         molecule = Atoms(self.atoms.numbers[members[:, 0]])
@@ -99,8 +100,12 @@ def shares(operators: Operators, overlap_threshold: float = 0.0) -> tuple[np.nda
     """Return the levels (n,) in Hartree, the share of every atom in each of them, (A, n), and v^+ v of their states v, (n,).
 
     Shares count two spins: a column sums to two, and the row of an atom to twice the number of its orbitals. With a threshold,
-    directions in which S is smaller are left out, and n is smaller (`spectra.eigenvalues`).
+    directions in which S is smaller are left out, and n is smaller (`spectra.eigenvalues`). Of a spin-polarised structure the
+    levels are those of spin up, then those of spin down, and a column sums to one.
     """
+    if operators.spins == 2:
+        levels, of_atoms, squares = zip(*(shares(channel, overlap_threshold) for channel in operators.channels))
+        return np.concatenate(levels), np.concatenate(of_atoms, 1) / 2, np.concatenate(squares)
     H, S = operators.at_k((0, 0, 0))
     try:
         if overlap_threshold:
@@ -132,7 +137,8 @@ def dos_table(
     the part around its centre whose atoms count. width_ev: standard deviation of the Gaussian that a level becomes. window_ev:
     range of the table on either side of the Fermi level. overlap_threshold: as of `spectra.eigenvalues`.
 
-    Columns: energy_ev, states_per_ev, standard_error_states_per_ev. `exact` adds the column exact_states_per_ev, from all
+    Columns: energy_ev, states_per_ev, standard_error_states_per_ev, and of a spin-polarised structure states_up_per_ev and
+    states_down_per_ev. `exact` adds the column exact_states_per_ev, from all
     eigenvalues at the Gamma point, and to the facts exact_fermi_level_ev, rms_deviation_states_per_ev and
     rms_standard_error_states_per_ev.
 
@@ -148,9 +154,14 @@ def dos_table(
         "states_per_ev": density.whole / per_ev,
         "standard_error_states_per_ev": _jackknife(density.whole, density.without) / per_ev,
     }
+    if sampled.spins == 2:
+        columns |= {f"states_{name}_per_ev": density.of_spin(sampled, spin) / per_ev for spin, name in enumerate(SPINS)}
     if exact:
-        every = eigh(*read_operators(path).at_k((0, 0, 0)), eigvals_only=True, overwrite_a=True, overwrite_b=True)
-        exact_density = density.smooth(2.0 * np.histogram(every, density.edges)[0])
+        operators = read_operators(path)
+        spins = operators.spins
+        solve = lambda H, S: eigh(H, S, eigvals_only=True, overwrite_a=True, overwrite_b=True)  # noqa: E731
+        every = np.concatenate([solve(*operators.at_k((0, 0, 0), spin)) for spin in range(spins)])
+        exact_density = density.smooth(2.0 / spins * np.histogram(every, density.edges)[0])
         columns["exact_states_per_ev"] = exact_density / per_ev
     table = pd.DataFrame(columns)
     table = table[table["energy_ev"].abs() <= window_ev].reset_index(drop=True)
@@ -195,7 +206,7 @@ def _suspects(clusters: list["_Cluster"], levels: Levels) -> Suspects:
 
 @dataclass(frozen=True)
 class _Cluster:
-    """States of one cluster.
+    """States of one cluster, those of spin down behind those of spin up if their H differ.
 
     levels (n,), Hartree. shares (elements, n): shares of the atoms of its core in the levels. squares (n,): v^+ v of their
     states v, zero for those of which less than IN_CORE lies in the core. counted (elements,): the weighted numbers of the atoms
@@ -218,6 +229,7 @@ class _Sampled:
     total: np.ndarray
     n_electrons: int
     n_orbitals: int
+    spins: int
 
     @property
     def left_out(self) -> float:
@@ -257,13 +269,14 @@ def _sample(
             levels, share, squares = shares(operators, overlap_threshold)
             weight = (distances <= core) / met[which]
             of_element = operators.atoms.numbers == elements[:, None]
-            squares *= share[distances <= core].sum(0) > 2 * IN_CORE
-            counted, left_out = (of_element * weight).sum(1), operators.n_orbitals - len(levels)
+            squares *= share[distances <= core].sum(0) > 2 / operators.spins * IN_CORE
+            counted, left_out = (of_element * weight).sum(1), operators.n_orbitals - len(levels) // operators.spins
             return _Cluster(levels, (of_element * weight) @ share, squares, counted, len(which), left_out)
 
         sampled = in_processes(sample, np.random.default_rng(0).permutation(len(atoms))[:clusters])
         total = np.array([(atoms.numbers == z).sum() for z in elements])
-        return _Sampled(sampled, total, basis.n_electrons(atoms.numbers), n_orbitals)
+        n_electrons, spins = basis.n_electrons(atoms.numbers) - charge_of(atoms), spins_of(structure.file["hamiltonian"])
+        return _Sampled(sampled, total, n_electrons, n_orbitals, spins)
 
 
 @dataclass(frozen=True)
@@ -283,8 +296,8 @@ class _Density:
     @classmethod
     def of(cls, sampled: _Sampled, width: float) -> "_Density":
         """Count the states of clusters, with the share of the whole structure that their cores stand for."""
-        low = min(cluster.levels[0] for cluster in sampled.clusters) - MARGIN * width
-        high = max(cluster.levels[-1] for cluster in sampled.clusters) + MARGIN * width
+        low = min(cluster.levels.min() for cluster in sampled.clusters) - MARGIN * width
+        high = max(cluster.levels.max() for cluster in sampled.clusters) + MARGIN * width
         edges = np.linspace(low, high, int(np.ceil((high - low) / width * BINS)) + 1)
         states = np.array([[np.histogram(c.levels, edges, weights=w)[0] for w in c.shares] for c in sampled.clusters])
         counted = np.array([cluster.counted for cluster in sampled.clusters])
@@ -305,6 +318,15 @@ class _Density:
     def smooth(self, histogram: np.ndarray) -> np.ndarray:
         """Turn states by bin into a density per Hartree."""
         return gaussian_filter1d(histogram, self.width / self.step, mode="constant") / self.step
+
+    def of_spin(self, sampled: _Sampled, spin: int) -> np.ndarray:
+        """Density of the states of one spin of a spin-polarised structure, (m,)."""
+        counts = np.zeros((len(sampled.total), len(self.edges) - 1))
+        for cluster in sampled.clusters:
+            levels, of_elements = np.split(cluster.levels, 2)[spin], np.split(cluster.shares, 2, 1)[spin]
+            counts += [np.histogram(levels, self.edges, weights=of_element)[0] for of_element in of_elements]
+        counted = np.sum([cluster.counted for cluster in sampled.clusters], axis=0)
+        return self.smooth(_over_elements(sampled.total, counts, counted))
 
     @cached_property
     def whole(self) -> np.ndarray:

@@ -13,7 +13,9 @@ from ..units import hartree_to_ev
 
 
 def atom_potentials(operators: Operators) -> np.ndarray:
-    """Return the potential u_i of every atom, (A,), in Hartree."""
+    """Return the potential u_i of every atom, (A,), in Hartree; of two spins, the mean of both."""
+    if operators.spins == 2:
+        return np.mean([atom_potentials(channel) for channel in operators.channels], axis=0)
     result = np.empty(len(operators.atoms))
     for b in np.flatnonzero(operators.pairs.onsite).tolist():
         H, S = (operators.block(values, b) for values in (operators.hamiltonian, operators.overlap))

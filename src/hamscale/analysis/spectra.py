@@ -2,6 +2,9 @@
 
 The energy of a periodic calculation has no absolute zero. Predicted eigenvalues are therefore compared after one shift per
 structure: the median difference of the occupied eigenvalues on the k-grid, which minimises their mean absolute error.
+
+Eigenvalues of a spin-polarised structure are arrays with a row for every k-point and spin, (2 K, n), first all rows of spin up
+(levels.py).
 """
 
 from collections.abc import Iterator
@@ -16,36 +19,37 @@ from numpy.typing import ArrayLike
 from scipy.linalg import LinAlgError
 
 from ..config import Analysis
-from ..operators import Operators
+from ..operators import SPINS, Operators
 from ..structures import k_grid, kpoint_counts
 from ..units import hartree_to_ev, hartree_to_mev
 from ..workers import eigh, in_processes
-from .levels import BROADENING_EV, Levels, density_of_states, levels_on_grid, occupations
+from .levels import BROADENING_EV, Levels, density_of_states, levels_on_grid, moment, occupations
 
 SMALL = 150  # with fewer orbitals than this, matrices are not worth a process
 BAND_POINTS, BAND_ORBITALS = (60, 240), 30_000  # k-points of bands: so many times the orbitals, within limits
 
 
-def states(operators: Operators, k: np.ndarray, below: float = np.inf) -> tuple[np.ndarray, np.ndarray]:
+def states(operators: Operators, k: np.ndarray, below: float = np.inf, spin: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Solve H(k) v = e S(k) v with v^+ S v = 1: energies up to `below` in Hartree, ascending, (m,), and vectors (n, m).
 
     Raises ValueError if S(k) is not positive definite.
     """
-    H, S = operators.at_k(k)
+    H, S = operators.at_k(k, spin)
     with _definite(S, k):
         return eigh(H, S, subset_by_value=(-np.inf, below)) if np.isfinite(below) else eigh(H, S)
 
 
 def eigenvalues(operators: Operators, kpoints: ArrayLike, overlap_threshold: float = 0.0) -> np.ndarray:
-    """Compute the generalised eigenvalues of H(k) c = e S(k) c: ascending, (K, n), in Hartree.
+    """Compute the generalised eigenvalues of H(k) c = e S(k) c: ascending, (spins * K, n), in Hartree.
 
     With a threshold t, directions in which S is smaller are left out: with S = U s U^+ and X = U_{s > t} s^{-1/2} these are the
     eigenvalues of X^+ H X, followed by one infinity for every direction that is left out.
     Raises ValueError if S(k) is not positive definite.
     """
 
-    def at(k: np.ndarray) -> np.ndarray:
-        H, S = operators.at_k(k)
+    def at(point: tuple[np.ndarray, int]) -> np.ndarray:
+        k, spin = point
+        H, S = operators.at_k(k, spin)
         if overlap_threshold:
             return _projected(H, S, overlap_threshold)
         with _definite(S, k):
@@ -53,7 +57,12 @@ def eigenvalues(operators: Operators, kpoints: ArrayLike, overlap_threshold: flo
 
     # small matrices are solved in less time than a process takes to start
     workers = 1 if operators.n_orbitals < SMALL else None
-    return np.array(in_processes(at, np.atleast_2d(kpoints), workers))
+    return np.array(in_processes(at, points_and_spins(operators, np.atleast_2d(kpoints)), workers))
+
+
+def points_and_spins(operators: Operators, kpoints: np.ndarray) -> list[tuple[np.ndarray, int]]:
+    """Return (k-point, spin) of every row of eigenvalues."""
+    return [(k, spin) for spin in range(operators.spins) for k in kpoints]
 
 
 @contextmanager
@@ -85,10 +94,11 @@ def _projected(H: np.ndarray, S: np.ndarray, threshold: float) -> np.ndarray:
 
 @dataclass
 class Comparison:
-    """Eigenvalues (K, n) in Hartree of DFT, the prediction and the reference, and the levels of each.
+    """Eigenvalues (K, n), or (2 K, n) of two spins, in Hartree of DFT, the prediction and the reference, with their levels.
 
-    The eigenvalues of the prediction and the reference are shifted by `shifts` (Hartree). weights (K,): weights of the
-    k-points. occupations (K, n): filled share of DFT's states.
+    The eigenvalues of the prediction and the reference are shifted by `shifts` (Hartree). weights (K,): weights of the rows.
+    occupations (K, n): filled share of DFT's states. moments: of DFT and of the prediction, Bohr magnetons; None if both
+    spins have one H.
     """
 
     dft: np.ndarray
@@ -98,6 +108,7 @@ class Comparison:
     occupations: np.ndarray
     levels: tuple[Levels, Levels, Levels]
     shifts: tuple[float, float]
+    moments: tuple[float, float] | None = None
 
     @property
     def edge(self) -> float:
@@ -109,16 +120,20 @@ class Comparison:
 
 
 def analysis_grid(operators: Operators, analysis: Analysis) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int]]:
-    """Return the k-points (K, 3) and weights (K,) of an analysis, and the divisions of the grid, which are 0 for a molecule."""
+    """Return the k-points (K, 3) of an analysis, and the divisions of the grid, which are 0 for a molecule.
+
+    Between them come the weights of the rows of eigenvalues, (spins * K,), which sum to one.
+    """
     counts = kpoint_counts(operators.atoms, analysis.kgrid, analysis.kgrid_length_angstrom)
-    return *k_grid(counts), counts if operators.atoms.pbc.any() else (0, 0, 0)
+    kpoints, weights = k_grid(counts)
+    return kpoints, np.tile(weights / operators.spins, operators.spins), counts if operators.atoms.pbc.any() else (0, 0, 0)
 
 
 def find_levels(operators: Operators, analysis: Analysis) -> Levels:
     """Find the band edges and the Fermi level of operators on the k-grid of an analysis."""
     kpoints, weights, counts = analysis_grid(operators, analysis)
     energies = eigenvalues(operators, kpoints)
-    return levels_on_grid(energies, weights, operators.n_electrons, analysis.temperature_kelvin, counts)
+    return levels_on_grid(energies, weights, operators.n_electrons, analysis.temperature_kelvin, counts, operators.spins)
 
 
 def compare_spectra(dft: Operators, predicted: Operators, baseline: Operators, analysis: Analysis) -> Comparison:
@@ -130,14 +145,17 @@ def compare_spectra(dft: Operators, predicted: Operators, baseline: Operators, a
     temperature = analysis.temperature_kelvin
     threshold = analysis.overlap_threshold
     energies = [eigenvalues(dft, kpoints), *(eigenvalues(o, kpoints, threshold) for o in (predicted, baseline))]
-    filled = levels_on_grid(energies[0], weights, dft.n_electrons, temperature, counts)
-    share = occupations(energies[0], filled, dft.n_electrons, temperature)
+    levels = lambda e: levels_on_grid(e, weights, dft.n_electrons, temperature, counts, dft.spins)  # noqa: E731
+    share = occupations(energies[0], levels(energies[0]), temperature)
     # the energies of a molecule have an absolute zero, so nothing is shifted
     periodic = dft.atoms.pbc.any()
     of_states = weights[:, None] * share
     shifts = [_median(energies[0] - e, of_states) if periodic else 0.0 for e in energies[1:]]
     energies = [energies[0], energies[1] + shifts[0], energies[2] + shifts[1]]
-    of_dft, of_predicted, of_baseline = (levels_on_grid(e, weights, dft.n_electrons, temperature, counts) for e in energies)
+    of_dft, of_predicted, of_baseline = (levels(e) for e in energies)
+    if dft.spins == 2:
+        shares = share, occupations(energies[1], of_predicted, temperature)
+        moments = moment(weights, shares[0]), moment(weights, shares[1])
     return Comparison(
         energies[0],
         energies[1],
@@ -146,6 +164,7 @@ def compare_spectra(dft: Operators, predicted: Operators, baseline: Operators, a
         share,
         (of_dft, of_predicted, of_baseline),
         (shifts[0], shifts[1]),
+        moments if dft.spins == 2 else None,
     )
 
 
@@ -162,7 +181,8 @@ def spectral_summary(c: Comparison) -> dict[str, float]:
     """Return mean absolute errors of occupied eigenvalues (meV) over the whole grid, after the shift, and gaps (eV).
 
     States are weighted by their occupation. The gap of a metal is zero, and its Fermi level (eV, from `Comparison.edge`) and
-    the density of states there stand in columns of their own, which are empty for an insulator.
+    the density of states there stand in columns of their own, which are empty for an insulator. A spin-polarised structure also
+    has its moments (Bohr magnetons per cell).
     """
     of_states = c.weights[:, None] * c.occupations
     filled = of_states > 0
@@ -182,6 +202,8 @@ def spectral_summary(c: Comparison) -> dict[str, float]:
         result[f"metal_{name}"] = levels.metal
         result[f"fermi_level_{name}_ev"] = hartree_to_ev(levels.fermi_level - c.edge) if levels.metal else np.nan
         result[f"states_at_fermi_level_{name}_per_ev"] = levels.states_at_fermi_level_per_ev if levels.metal else np.nan
+    if c.moments:
+        result |= {f"moment_{name}": value for name, value in zip(("dft", "predicted"), c.moments)}
     return result
 
 
@@ -189,14 +211,19 @@ def dos_table(c: Comparison) -> pd.DataFrame:
     """Return the densities of states against energy from `Comparison.edge`.
 
     This zero is DFT's highest occupied eigenvalue, or the Fermi level of a metal. The energies reach from 1 eV below all
-    eigenvalues of DFT to 1 eV above them, and to 10 eV at most.
+    eigenvalues of DFT to 1 eV above them, and to 10 eV at most. A spin-polarised structure also has the densities of either
+    spin, e.g. dft_up_states_per_ev, which add up to the one of both.
     """
     energies = [hartree_to_ev(e - c.edge) for e in (c.dft, c.predicted, c.baseline)]
     grid = np.arange(energies[0].min() - 1, min(energies[0].max() + 1, 10), BROADENING_EV / 4)
     names = ("dft", "predicted", "baseline")
-    return pd.DataFrame(
-        {"energy_ev": grid} | {f"{n}_states_per_ev": density_of_states(e, c.weights, grid) for n, e in zip(names, energies)}
-    )
+    columns = {f"{n}_states_per_ev": density_of_states(e, c.weights, grid) for n, e in zip(names, energies)}
+    if c.moments:
+        half = len(c.weights) // 2
+        for spin, rows in zip(SPINS, (slice(half), slice(half, None))):
+            of_spin = {n: density_of_states(e[rows], c.weights[rows], grid) for n, e in zip(names, energies)}
+            columns |= {f"{n}_{spin}_states_per_ev": density for n, density in of_spin.items()}
+    return pd.DataFrame({"energy_ev": grid} | columns)
 
 
 def band_path(atoms: Atoms, path: str | None, points: int) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray]:
@@ -241,11 +268,11 @@ def band_path(atoms: Atoms, path: str | None, points: int) -> tuple[np.ndarray, 
 
 
 def bands_table(dft: Operators, predicted: Operators, baseline: Operators, c: Comparison, analysis: Analysis) -> pd.DataFrame:
-    """Return the energies (eV, from `Comparison.edge`) along the band path, one row per k-point and band.
+    """Return the energies (eV, from `Comparison.edge`) along the band path, one row per k-point, band and spin.
 
     Columns: x_per_angstrom, label (of a special point, else empty), segment (unbroken part of the path), band, dft_ev,
     predicted_ev, baseline_ev. `Comparison.edge` is DFT's highest occupied eigenvalue, or the Fermi level of a metal. The levels
-    of a molecule are at x = 0.
+    of a molecule are at x = 0. A spin-polarised structure also has the column spin, up or down.
     """
     if dft.atoms.pbc.any():
         points = analysis.band_points or int(np.clip(BAND_ORBITALS // dft.n_orbitals, *BAND_POINTS))
@@ -257,13 +284,12 @@ def bands_table(dft: Operators, predicted: Operators, baseline: Operators, c: Co
     for name, o, shift in zip(("dft", "predicted", "baseline"), (dft, predicted, baseline), shifts):
         energies = eigenvalues(o, kpoints, 0.0 if o is dft else analysis.overlap_threshold)
         columns[f"{name}_ev"] = hartree_to_ev(np.where(np.isinf(energies), np.nan, energies) + shift - c.edge).ravel()
-    n = dft.n_orbitals
-    return pd.DataFrame(
-        {
-            "x_per_angstrom": np.repeat(x, n),
-            "label": np.repeat(names, n),
-            "segment": np.repeat(segments, n),
-            "band": np.tile(np.arange(n), len(x)),
-        }
-        | columns
-    )
+    n, spins = dft.n_orbitals, dft.spins
+    of_rows = {
+        name: np.tile(np.repeat(values, n), spins)
+        for name, values in (("x_per_angstrom", x), ("label", names), ("segment", segments))
+    }
+    of_rows["band"] = np.tile(np.arange(n), len(x) * spins)
+    if spins == 2:
+        of_rows["spin"] = np.repeat(SPINS, n * len(x))
+    return pd.DataFrame(of_rows | columns)

@@ -26,7 +26,8 @@ def analysis_tables(
     slabs = slab_table(dft, predicted, baseline, analysis.slab_angstrom)
     summary = name | summary_row(dft, predicted, blocks, blocks_baseline, comparison, slabs, analysis.overlap_threshold)
     by_distance = _beside(errors.error_by_distance(blocks), errors.error_by_distance(blocks_baseline), ["distance_angstrom"])
-    by_pair = _beside(errors.error_by_pair(blocks), errors.error_by_pair(blocks_baseline), ["pair", "onsite"])
+    kinds = ["pair", "onsite", *(["spin"] if "spin" in blocks else [])]
+    by_pair = _beside(errors.error_by_pair(blocks), errors.error_by_pair(blocks_baseline), kinds)
     return {
         "summary": pd.DataFrame([summary]),
         "by_pair": by_pair,
@@ -73,7 +74,7 @@ def summary_row(
 def heatmap_table(dft: Operators, predicted: Operators) -> pd.DataFrame:
     """Return |H(k = 0)| of DFT, with its gauge aligned, and of the prediction, in meV, one row per element.
 
-    A cell with more than LARGEST_HEATMAP orbitals is represented by its first ones.
+    A cell with more than LARGEST_HEATMAP orbitals is represented by its first ones, a spin-polarised structure by spin up.
     """
     mu = errors.align_gauge(dft, predicted)
     H, S = dft.at_k((0, 0, 0))

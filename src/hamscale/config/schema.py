@@ -4,7 +4,7 @@ Every field with a dimension states its unit.
 """
 
 import typing
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -14,6 +14,8 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -21,7 +23,19 @@ Split = Literal["train", "validation", "test", "predict"]
 
 
 class Section(BaseModel):
+    """Part of a file.
+
+    unsaid: fields that are left out of dumps where they have their default, so that hashes and parameters of rules of a file
+    that does not use them are those of versions that lacked them.
+    """
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+    unsaid: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        default = {name: field.default for name, field in type(self).model_fields.items() if name in self.unsaid}
+        return {name: value for name, value in handler(self).items() if name not in default or value != default[name]}
 
 
 # --------------------------------------------------------------------------------------------------------------- material
@@ -83,6 +97,8 @@ class MeltQuench(Section):
 class StructureSet(Section):
     """Structures of one split, `count` of them, named SET-000, SET-001, ..., from exactly one source."""
 
+    unsaid = frozenset({"charge", "multiplicity"})
+
     split: Split = Field(description="train, validation and test get DFT; predict does not")
     file: File | None = None
     builder: Builder | None = None
@@ -106,6 +122,10 @@ class StructureSet(Section):
         ge=10,
         description="of a slab or a wire: an open cell vector is twice as long as the atoms reach along it, plus this (A)",
     )
+    charge: int = Field(0, description="charge of each structure (e); a periodic one gets a uniform background against it")
+    multiplicity: PositiveInt | None = Field(
+        None, description="2S+1 of each structure; default: what dft.spin.magnetization gives, else 1 or 2"
+    )
     count: PositiveInt = Field(1, description="number of structures")
     rattle_angstrom: NonNegativeFloat = Field(0.0, description="standard deviation of Gaussian displacements (A)")
     strain: NonNegativeFloat = Field(0.0, le=0.3, description="standard deviation of the six components of random strain (1)")
@@ -126,8 +146,22 @@ class Smearing(Section):
     temperature_kelvin: PositiveFloat = Field(300.0, description="electronic temperature (K)")
 
 
+class Spin(Section):
+    """Spin-polarised (unrestricted) Kohn-Sham: one H for spin up and one for spin down."""
+
+    magnetization: dict[str, float] = Field(
+        default_factory=dict,
+        description="moment of each atom of an element at the start (Bohr magnetons), e.g. Fe: 3; of elements left out: 0",
+    )
+
+
 class Dft(Section):
-    """Settings of CP2K: Quickstep GPW, spin-restricted, diagonalisation with Broyden mixing."""
+    """Settings of CP2K: Quickstep GPW, diagonalisation with Broyden mixing, spin-restricted unless `spin` is there.
+
+    Molecules of two spins are mixed by DIIS.
+    """
+
+    unsaid = frozenset({"spin"})
 
     functional: str = Field("PBE", description="exchange-correlation functional of CP2K")
     basis_file: str = Field("BASIS_MOLOPT", description="file of CP2K's data folder, or a path")
@@ -145,6 +179,7 @@ class Dft(Section):
     max_scf: PositiveInt = Field(100, description="steps before an SCF counts as failed")
     mixing_alpha: PositiveFloat = Field(0.4, description="fraction of the new density (1)")
     smearing: Smearing | None = Field(None, description="for small gaps and metals")
+    spin: Spin | None = Field(None, description="spin-polarised runs, e.g. {magnetization: {Fe: 3}}; {} starts without moments")
     csr_threshold: NonNegativeFloat = Field(
         1e-14, description="elements of H (Ha) and S (1) below this are not written; zero writes every zero too"
     )
@@ -224,10 +259,17 @@ class Material(Section):
         for name, s in self.structures.items():
             if not name.replace("_", "").isalnum():
                 raise ValueError(f"structures.{name}: the name of a set is letters, digits and _ only")
+            if (s.multiplicity or 1) > 1 and not self.dft.spin:
+                raise ValueError(f"structures.{name}.multiplicity is {s.multiplicity}, expected with dft.spin: {{}}")
             if s.file:
                 trajectories.setdefault(s.file.path, set()).add(s.split)
             if s.tile and s.tile.of not in self.identifiers():
                 raise ValueError(f"structures.{name}.tile.of is {s.tile.of!r}, expected one of {', '.join(self.identifiers())}")
+        for element in self.dft.spin.magnetization if self.dft.spin else ():
+            if element not in self.species:
+                raise ValueError(
+                    f"dft.spin.magnetization has {element}, expected elements of species: {', '.join(self.species)}"
+                )
         if self.graph.charges and set(self.graph.charges) != set(self.species):
             raise ValueError(
                 f"graph.charges has {', '.join(sorted(self.graph.charges))}, expected one for each of "

@@ -10,7 +10,7 @@ from cp2k_input_tools.parser import CP2KInputParser
 
 from ..basis import Basis, find_data_file
 from ..config import Material
-from ..structures import kpoint_counts, periodicity, wrap_as_cp2k
+from ..structures import charge_of, kpoint_counts, multiplicity_of, periodicity, wrap_as_cp2k
 
 PROJECT = "run"
 # By the number of periodic directions. Of two: ANALYTIC of CP2K 2023.1 is wrong by 0.1 Ha (mended in 2023.2 by pull request
@@ -27,7 +27,7 @@ def cp2k_input(atoms: Atoms, material: Material, basis: Basis) -> str:
     1), because without one CP2K folds all images into one matrix. A molecule has one image and gets no grid.
 
     Raises ValueError if the cell of a slab or a wire is one for which CP2K's Poisson solver is wrong, if the structure is not
-    wrapped as CP2K would wrap it, if it has an odd number of electrons, or if CP2K's own grammar refuses the input.
+    wrapped as CP2K would wrap it, if its electrons cannot have its multiplicity, or if CP2K's own grammar refuses the input.
     """
     if atoms.pbc.any():
         _check_open_vectors(atoms)
@@ -35,11 +35,6 @@ def cp2k_input(atoms: Atoms, material: Material, basis: Basis) -> str:
         raise ValueError(
             "atoms are not wrapped to fractions in [-1/2, 1/2], from where CP2K counts the cells of H(R). "
             "Build structures with `hamscale structure`, or wrap them with structures.wrap_as_cp2k."
-        )
-    if basis.n_electrons(atoms.numbers) % 2:
-        raise ValueError(
-            f"{basis.n_electrons(atoms.numbers)} valence electrons, expected an even number: runs are spin-restricted. "
-            "Add or remove an atom, or double the cell."
         )
     tree = _tree(atoms, material, basis)
     generator, parser = _grammar()
@@ -86,30 +81,75 @@ def _grammar() -> tuple[CP2KInputGenerator, CP2KInputParser]:
     return CP2KInputGenerator(), CP2KInputParser()
 
 
+def electrons_by_spin(atoms: Atoms, material: Material, basis: Basis) -> tuple[int, ...]:
+    """Return the number of electrons of spin up and of spin down at the start of a run, or of both in a restricted one.
+
+    The multiplicity is that of the structure. If it has none, the moment is the sum of dft.spin.magnetization, or the nearest
+    that the number of electrons allows. Raises ValueError if there is no such number of electrons.
+    """
+    electrons, spin, multiplicity = (
+        basis.n_electrons(atoms.numbers) - charge_of(atoms),
+        material.dft.spin,
+        multiplicity_of(atoms),
+    )
+    if not spin:
+        if electrons % 2 or (multiplicity or 1) > 1:
+            raise ValueError(
+                f"{electrons} valence electrons, expected an even number and multiplicity 1, found "
+                f"{multiplicity or 'none'}: the run is spin-restricted. Set dft.spin (docs/new_material.md), add or remove an "
+                "atom, or double the cell."
+            )
+        return (electrons // 2,)
+    if multiplicity:
+        moment = multiplicity - 1
+    else:
+        wanted = abs(sum(spin.magnetization.get(symbol, 0.0) for symbol in atoms.get_chemical_symbols()))
+        moment = min(range(electrons % 2, electrons + 1, 2), key=lambda m: abs(m - wanted))
+    up, odd = divmod(electrons + moment, 2)
+    if odd or up > electrons or up > basis.n_orbitals(atoms.numbers).sum():
+        parity = "even" if electrons % 2 else "odd"
+        raise ValueError(
+            f"{electrons} valence electrons cannot have multiplicity {moment + 1}, expected an {parity} one that the orbitals "
+            "hold. Correct structures.SET.multiplicity or charge, or dft.spin.magnetization."
+        )
+    return up, electrons - up
+
+
 def _scf(atoms: Atoms, material: Material, basis: Basis) -> dict:
     """Build the section SCF: all orbitals are kept, so that the unoccupied levels are printed too."""
     dft = material.dft
-    occupied = basis.n_electrons(atoms.numbers) // 2
-    scf = {
+    added = [int(basis.n_orbitals(atoms.numbers).sum()) - n for n in electrons_by_spin(atoms, material, basis)]
+    # Broyden mixing of the densities of two spins went astray in a third of runs of an oxygen molecule, whatever its alpha;
+    # mixing of density matrices with DIIS, CP2K's default, converged them in 13 steps.
+    method = "DIRECT_P_MIXING" if dft.spin and not atoms.pbc.any() else "BROYDEN_MIXING"
+    scf: dict[str, object] = {
         "scf_guess": "ATOMIC",
         "eps_scf": dft.eps_scf,
         "max_scf": dft.max_scf,
-        "added_mos": int(basis.n_orbitals(atoms.numbers).sum()) - occupied,
+        "added_mos": added,
         "+diagonalization": {"_": True, "algorithm": "STANDARD"},
-        "+mixing": {"_": True, "method": "BROYDEN_MIXING", "alpha": dft.mixing_alpha, "nbuffer": 8},
+        "+mixing": {"_": True, "method": method, "alpha": dft.mixing_alpha, "nbuffer": 8},
         "+print": {"+restart": {"_": "OFF"}},
     }
     if dft.smearing:
-        scf["+smear"] = {
+        smear: dict[str, object] = {
             "_": True,
             "method": dft.smearing.method.upper(),
             "electronic_temperature": dft.smearing.temperature_kelvin,
         }
+        if dft.spin and (multiplicity := multiplicity_of(atoms)):  # else the moment follows from one Fermi level of both spins
+            if atoms.pbc.any():
+                raise ValueError(
+                    f"multiplicity {multiplicity} with dft.smearing and k-points: CP2K cannot hold the moment there. Leave "
+                    "multiplicity out and let the moment follow, from dft.spin.magnetization at the start."
+                )
+            smear["fixed_magnetic_moment"] = float(multiplicity - 1)
+        scf["+smear"] = smear
     return scf
 
 
-def _subsys(atoms: Atoms, basis: Basis) -> dict:
-    """Build the section SUBSYS: cell, coordinates (A) and kinds."""
+def _subsys(atoms: Atoms, basis: Basis, moments: dict[str, float]) -> dict:
+    """Build the section SUBSYS: cell, coordinates (A) and kinds, with the moments (Bohr magnetons) at the start."""
     cell = {name: tuple(float(x) for x in vector) for name, vector in zip("abc", np.asarray(atoms.cell))}
     return {
         "+cell": cell | {"periodic": periodicity(atoms)},
@@ -121,6 +161,7 @@ def _subsys(atoms: Atoms, basis: Basis) -> dict:
         },
         "+kind": [
             {"_": element.element, "basis_set": [element.name], "potential": element.potential}
+            | ({"magnetization": moments[element.element]} if element.element in moments else {})
             for element in basis.values()
             if element.number in atoms.numbers
         ],
@@ -130,7 +171,7 @@ def _subsys(atoms: Atoms, basis: Basis) -> dict:
 def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
     dft, solver = material.dft, POISSON_SOLVERS.get(int(atoms.pbc.sum()))
     csr = {"_": "ON", "threshold": dft.csr_threshold, "upper_triangular": False, "binary": True, "real_space": True}
-    section = {
+    section: dict[str, object] = {
         "basis_set_file_name": [_file(dft.basis_file)],
         "potential_file_name": _file(dft.potential_file),
         # CP2K's default for EPS_PPNL is the square root of EPS_DEFAULT. It makes same-atom blocks of H(k) asymmetric (by
@@ -165,13 +206,18 @@ def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
             # k-points (cp2k issue 4396).
             "parallel_group_size": 0,
         }
+    if charge := charge_of(atoms):
+        section["charge"] = charge
+    if dft.spin:
+        by_spin = electrons_by_spin(atoms, material, basis)
+        section |= {"uks": True, "multiplicity": by_spin[0] - by_spin[1] + 1}
     return {
         "+global": {"project_name": PROJECT, "run_type": "ENERGY", "print_level": "MEDIUM"},
         "+force_eval": [
             {
                 "method": "QUICKSTEP",
                 "+dft": section,
-                "+subsys": _subsys(atoms, basis),
+                "+subsys": _subsys(atoms, basis, dft.spin.magnetization if dft.spin else {}),
             }
         ],
     }

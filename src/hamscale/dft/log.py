@@ -22,7 +22,9 @@ class RunOutput:
     kpoint_grid: divisions of a grid, None for a list of k-points.
     cell (3, 3): rows are cell vectors in Angstrom, to the 3 decimals of the log.
     positions (A, 3): in Angstrom, to the 6 decimals of the log.
-    mo_energies (K, n): energies of all orbitals at every k-point, as CP2K computed them.
+    mo_energies (K, n): energies of all orbitals at every k-point, as CP2K computed them; (2, K, n) of two spins.
+    fermi_level: the higher one if the spins have a Fermi level each, as in a run without smearing.
+    charge: of the structure. spins: 1, or 2 of a spin-polarised run.
     """
 
     version: str
@@ -40,6 +42,8 @@ class RunOutput:
     positions: np.ndarray
     cell: np.ndarray
     basis_sets: dict[str, tuple[str, int]]
+    charge: int
+    spins: int
 
 
 def check_version(version: str) -> None:
@@ -79,7 +83,9 @@ def parse_output(path: str | Path) -> RunOutput:
     periodicity = find(r"^ CELL\| Periodicity +(\S+)$", "the periodicity of the cell")
     images = _images(path, text, periodicity)
     kpoints = _kpoints(path, text, images is not None)
+    spins = int(find(r"^ DFT\| Number of spin states +(\d)$", "the number of spin states"))
     scheme = re.search(r"BRILLOUIN\| K-point scheme +(\S+)$", text, re.M)
+    level = r"E\(Fermi\): +(\S+) a\.u\."
     grid = re.search(r"BRILLOUIN\| K-Point grid +(\d+) +(\d+) +(\d+)$", text, re.M)
     atoms = re.findall(r"^ +\d+ +\d+ ([A-Z][a-z]?) +\d+((?: +-?\d+\.\d+){3}) +-?\d+\.\d+ +\d+\.\d+$", text, re.M)
     kinds = re.findall(
@@ -92,8 +98,8 @@ def parse_output(path: str | Path) -> RunOutput:
         kpoints,
         scheme[1] if scheme else "Gamma",
         (int(grid[1]), int(grid[2]), int(grid[3])) if grid else None,
-        _orbital_energies(path, text, len(kpoints)),
-        float(find(r"E\(Fermi\): +(\S+) a\.u\.", "the Fermi level")),
+        _orbital_energies(path, text, len(kpoints), spins),
+        max(map(float, [find(level, "the Fermi level"), *re.findall(level, text)])),
         float(find(r"ENERGY\| Total FORCE_EVAL .*\]:? +(\S+)$", "the total energy")),
         int(find(r"SCF run converged in +(\d+) steps", "'SCF run converged'")),
         float(find(r"^ CP2K +1 .* (\S+)$", "CP2K's table of times")),
@@ -101,6 +107,8 @@ def parse_output(path: str | Path) -> RunOutput:
         np.array([[float(x) for x in xyz.split()] for _, xyz in atoms]),
         np.array([[float(x) for x in find(rf"^ CELL\| Vector {v} .*?:([^|]*)\|", f"cell vector {v}").split()] for v in "abc"]),
         {element: (name, int(n)) for element, name, n in kinds},
+        int(find(r"^ DFT\| Charge +(-?\d+)$", "the charge")),
+        spins,
     )
 
 
@@ -137,16 +145,16 @@ def _kpoints(path: Path, text: str, has_images: bool) -> np.ndarray:
     return np.array(kpoints) if kpoints else np.zeros((1, 3))
 
 
-def _orbital_energies(path: Path, text: str, n_kpoints: int) -> np.ndarray:
-    """Return the energies (K, n) of the orbitals at every k-point.
+def _orbital_energies(path: Path, text: str, n_kpoints: int, spins: int) -> np.ndarray:
+    """Return the energies (K, n) of the orbitals at every k-point, or (2, K, n) of both spins, which take turns in the log.
 
     Raises ValueError if the number of k-points is another one, or if an energy is not a number.
     """
     blocks = re.findall(r"MO\|  Index +Eigenvalue.*\n((?: MO\| +\d+ +\S+ +\S+ +\S+\n)+)", text)
-    if len(blocks) != n_kpoints:
+    if len(blocks) != n_kpoints * spins:
         raise ValueError(
-            f"{path}: orbital energies at {len(blocks)} k-points, expected {n_kpoints}. They come from &PRINT &MO, and of "
-            "several MPI ranks only with PARALLEL_GROUP_SIZE 0 in &KPOINTS: use `hamscale input`."
+            f"{path}: orbital energies at {len(blocks) // spins} k-points, expected {n_kpoints}. They come from &PRINT &MO, "
+            "and of several MPI ranks only with PARALLEL_GROUP_SIZE 0 in &KPOINTS: use `hamscale input`."
         )
     try:
         energies = np.array([[float(line.split()[2]) for line in block.splitlines()] for block in blocks])
@@ -156,7 +164,7 @@ def _orbital_energies(path: Path, text: str, n_kpoints: int) -> np.ndarray:
         raise ValueError(
             f"{path}: an orbital energy is not a number, or k-points have different numbers of them. Run CP2K again."
         )
-    return energies
+    return energies if spins == 1 else np.stack([energies[spin::spins] for spin in range(spins)])
 
 
 def image_table(text: str, name: str) -> np.ndarray | None:

@@ -2,7 +2,7 @@
 
 docs/conventions.md has the facts about the formats, each seen in the versions of log.KNOWN_VERSIONS. The table that says
 which file belongs to which periodic image stands in the log alone; images count from the wrapped atoms; matrices are in
-Hartree, and both triangles are written.
+Hartree, and both triangles are written. A spin-polarised run writes H of spin up, H of spin down and one S.
 """
 
 import re
@@ -17,7 +17,7 @@ from scipy.sparse import bsr_array, csr_array
 from ..basis import Basis
 from ..operators import Operators
 from ..pairs import PairList, block_offsets, sort_keys
-from ..structures import periodicity
+from ..structures import charge_of, periodicity
 from ..units import angstrom_to_bohr
 from ..workers import eigh
 from .inputs import PROJECT
@@ -32,16 +32,18 @@ HERMITICITY_TOLERANCE = 1e-7  # Hartree for H, 1 for S
 
 
 def image_files(directory: str | Path, output: RunOutput) -> dict[str, list[Path]]:
-    """Return the CSR files of H ("KS") and S ("S"), in the order of the image table.
+    """Return the CSR files of H ("KS", of spin down "KS_DOWN") and S ("S"), in the order of the image table.
 
     Raises ValueError if the files there and the table disagree, or if a file does not consist of whole records.
     """
     directory, files = Path(directory), {}
-    for name in ("KS", "S"):
+    for name, label in {"KS": "KS_SPIN_1", "KS_DOWN": "KS_SPIN_2", "S": "S_SPIN_1"}.items():
+        if name == "KS_DOWN" and output.spins == 1:
+            continue
         if output.images is None:
-            pattern, expected = rf".*-{name}_SPIN_1-1_0\.csr", 1
+            pattern, expected = rf".*-{label}-1_0\.csr", 1
         else:
-            pattern, expected = rf".*-{name}_SPIN_1_R_(\d+)-1_0\.csr", len(output.images)
+            pattern, expected = rf".*-{label}_R_(\d+)-1_0\.csr", len(output.images)
         found = {}
         for path in directory.glob("*.csr"):
             if match := re.fullmatch(pattern, path.name):
@@ -50,7 +52,7 @@ def image_files(directory: str | Path, output: RunOutput) -> dict[str, list[Path
         extra = sorted(found.keys() - set(range(1, expected + 1)))
         if missing or extra:
             raise ValueError(
-                f"{directory}: the image table lists {expected} files of {name}, found {len(found)}"
+                f"{directory}: the image table lists {expected} files of {label}, found {len(found)}"
                 f"{f'; missing number {missing[0]}' if missing else ''}"
                 f"{f'; number {extra[0]} is not in the table' if extra else ''}."
                 " Run CP2K again."
@@ -126,7 +128,7 @@ def read_run(directory: str | Path, atoms: Atoms, basis: Basis, attributes: dict
         atoms,
         basis,
         PairList(atoms, pairs),
-        values["KS"],
+        values["KS"] if output.spins == 1 else np.stack([values["KS"], values["KS_DOWN"]]),
         values["S"],
         {
             "source": "dft",
@@ -196,6 +198,11 @@ def _check_structure(directory: Path, output: RunOutput, atoms: Atoms, basis: Ba
         raise ValueError(
             f"{directory / OUTPUT}: the run is periodic along {output.periodicity}, the structure along {periodicity(atoms)}. "
             "Run it again, or set pbc of the structure to what was run."
+        )
+    if output.charge != charge_of(atoms):
+        raise ValueError(
+            f"{directory / OUTPUT}: the run has charge {output.charge}, the structure {charge_of(atoms)}. Was the charge "
+            "changed after the run? Run it again."
         )
     # the cell of a molecule is a box that does not affect its matrices
     if output.images is not None and np.abs(output.cell - np.asarray(atoms.cell)).max() > CELL_TOLERANCE_ANGSTROM:
@@ -297,7 +304,7 @@ def _check_diagonal(directory: Path, operators: Operators) -> None:
     within = np.arange(len(atom)) - (np.cumsum(orbitals) - orbitals)[atom]
     diagonal = operators.offsets[blocks][atom] + within * (orbitals[atom] + 1)
     for name in ("hamiltonian", "overlap"):
-        missing = np.flatnonzero(getattr(operators, name)[diagonal] == 0)
+        missing = np.flatnonzero((getattr(operators, name)[..., diagonal] == 0).reshape(-1, len(diagonal)).any(0))
         if len(missing):
             raise ValueError(
                 f"{directory}: {name} lacks {len(missing)} of {len(atom)} diagonal elements, the first of orbital "
@@ -320,13 +327,14 @@ def _make_hermitian(directory: Path, operators: Operators) -> None:
 
 
 def eigenvalue_check(operators: Operators) -> float:
-    """Return max |eigenvalues of H(k), S(k) - those CP2K printed|, in Hartree, over all k-points and orbitals of the run."""
+    """Return max |eigenvalues of H(k), S(k) - those CP2K printed|, in Hartree, over all k-points, orbitals and spins."""
     assert operators.orbital_energies is not None, "operators of a CP2K run hold its orbital energies"
     kpoints, energies = operators.orbital_energies
+    points = [(k, spin) for spin in range(operators.spins) for k in kpoints]
     deviations = []
-    for k, printed in zip(kpoints, energies, strict=True):
+    for (k, spin), printed in zip(points, energies.reshape(len(points), -1), strict=True):
         try:
-            found = eigh(*operators.at_k(k), eigvals_only=True)
+            found = eigh(*operators.at_k(k, spin), eigvals_only=True)
         except LinAlgError as error:
             raise ValueError(
                 f"k-point {k.tolist()}: H(k), S(k) have no eigenvalues ({error}). Expected S(k) positive definite: was a CSR "

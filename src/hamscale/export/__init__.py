@@ -7,10 +7,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ..operators import write_operators
+from ..operators import SPINS, write_operators
 from . import cp2k, deeph, matrixmarket, quatrex, siesta
 from .stream import stored
 
+# formats that hold both spins; of the others each spin has a folder of its own
+OF_BOTH_SPINS = ("sisl", "tbtrans", "tshs", "cp2k", "cp2k-text")
 TARGETS: dict[str, Callable[..., list[str]]] = {
     "quatrex": quatrex.write,
     "sisl": siesta.write,
@@ -26,6 +28,7 @@ TARGETS: dict[str, Callable[..., list[str]]] = {
 def export(path: str | Path, target: str, out: str | Path, **options: object) -> list[str]:
     """Write an `operators/1` file in another code's format, and return lines that say what was written.
 
+    A spin-polarised structure is written as one, or, in formats of one H, to the folders OUT/up and OUT/down.
     options: `transport`, `repeat`, `blocks`, `origin` and `allow_mismatch` of quatrex. Raises ValueError for an unknown target,
     for options that belong to another target, and where the target's `write` does.
     """
@@ -35,7 +38,12 @@ def export(path: str | Path, target: str, out: str | Path, **options: object) ->
         names = ", ".join(f"--{name}" for name in options)
         raise ValueError(f"{names} came with --to {target}, expected --to quatrex with it. Leave it out.")
     with stored(path) as file:
-        return TARGETS[target](file, out, **options)
+        if file.spins == 1 or target in OF_BOTH_SPINS:
+            return TARGETS[target](file, out, **options)
+        lines = []
+        for name, channel in zip(SPINS, file.channels):
+            lines += [f"spin {name}: {line}" for line in TARGETS[target](channel, Path(out) / name, **options)]
+        return lines
 
 
 def import_deeph(source: str | Path, out: str | Path) -> list[Path]:

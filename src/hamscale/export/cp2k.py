@@ -1,7 +1,8 @@
 """Write the CSR files that CP2K itself writes with KS_CSR_WRITE and S_CSR_WRITE: Hartree, one file per image, both triangles.
 
 Formats: docs/conventions.md, `dft/outputs.py`. A periodic structure's files are NAME-KS_SPIN_1_R_n-1_0.csr, and NAME-images.out
-has the table that says which n is which R, as CP2K puts it into its log. A molecule has NAME-KS_SPIN_1-1_0.csr alone.
+has the table that says which n is which R, as CP2K puts it into its log. A molecule has NAME-KS_SPIN_1-1_0.csr alone. H of spin
+down is KS_SPIN_2; there is one S.
 """
 
 from pathlib import Path
@@ -27,15 +28,20 @@ def write(stored: Stored, out: str | Path, binary: bool = True) -> list[str]:
     append = _append_binary if binary else _append_text
     with atomic_folder(out) as folder:
         files = {
-            name: {R: folder / f"{out.name}-{label}_SPIN_1{image[R]}-1_0.csr" for R in cells} for name, label in LABELS.items()
+            (name, spin): {R: folder / f"{out.name}-{label}_SPIN_{spin + 1}{image[R]}-1_0.csr" for R in cells}
+            for spin in range(stored.spins)
+            for name, label in LABELS.items()
+            if name == "hamiltonian" or spin == 0
         }
         for of_cell in files.values():
             for path in of_cell.values():
                 path.touch()  # an image without an element has a file too
-        for rows in stored.rows():
-            for name in LABELS:
-                for R, *elements in stored.by_cell(rows, getattr(rows, name)):
-                    append(files[name][R], *elements)
+        for channel in stored.channels:
+            for rows in channel.rows():
+                for name, spin in files:
+                    if spin == channel.spin:
+                        for R, *elements in stored.by_cell(rows, getattr(rows, name)):
+                            append(files[name, spin][R], *elements)
         if stored.periodic:
             (folder / f"{out.name}-images.out").write_text(_image_table(cells))
         write_structure_file(folder / "structure.extxyz", stored.atoms)

@@ -29,7 +29,7 @@ from ..basis import Basis, ElementBasis, shells_only
 from ..files import atomic_folder
 from ..operators import Operators, check_finite
 from ..pairs import PairList, block_offsets, find_pairs
-from ..structures import wrap_as_cp2k
+from ..structures import charge_of, wrap_as_cp2k
 from ..units import ev_to_hartree, hartree_to_ev
 from .stream import Stored, write_energies
 
@@ -59,8 +59,8 @@ def write(stored: Stored, out: str | Path) -> list[str]:
         "fermi_energy_eV": fermi,
         "elements_orbital_map": {e.element: list(e.l) for e in stored.basis.values() if e.number in stored.atoms.numbers},
     }
-    if all(valences):
-        info["occupation"] = sum(valences)
+    if all(valences) and stored.spins == 1:
+        info["occupation"] = sum(valences) - charge_of(stored.atoms)
     with atomic_folder(out) as folder:
         ase.io.write(folder / "POSCAR", stored.atoms[order], format="vasp", sort=False)
         (folder / "info.json").write_text(json.dumps(info, indent=2) + "\n")

@@ -38,6 +38,7 @@ def _sisl() -> ModuleType:
 def hamiltonian(stored: Stored) -> "sisl.Hamiltonian":
     """Return the sisl.Hamiltonian of the file, non-orthogonal: H in eV, orbitals in hamscale's order with Siesta's signs.
 
+    That of a spin-polarised structure has the spin configuration "polarized", with spin up first.
     Energies keep the zero of the file: the Fermi level is not subtracted. Raises ValueError if sisl is not installed.
     """
     sisl = _sisl()
@@ -46,6 +47,16 @@ def hamiltonian(stored: Stored) -> "sisl.Hamiltonian":
     boundaries = ["periodic" if periodic else "open" for periodic in stored.atoms.pbc]
     lattice = sisl.Lattice(np.asarray(stored.atoms.cell), nsc=nsc, boundary_condition=boundaries)
     geometry = sisl.Geometry(stored.atoms.positions, [elements[z] for z in stored.atoms.numbers.tolist()], lattice)
+    of_spins = []
+    for channel in stored.channels:
+        H, S = _matrices(channel, lattice)
+        H.data = hartree_to_ev(H.data)
+        of_spins.append(H)
+    return sisl.Hamiltonian.fromsp(geometry, of_spins[0] if len(of_spins) == 1 else of_spins, S=S)
+
+
+def _matrices(stored: Stored, lattice: "sisl.Lattice") -> tuple[sp.csr_matrix, sp.csr_matrix]:
+    """Return H of one spin, in Hartree, and S with the columns of all cells of the lattice and Siesta's signs."""
     n = stored.n_orbitals
     matrices: dict[str, list[sp.csr_matrix]] = {"hamiltonian": [], "overlap": []}
     signs = _signs(stored)
@@ -58,8 +69,7 @@ def hamiltonian(stored: Stored) -> "sisl.Hamiltonian":
                 part += sp.csr_matrix((x * signs[i] * signs[j], index), shape=part.shape)
             parts.append(part)
     H, S = (sp.vstack(parts, format="csr") for parts in matrices.values())
-    H.data = hartree_to_ev(H.data)
-    return sisl.Hamiltonian.fromsp(geometry, H, S=S)
+    return H, S
 
 
 def _orbitals(sisl: ModuleType, shells: tuple[int, ...]) -> list["sisl.AtomicOrbital"]:

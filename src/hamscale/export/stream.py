@@ -6,7 +6,7 @@ In this way files larger than memory are exported, and no matrix is dense.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -15,7 +15,7 @@ from ase import Atoms
 
 from ..basis import Basis
 from ..files import write_text
-from ..operators import ENERGIES, check_finite, open_operators
+from ..operators import ENERGIES, check_finite, open_operators, spins_of
 from ..pairs import PairList, sort_keys
 from ..structures import GIVEN, given_cells
 from ..units import hartree_to_ev
@@ -31,7 +31,7 @@ class Rows:
     orbitals: the first orbital of these atoms, and the first one behind theirs
     pairs  # (P, 5) | i, j, R, sorted
     pair, row, column  # (m,) | of each element: its row of pairs, its orbitals of the whole structure
-    hamiltonian, overlap  # (m,) | Hartree, 1
+    hamiltonian, overlap  # (m,) | Hartree, 1; H is that of one spin
     """
 
     orbitals: tuple[int, int]
@@ -48,7 +48,7 @@ class Stored:
     """An open `operators/1` file.
 
     pairs are sorted; offsets[b] is where the values of pair b start in the file. given (A, 3): how many cells lie between each
-    atom and its place in the user's file, None if that is not known.
+    atom and its place in the user's file, None if that is not known. spin: which H of a spin-polarised structure is read.
     """
 
     file: h5py.File
@@ -57,6 +57,7 @@ class Stored:
     pairs: PairList
     offsets: np.ndarray
     given: np.ndarray | None = None
+    spin: int = 0
 
     def __post_init__(self) -> None:
         self.orbitals = self.basis.n_orbitals(self.atoms.numbers)  # (A,)
@@ -71,6 +72,15 @@ class Stored:
     @property
     def periodic(self) -> bool:
         return bool(self.atoms.pbc.any())
+
+    @property
+    def spins(self) -> int:
+        return spins_of(self.file["hamiltonian"])
+
+    @property
+    def channels(self) -> list["Stored"]:
+        """Return the matrices of each spin."""
+        return [replace(self, spin=spin) for spin in range(self.spins)]
 
     def energies_ev(self) -> dict[str, float]:
         """Return the Fermi level and the band edges of the file, in eV and in its own zero; empty if they are not known."""
@@ -87,7 +97,7 @@ class Stored:
         table[:, 2:] += cells[table[:, 0]] - cells[table[:, 1]]
         order = np.argsort(sort_keys(table), kind="stable")
         given = None if self.given is None else self.given - cells
-        return Stored(self.file, atoms, self.basis, PairList(atoms, table[order]), self.offsets[order], given)
+        return Stored(self.file, atoms, self.basis, PairList(atoms, table[order]), self.offsets[order], given, self.spin)
 
     def rows(self) -> Iterator[Rows]:
         """Yield all blocks in the order of their pairs, at most PIECE elements or one atom's at a time.
@@ -114,7 +124,8 @@ class Stored:
         lengths = np.add.reduceat(sizes, np.concatenate([[0], breaks])) if len(pairs) else np.empty(0, np.int64)
         values = {}
         for name in ("hamiltonian", "overlap"):
-            parts = [self.file[name][start : start + n] for start, n in zip(firsts, lengths)]
+            of_spin = (self.spin,) if self.file[name].ndim == 2 else ()
+            parts = [self.file[name][(*of_spin, slice(start, start + n))] for start, n in zip(firsts, lengths)]
             values[name] = np.concatenate(parts).astype(float) if parts else np.empty(0)
             check_finite(f"{self.file.filename}: {name}", values[name])
         row, column = self.start[pairs[:, 0]][pair] + a, self.start[pairs[:, 1]][pair] + b

@@ -10,14 +10,17 @@ from .style import BASELINE, COLOURS, COLUMN_INCHES, DFT, PREDICTED, new_figure,
 
 
 def bands(table: pd.DataFrame, ax: Axes, legend: bool = True) -> Axes:
-    """Draw the bands of DFT (solid) and of the prediction (dashed), in eV above DFT's highest occupied eigenvalue."""
+    """Draw the bands of DFT (solid) and of the prediction (dashed), in eV above DFT's highest occupied eigenvalue.
+
+    Bands of spin down are drawn in lighter colours.
+    """
     table = table.assign(label=table["label"].astype(object).fillna(""))  # a csv without any label reads as a column of NaN
     for name, style, colour, label in (("dft", "-", DFT, "DFT"), ("predicted", "--", PREDICTED, "predicted")):
-        for _, segment in table.groupby("segment"):
+        for key, segment in table.groupby(["segment", *(["spin"] if "spin" in table else [])]):
             wide = segment.pivot(index="x_per_angstrom", columns="band", values=f"{name}_ev")
             if len(wide) == 1:  # levels of a molecule: short horizontal lines
                 wide = pd.concat([wide, wide.set_axis([1.0])])
-            lines = ax.plot(wide.index, wide.to_numpy(), style, color=colour, linewidth=0.8)
+            lines = ax.plot(wide.index, wide.to_numpy(), style, color=colour, alpha=0.45 if "down" in key else 1, linewidth=0.8)
         lines[0].set_label(label)
     ticks = table[table["label"] != ""].drop_duplicates("x_per_angstrom")
     shown = -np.inf
@@ -37,16 +40,21 @@ def bands(table: pd.DataFrame, ax: Axes, legend: bool = True) -> Axes:
 
 
 def dos(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw the densities of states; of a spin-polarised structure that of spin up, and below the axis that of spin down."""
+    curves = {"up_": 1, "down_": -1} if "dft_up_states_per_ev" in table else {"": 1}
     for name, label, colour, style in (
         ("baseline", "reference", BASELINE, "-"),
         ("dft", "DFT", DFT, "-"),
         ("predicted", "predicted", PREDICTED, "--"),
     ):
-        ax.plot(table["energy_ev"], table[f"{name}_states_per_ev"], style, color=colour, label=label)
+        for spin, sign in curves.items():
+            values = sign * table[f"{name}_{spin}states_per_ev"]
+            ax.plot(table["energy_ev"], values, style, color=colour, label=label if sign > 0 else None)
     ax.set(xlabel="energy (eV)", ylabel="density of states (1/eV)", xlim=(None, table["energy_ev"].max()))
     shown = table[table["energy_ev"] > -12]
     ax.set_xlim(left=shown["energy_ev"].min())
-    ax.set_ylim(0, 1.3 * shown["dft_states_per_ev"].max())
+    highest = {sign: 1.3 * shown[f"dft_{spin}states_per_ev"].max() for spin, sign in curves.items()}
+    ax.set_ylim(-highest.get(-1, 0), highest[1])
     ax.legend()
     return ax
 
@@ -54,6 +62,8 @@ def dos(table: pd.DataFrame, ax: Axes) -> Axes:
 def error_by_pair(table: pd.DataFrame, ax: Axes) -> Axes:
     """Draw boxes from the 25th to the 75th percentile of the blocks, whiskers to 2.5 and 97.5, and the reference's mean."""
     names = [f"{p}\n{'onsite' if onsite else 'offsite'}" for p, onsite in zip(table["pair"], table["onsite"])]
+    if "spin" in table:
+        names = [f"{name}\n{spin}" for name, spin in zip(names, table["spin"])]
     quantiles = zip(*(table[f"block_mae_mev_p{q}"] for q in ("2_5", "25", "50", "75", "97_5")), strict=True)
     stats = [
         {"whislo": a, "q1": b, "med": c, "q3": d, "whishi": e, "fliers": [], "label": n}

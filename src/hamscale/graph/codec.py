@@ -47,9 +47,14 @@ class BlockCodec:
         The graph's attributes are: gauge_hartree; outside_fraction, the share of sum |H| on pairs beyond the cutoff; and
         baseline_mae_hartree, the mean absolute error of the reference alone over all matrix elements within the cutoff,
         with the blocks of edges in their frames.
-        Raises ValueError if the basis differs from that of the reference.
+        Raises ValueError if the basis or the number of spins differs from that of the reference.
         """
         reference = self.reference
+        if operators.spins != reference.spins:
+            raise ValueError(
+                f"operators of {operators.spins} spins, the reference was fitted to {reference.spins}. Fit it to runs with the "
+                "same dft.spin."
+            )
         if difference := reference.basis.difference(operators.basis):
             raise ValueError(f"basis of these operators differs from that of the reference: {difference}.")
         graph = structure_graph(operators.atoms, reference.basis, reference.cutoff_angstrom)
@@ -139,10 +144,16 @@ class DecodedBlocks:
     def operators(self) -> Operators:
         """Compute all of H and S in memory."""
         atoms, basis = self.graph.atoms, self.reference.basis
-        H, S = np.empty((2, block_offsets(self.pairs, basis.n_orbitals(atoms.numbers))[-1]))
+        n = int(block_offsets(self.pairs, basis.n_orbitals(atoms.numbers))[-1])
+        H, S = self._empty(n), np.empty(n)
         for span, hamiltonian, overlap in self.pieces():
-            H[span], S[span] = hamiltonian, overlap
+            H[..., span], S[span] = hamiltonian, overlap
         return Operators(atoms, basis, self.pairs, H, S)
+
+    def _empty(self, n: int) -> np.ndarray:
+        """Return room for n values of H, (n,) or (2, n)."""
+        spins = self.reference.spins
+        return np.empty(n if spins == 1 else (spins, n))
 
     def pieces(self) -> Iterator[Piece]:
         """Yield (slice of the values, H in Hartree, S) in the order of the pairs; no block is divided between pieces.
@@ -161,12 +172,13 @@ class DecodedBlocks:
         )
         for first, last in pairwise(bounds):
             within = offsets[first : last + 1] - offsets[first]
-            H, S = np.empty(within[-1]), np.empty(within[-1])
+            H, S = self._empty(within[-1]), np.empty(within[-1])
+            matrices = [*np.atleast_2d(H), S]
             for z_i, z_j, blocks, index in group_by_species(graph.atoms.numbers, orbitals, lesser[first:last], within):
                 of = first + blocks
                 h, s = self._blocks(z_i, z_j, lesser.take(of), turned[of], rows[of], atom_rows)
                 shape = (-1, basis[z_i].n_orbitals, basis[z_j].n_orbitals)
-                for values, block in ((H, h), (S, s)):
+                for values, block in zip(matrices, [*np.split(h, self.reference.spins, 1), s]):
                     transposed = block.reshape(shape).transpose(0, 2, 1).reshape(index.shape)
                     values[index] = np.where(turned[of, None], transposed, block)
             yield slice(int(offsets[first]), int(offsets[last])), H, S
@@ -174,7 +186,7 @@ class DecodedBlocks:
     def _blocks(
         self, z_i: int, z_j: int, pairs: PairList, turned: np.ndarray, rows: np.ndarray, atom_rows: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Compute H and S of pairs of two elements, (G, n_i * n_j) each.
+        """Compute H and S of pairs of two elements, (G, spins * n_i * n_j) and (G, n_i * n_j).
 
         rows (G,): position in offsite of the edge of each pair, or of the flipped pair if `turned` is true; -1 beyond the
         cutoff.
@@ -182,13 +194,13 @@ class DecodedBlocks:
         reference = self.reference
         coupling = reference.coupling[z_i, z_j]
         S = overlap_table(reference.basis).blocks(z_i, z_j, pairs.vectors)
-        H, own = np.empty_like(S), pairs.onsite
+        H, own = np.empty((len(S), coupling.size)), pairs.onsite
         if own.any():
             H[own] = coupling.blocks(self.onsite[z_i][atom_rows[pairs[own, 0]]])
             n = reference.basis[z_i].n_orbitals
             for values in (H, S):
                 square = values[own].reshape(-1, n, n)
-                values[own] = ((square + square.transpose(0, 2, 1)) / 2).reshape(-1, n * n)
+                values[own] = ((square + square.transpose(0, 2, 1)) / 2).reshape(-1, values.shape[1])
         bonds = ~own
         if bonds.any():
             i, j = self.places[pairs[bonds, :2]].T

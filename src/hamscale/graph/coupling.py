@@ -5,18 +5,25 @@ paper, eq. 1). All blocks of a pair of elements are transformed at once.
 A coupled vector of a pair of elements holds, for L = 0, 1, ..., the components (M, slot), with the slots varying fastest. A
 slot of degree L is a pair of shells (a, b) that couples to L. The network, the reference and the scales all use this one
 layout.
+Of a spin-polarised structure a block is that of spin up followed by that of spin down, and each L has its slots twice: those of
+the sum (h_up + h_down) / sqrt 2, then those of the difference (h_up - h_down) / sqrt 2, which is small, has no gauge, and
+vanishes if the spins do not differ. The transform is still orthogonal.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import TypeAlias
 
 import numpy as np
 
 from ..angular import clebsch_gordan, flip, row_product
 from ..basis import Basis, ElementBasis
-from ..operators import Operators
+from ..operators import Operators, values_by_pair
+
+# weights of spin up and down in the sum and in the difference of their blocks, by number of spins
+SPIN_COMPONENTS = {1: np.ones((1, 1)), 2: np.array([[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2)}
 
 # (z_i, z_j, block indices (G,), onsite, coupled (G, n), vectors (G, 3)) of some blocks of two elements
 CoupledGroup: TypeAlias = tuple[int, int, np.ndarray, bool, np.ndarray, np.ndarray]
@@ -24,12 +31,12 @@ CoupledGroup: TypeAlias = tuple[int, int, np.ndarray, bool, np.ndarray, np.ndarr
 
 @dataclass
 class PairCoupling:
-    """Layout and transform of blocks between two elements.
+    """Layout and transform of blocks between two elements, of one or two spins.
 
     slots: L -> shell pairs (a, b). parities: L -> parity of each slot, 0 if l_a + l_b + L is even: under inversion the
     component is multiplied by (-1)^(l_a+l_b), so these are natural tensors of degree L, the others are not.
     degree, order, slot: L, M and running slot number of each component, (n,).
-    transform: (n, n) orthogonal; coupled = block.reshape(-1) @ transform.
+    transform: (n, n) orthogonal, n = spins * n_i * n_j; coupled = block.reshape(-1) @ transform.
     adjoint: index and sign, (n,) each, that turn the coupled vector of a block (j, i) into that of its transpose, a block
     (i, j): c^{ab}_{LM}[h^T] = (-1)^(l_a+l_b+L) c^{ba}_{LM}[h], computed as `vector_ji[:, index] * sign`.
     """
@@ -43,6 +50,7 @@ class PairCoupling:
     order: np.ndarray
     slot: np.ndarray
     adjoint: tuple[np.ndarray, np.ndarray]
+    spins: int = 1
 
     @property
     def size(self) -> int:
@@ -87,7 +95,7 @@ class PairCoupling:
         return index, sign * turn
 
     def blocks(self, coupled: np.ndarray) -> np.ndarray:
-        """Compute the blocks (G, n_i * n_j) of coupled vectors (G, n).
+        """Compute the blocks (G, spins * n_i * n_j) of coupled vectors (G, n).
 
         Each block is the same to the last bit, whichever other vectors are transformed together with it.
         """
@@ -104,7 +112,7 @@ class PairCoupling:
         return result
 
 
-def pair_coupling(basis: Basis, z_i: int, z_j: int) -> PairCoupling:
+def pair_coupling(basis: Basis, z_i: int, z_j: int, spins: int = 1) -> PairCoupling:
     """Build the layout and transform of blocks between elements z_i (rows) and z_j (columns)."""
     first, second = basis[z_i], basis[z_j]
     slots = _slots(first, second)
@@ -113,26 +121,28 @@ def pair_coupling(basis: Basis, z_i: int, z_j: int) -> PairCoupling:
     running = 0
     for L, shell_pairs in slots.items():
         for M in range(-L, L + 1):
-            for s, (a, b) in enumerate(shell_pairs):
+            for s, (of_spins, (a, b)) in enumerate(product(SPIN_COMPONENTS[spins], shell_pairs)):
                 column = np.zeros((first.n_orbitals, n_j))
                 column[first.shell_slices[a], second.shell_slices[b]] = clebsch_gordan(first.l[a], second.l[b], L)[:, :, L + M]
-                columns.append(column.reshape(-1))
+                columns.append(np.outer(of_spins, column).reshape(-1))
                 degree.append(L)
                 order.append(M)
                 slot.append(running + s)
-        running += len(shell_pairs)
+        running += spins * len(shell_pairs)
     reversed_slots = _slots(second, first)
     index, sign, start = [], [], 0
     for L, shell_pairs in slots.items():
         n = len(shell_pairs)
-        for M in range(2 * L + 1):
+        for row in range((2 * L + 1) * spins):  # of M and, of each M, the sum and the difference of spins
             for a, b in shell_pairs:
-                index.append(start + M * n + reversed_slots[L].index((b, a)))
+                index.append(start + row * n + reversed_slots[L].index((b, a)))
                 sign.append((-1.0) ** (first.l[a] + second.l[b] + L))
-        start += (2 * L + 1) * n
+        start += (2 * L + 1) * spins * n
+    slots = {L: shell_pairs * spins for L, shell_pairs in slots.items()}
     transform, adjoint = np.array(columns).T, (np.array(index), np.array(sign))
     parities = {L: tuple((first.l[a] + second.l[b] + L) % 2 for a, b in shell_pairs) for L, shell_pairs in slots.items()}
-    return PairCoupling(z_i, z_j, slots, parities, transform, np.array(degree), np.array(order), np.array(slot), adjoint)
+    of_components = np.array(degree), np.array(order), np.array(slot)
+    return PairCoupling(z_i, z_j, slots, parities, transform, *of_components, adjoint, spins)
 
 
 def _slots(first: ElementBasis, second: ElementBasis) -> dict[int, list[tuple[int, int]]]:
@@ -145,13 +155,13 @@ def _slots(first: ElementBasis, second: ElementBasis) -> dict[int, list[tuple[in
 
 
 class Coupling(dict[tuple[int, int], PairCoupling]):
-    """Mapping (z_i, z_j) -> PairCoupling for a basis; each entry is made when it is first requested."""
+    """Mapping (z_i, z_j) -> PairCoupling for a basis and a number of spins; each entry is made when it is first requested."""
 
-    def __init__(self, basis: Basis) -> None:
-        self.basis = basis
+    def __init__(self, basis: Basis, spins: int = 1) -> None:
+        self.basis, self.spins = basis, spins
 
     def __missing__(self, key: tuple[int, int]) -> PairCoupling:
-        self[key] = pair_coupling(self.basis, *key)
+        self[key] = pair_coupling(self.basis, *key, self.spins)
         return self[key]
 
     @property
@@ -167,7 +177,9 @@ def coupled_groups(operators: Operators, coupling: Coupling, gauge: float = 0.0)
     """
     vectors, onsite = operators.pairs.vectors, operators.pairs.onsite
     for z_i, z_j, blocks, index in operators.groups():
-        values = operators.hamiltonian[index] - gauge * operators.overlap[index]
+        overlap = operators.overlap[index]
+        of_spins = overlap if operators.spins == 1 else np.tile(overlap, operators.spins)
+        values = values_by_pair(operators.hamiltonian, index) - gauge * of_spins
         for kind in (False, True):
             keep = onsite[blocks] == kind
             if keep.any():

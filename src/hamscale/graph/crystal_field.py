@@ -25,6 +25,7 @@ Reference: the crystal-field integrals of tight binding, e.g. J. C. Slater, G. F
 II.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -197,7 +198,8 @@ def onsite_blocks(
     for z, _, index, onsite, coupled, _ in coupled_groups(operators, coupling):
         if onsite:
             result.blocks[z][result.rows[operators.pairs[index, 0]]] = coupled
-    for z, _, _, onsite, coupled, _ in coupled_groups(replace(operators, hamiltonian=operators.overlap), coupling):
+    overlap = np.broadcast_to(operators.overlap, operators.hamiltonian.shape)  # the same for both spins
+    for z, _, _, onsite, coupled, _ in coupled_groups(replace(operators, hamiltonian=overlap), coupling):
         if onsite:
             result.overlap[z] = coupled[0]
     return result
@@ -275,21 +277,23 @@ class CrystalField:
         return result
 
     def shifts(self, z: int, onsite: np.ndarray) -> np.ndarray:
-        """Compute D_i S_ii^-1 of atoms of an element, (A_z, n, n), from their coupled onsite blocks."""
+        """Compute D_i S_ii^-1 of atoms of an element, (A_z, n, n) or (A_z, 2, n, n), from their coupled onsite blocks."""
         coupling, n = self.coupling[z, z], self.coupling.basis[z].n_orbitals
-        S = coupling.blocks(self.overlap[z][None]).reshape(n, n)
-        D = coupling.blocks(self._less_centre(z, onsite)).reshape(-1, n, n)
-        return (0.5 * (D + D.transpose(0, 2, 1))) @ np.linalg.inv(S)
+        S = coupling.blocks(self.overlap[z][None]).reshape(-1, n, n)[0]
+        shape = (-1, n, n) if coupling.spins == 1 else (-1, coupling.spins, n, n)
+        D = coupling.blocks(self._less_centre(z, onsite)).reshape(shape)
+        return (0.5 * (D + D.swapaxes(-1, -2))) @ np.linalg.inv(S)
 
 
 def shifted(overlap: np.ndarray, of_i: np.ndarray, of_j: np.ndarray) -> np.ndarray:
-    """Compute 1/2 (D_i S_ii^-1 S_ij + S_ij S_jj^-1 D_j), (G, n_i * n_j).
+    """Compute 1/2 (D_i S_ii^-1 S_ij + S_ij S_jj^-1 D_j), (G, spins * n_i * n_j).
 
     overlap: blocks S_ij (G, n_i * n_j).
     of_i, of_j: `CrystalField.shifts` of the atoms i and j of each block.
     """
-    S = overlap.reshape(-1, of_i.shape[1], of_j.shape[1])
-    return (0.5 * (of_i @ S + S @ of_j.transpose(0, 2, 1))).reshape(overlap.shape)
+    spins = of_i.shape[1:-2]  # empty if both spins have one H
+    S = overlap.reshape(len(overlap), *(1 for _ in spins), of_i.shape[-1], of_j.shape[-1])
+    return (0.5 * (of_i @ S + S @ of_j.swapaxes(-1, -2))).reshape(len(overlap), overlap.shape[1] * math.prod(spins))
 
 
 def less_shifts(operators: Operators, structure: OnsiteBlocks, crystal_field: CrystalField) -> Operators:
@@ -299,5 +303,7 @@ def less_shifts(operators: Operators, structure: OnsiteBlocks, crystal_field: Cr
     for z_i, z_j, blocks, index in operators.groups():
         far = ~onsite[blocks]
         i, j = structure.rows[operators.pairs[blocks[far], :2]].T
-        hamiltonian[index[far]] -= shifted(operators.overlap[index[far]], shifts[z_i][i], shifts[z_j][j])
+        of_spins = shifted(operators.overlap[index[far]], shifts[z_i][i], shifts[z_j][j])
+        for values, shift in zip(np.atleast_2d(hamiltonian), np.split(of_spins, operators.spins, 1)):
+            values[index[far]] -= shift
     return replace(operators, hamiltonian=hamiltonian)

@@ -57,7 +57,9 @@ def fit_crystal_field(
         for L, part in coupling[z, z].slices.items():
             fit = _Fit(np.concatenate([s.features[z].by_degree[L] for _, s in of]), L, of_fields.get(L, 0), of_structure)
             Y = blocks[:, part].reshape(len(fit.X), -1)
-            table = fit.table(Y - Y.mean(0) if L == 0 else Y)
+            # the sum of spins and their difference have a penalty each
+            of_spins = np.split(Y - Y.mean(0) if L == 0 else Y, coupling.spins, 1)
+            table = np.concatenate([fit.table(part) for part in of_spins], 1)
             if L == 0:
                 mean[z][: Y.shape[1]] = Y.mean(0) - fit.mean @ table
             tables[z].append(table)

@@ -45,16 +45,21 @@ def low_states(H: np.ndarray, S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def find_floor(operators: Operators, gauge: float = 0.0) -> float:
     """Find the lowest energy of `low_states` of H - gauge S at random k-points, Hartree; infinity where there are none."""
 
-    def at(k: np.ndarray) -> float:
-        H, S = operators.at_k(k)
+    def at(point: tuple[np.ndarray, int]) -> float:
+        k, spin = point
+        H, S = operators.at_k(k, spin)
         return float(low_states(H - gauge * S, S)[0].min(initial=np.inf))
 
-    return min(in_processes(at, random_kpoints(operators.atoms, FLOOR_KPOINTS)))
+    kpoints = random_kpoints(operators.atoms, FLOOR_KPOINTS)
+    return min(in_processes(at, [(k, spin) for spin in range(operators.spins) for k in kpoints]))
 
 
 @dataclass(frozen=True)
 class Lifted:
-    """What `lift` has done: the mean number of states per k-point that were lifted, by how much at most, and mean |dH|."""
+    """What `lift` has done: the mean number of states per k-point that were lifted, by how much at most, and mean |dH|.
+
+    States of two spins are counted together.
+    """
 
     states: float = 0.0
     largest_ev: float = 0.0
@@ -67,6 +72,12 @@ class Lifted:
 
 def lift(operators: Operators, floor_hartree: float) -> tuple[Operators, Lifted]:
     """Lift the states of `low_states` below the floor, and return the operators and what was done in the first pass."""
+    if operators.spins == 2:
+        lifted, done = zip(*(lift(channel, floor_hartree) for channel in operators.channels))
+        whole = replace(operators, hamiltonian=np.stack([channel.hamiltonian for channel in lifted]))
+        largest = max(of_spin.largest_ev for of_spin in done)
+        change = sum(of_spin.mean_change_mev for of_spin in done) / len(done)
+        return whole, Lifted(sum(of_spin.states for of_spin in done), largest, change)
     result, lifts, mean = _lift(operators, floor_hartree)
     if not len(lifts):
         return operators, Lifted()

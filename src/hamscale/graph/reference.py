@@ -23,6 +23,7 @@ from ..files import create_h5, open_h5
 from ..operators import Operators, read_basis, write_basis
 from ..pairs import ByElement, ByPair
 from ..structures import longest_period
+from ..units import hartree_to_ev
 from .coupling import Coupling, PairCoupling, coupled_groups
 from .crystal_field import CrystalField, Ions, OnsiteBlocks, less_shifts, onsite_blocks
 from .crystal_field_fit import fit_crystal_field, mean_blocks
@@ -33,6 +34,7 @@ from .neighbours import edges_within
 SCHEMA = "reference/6"
 SPACING_ANGSTROM = 0.25
 SMALLEST_SCALE_HARTREE = 1e-7
+LARGEST_SPLITTING_EV = 0.3  # moments are opposite if splittings of either sign are larger; those induced at a ligand are not
 # nearest neighbours lie within their mean distance times this factor; in rock salt the second shell begins at 2^0.5
 FIRST_SHELL = 1.4
 
@@ -69,6 +71,11 @@ class Reference:
     def coupling(self) -> Coupling:
         """Return the couplings of all pairs of elements."""
         return self.crystal_field.coupling
+
+    @property
+    def spins(self) -> int:
+        """Return the number of matrices H that are predicted: one for both spins, or two."""
+        return self.coupling.spins
 
     def remainder(self, operators: Operators, of_atoms: OnsiteBlocks) -> tuple[Operators, Coupling, float]:
         """Return the arguments with which `coupled_groups` gives H - mu S less the shifts of bonds by the crystal field."""
@@ -124,10 +131,11 @@ def fit_reference(
     crystal_field: if false, the reference of an onsite block is the mean block of its element.
     two_centre: if false, the offsite reference is Mulliken's approximation alone, or zero if crystal_field is false as
     well.
-    Raises ValueError if the bases differ or the cutoff is larger than the reach of H in the data.
+    Raises ValueError if the bases differ, if the cutoff is larger than the reach of H in the data, or if atoms of one element
+    have moments of both directions.
     """
     survey = _survey(structures, cutoff_angstrom, auto_threshold_hartree)
-    coupling, periodic = Coupling(survey.basis), survey.periodic
+    coupling, periodic = Coupling(survey.basis, survey.spins), survey.periodic
     charges = ions.distributions(sorted(survey.basis), survey.atoms)
     of_structures = []
     for operators in structures:
@@ -135,6 +143,7 @@ def fit_reference(
         of_structures.append(
             onsite_blocks(operators, coupling, graph, ions.near_angstrom, charges, survey.first_shell_angstrom)
         )
+    _check_moments(of_structures, coupling)
     field = fit_crystal_field(of_structures, coupling, periodic, ions.near_angstrom, charges, bool(ions.charges))
     if not crystal_field:
         field = mean_blocks(field, of_structures)
@@ -166,11 +175,12 @@ class _Survey:
     longest_cell_angstrom: float
     first_shell_angstrom: float
     atoms: list[Atoms]
+    spins: int
 
 
 def _survey(structures: Iterable[Operators], cutoff: float | Literal["auto"], threshold: float) -> _Survey:
     basis: Basis | None = None
-    reach, above, atoms, nearest = 0.0, 0.0, [], []
+    reach, above, atoms, nearest, spins = 0.0, 0.0, [], [], set()
     for operators in structures:
         if basis and (difference := basis.difference(operators.basis)):
             raise ValueError(f"training structures were calculated in different bases: {difference}. Run them again with one.")
@@ -180,6 +190,7 @@ def _survey(structures: Iterable[Operators], cutoff: float | Literal["auto"], th
         if cutoff == "auto":
             above = max(above, distances[_block_maximum(operators) > threshold].max(initial=0.0) + 1e-6)
         atoms.append(operators.atoms)
+        spins.add(operators.spins)
         of_atom = np.full(len(operators.atoms), np.inf)
         np.minimum.at(of_atom, operators.pairs[:, 0], np.where(operators.pairs.onsite, np.inf, distances))
         nearest.append(of_atom[np.isfinite(of_atom)])
@@ -190,21 +201,43 @@ def _survey(structures: Iterable[Operators], cutoff: float | Literal["auto"], th
         raise ValueError(
             "training structures are periodic and not periodic; expected one kind: their energies have different zeros."
         )
+    if len(spins) > 1:
+        raise ValueError("training structures have one H and two, of either spin; expected the same dft.spin for all.")
     longest = max(map(longest_period, atoms))
     first_shell = FIRST_SHELL * float(np.concatenate(nearest).mean())
     chosen = float(above if cutoff == "auto" else cutoff)
-    return _Survey(basis, periodic[0], chosen, float(reach), float(longest), first_shell, atoms)
+    return _Survey(basis, periodic[0], chosen, float(reach), float(longest), first_shell, atoms, spins.pop())
+
+
+def _check_moments(of_structures: list[OnsiteBlocks], coupling: Coupling) -> None:
+    """Raise ValueError if atoms of one element have exchange splittings of opposite signs, in one structure or in several.
+
+    The splitting of an atom is the component of the difference of its onsite blocks along S, as in `slabs.atom_potentials`.
+    """
+    for z in sorted({z for s in of_structures for z in s.blocks}) if coupling.spins == 2 else ():
+        part = coupling[z, z].slices[0]
+        blocks = np.concatenate([s.blocks[z][:, part] for s in of_structures if z in s.blocks])
+        S, _ = np.split(next(s.overlap[z][part] for s in of_structures if z in s.blocks), 2)
+        _, differences = np.split(blocks, 2, 1)
+        splittings = 2 * hartree_to_ev(differences @ S / (S @ S))
+        if splittings.min() < -LARGEST_SPLITTING_EV and splittings.max() > LARGEST_SPLITTING_EV:
+            raise ValueError(
+                f"atoms of {coupling.basis[z].element} have exchange splittings from {splittings.min():.2f} to "
+                f"{splittings.max():.2f} eV: their moments point both ways, and nothing tells a model which atom is which. "
+                "Expected one direction for each element: start all runs with dft.spin.magnetization; an antiferromagnet "
+                "cannot be learnt."
+            )
 
 
 def outside_sums(operators: Operators, cutoff_angstrom: float) -> tuple[float, float]:
     """Sum |H| over all elements of the pairs beyond the cutoff, and over all pairs, Hartree."""
-    sums = np.add.reduceat(np.abs(operators.hamiltonian), operators.offsets[:-1])
+    sums = np.add.reduceat(np.abs(np.atleast_2d(operators.hamiltonian)), operators.offsets[:-1], axis=1).sum(0)
     far = operators.pairs.distances >= cutoff_angstrom
     return float(sums[far].sum()), float(sums.sum())
 
 
 def _block_maximum(operators: Operators) -> np.ndarray:
-    return np.maximum.reduceat(np.abs(operators.hamiltonian), operators.offsets[:-1])
+    return np.maximum.reduceat(np.abs(np.atleast_2d(operators.hamiltonian)), operators.offsets[:-1], axis=1).max(0)
 
 
 def _fit_two_centre(
@@ -317,6 +350,7 @@ def write_reference(path: str | Path, reference: Reference) -> None:
         reach_angstrom=reference.reach_angstrom, spacing_angstrom=SPACING_ANGSTROM,
         near_angstrom=reference.crystal_field.near_angstrom, longest_cell_angstrom=reference.longest_cell_angstrom,
         outside_fraction=reference.outside_fraction, floor_hartree=reference.floor_hartree,
+        **({"spins": reference.spins} if reference.spins > 1 else {}),
     ) as file:  # fmt: skip
         write_basis(file, reference.basis)
         file["potentials/charges"] = reference.crystal_field.charges
@@ -344,7 +378,7 @@ def read_reference(path: str | Path) -> Reference:
         of_elements = {int(name): group for name, group in file["onsite"].items()}
         of = lambda name: {z: group[name][:] for z, group in of_elements.items()}  # noqa: E731
         field = CrystalField(
-            Coupling(basis),
+            Coupling(basis, int(a.get("spins", 1))),
             float(a["near_angstrom"]),
             file["potentials/charges"][:],
             of("centre"),

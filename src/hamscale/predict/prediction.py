@@ -66,7 +66,7 @@ class Prediction:
         """
         started = time.time()
         blocks, path = self.blocks, Path(path)
-        atoms, basis = blocks.graph.atoms, blocks.reference.basis
+        atoms, basis, spins = blocks.graph.atoms, blocks.reference.basis, blocks.reference.spins
         unknown = UNKNOWN | Suspects().attributes()
 
         def attributes() -> dict:
@@ -76,10 +76,10 @@ class Prediction:
             operators = self.operators()
             write_operators(path, replace(operators, attributes=operators.attributes | unknown))
         elif world.size == 1:
-            write_pieces(path, atoms, basis, blocks.pairs, blocks.pieces(), attributes)
+            write_pieces(path, atoms, basis, blocks.pairs, blocks.pieces(), attributes, spins=spins)
         else:
             shards = [path.with_name(f"{path.name}.shards") / f"rank-{rank}.h5" for rank in range(world.size)]
-            write_pieces(shards[world.rank], atoms, basis, blocks.pairs, blocks.pieces(), attributes, schema=SHARD)
+            write_pieces(shards[world.rank], atoms, basis, blocks.pairs, blocks.pieces(), attributes, schema=SHARD, spins=spins)
             world.barrier()
             if world.is_root:
                 join_shards(path, shards, attributes())
