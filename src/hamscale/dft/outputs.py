@@ -1,6 +1,6 @@
 """Read the files of a CP2K run as block-sparse H and S.
 
-docs/conventions.md has the facts about the formats, each seen in the versions of log.KNOWN_VERSIONS. The table that says
+docs/conventions.md has the facts about the formats, the same in all versions of log.KNOWN_VERSIONS. The table that says
 which file belongs to which periodic image stands in the log alone; images count from the wrapped atoms; matrices are in
 Hartree, and both triangles are written.
 """
