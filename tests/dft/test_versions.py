@@ -67,8 +67,6 @@ def test_a_matrix_with_its_images_folded_is_refused(name, tmp_path):
     """H of the Gamma point alone passes every other check: it is Hermitian, and its eigenvalues are those that CP2K printed."""
     with pytest.raises(ValueError, match=r"folded.*SCHEME MONKHORST-PACK 1 1 1.*REAL_SPACE .TRUE."):
         _read(name, tmp_path / "run")
-    with pytest.raises(ValueError, match="folded"):
-        check_run(tmp_path / "run", 0)
 
 
 @pytest.mark.parametrize("version", ["2023.1", "2026.2"])
@@ -168,7 +166,7 @@ def test_an_input_of_other_kpoints_is_refused(tmp_path):
     output = parse_output(folder / "run.out")
     output.kpoint_grid = (3, 3, 3)
     with pytest.raises(ValueError, match="k-points differ.*by 8.3e-02"):
-        exact_kpoints(folder, output, np.eye(3))
+        exact_kpoints(folder / "run.inp", output, np.eye(3))
 
 
 @pytest.mark.parametrize("command", TWO_RANKS.values(), ids=[*TWO_RANKS])

@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..basis import CP2K_BINARIES, cp2k_data_directory
+from ..runs import snapshot
 from .inputs import PROJECT
 from .log import OUTPUT, check_version, parse_output
 from .outputs import image_files
@@ -203,7 +204,7 @@ def check_run(directory: Path, returncode: int) -> None:
         )
     if "PROGRAM ENDED AT" not in text:
         raise Aborted(f"CP2K did not come to its end ({last}): 'PROGRAM ENDED AT' is missing. Run it again.")
-    image_files(directory, parse_output(log))
+    image_files(snapshot(directory), parse_output(log).images)
 
 
 def _abort_message(text: str) -> str:
