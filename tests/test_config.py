@@ -95,3 +95,25 @@ def test_an_extension_changes_splits_counts_and_graph_alone(tmp_path):
 def test_an_extension_that_would_need_dft_of_its_own_is_refused(tmp_path, extension, message):
     with pytest.raises(ValueError, match=message):
         _extended(tmp_path, **extension)
+
+
+def test_steps_of_one_run_stay_in_one_split(tmp_path):
+    """Every step that wrote H and S is a structure; the number is found if it is not given."""
+    for step in range(3):
+        for matrix in ("KS", "S"):
+            (tmp_path / f"md-{matrix}_SPIN_1_R_1-1_{step}.csr").touch()
+    species = {"Si": {"basis": "SZV-MOLOPT-SR-GTH"}}
+    train = {"dft": str(tmp_path), "split": "train"}
+    material = Material.model_validate({"species": species, "structures": {"train": train}})
+    assert material.identifiers() == ["train-000", "train-001", "train-002"]
+    run = material.run("train-002")
+    assert run is not None
+    assert (run.project, run.step) == ("md", 2)
+    for other, message in (
+        (train | {"split": "test"}, "feeds the splits test, train"),
+        (train | {"count": 4}, "3 structures with H and S, but count is 4"),
+        (train | {"strain": 0.1}, "has dft and strain, expected split and count alone"),
+        (train | {"dft": str(tmp_path / "none")}, "no file NAME-KS_SPIN_1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            validate("m.yaml", {"species": species, "structures": {"train": train, "other": other}}, Material)

@@ -27,7 +27,7 @@ def _blocks(name: str, language: str) -> list[str]:
 
 
 def test_the_example_material_is_a_material(tmp_path):
-    first, runs, extension, slab = _blocks("new_material.md", "yaml")
+    first, runs, extension, of_runs, slab = _blocks("new_material.md", "yaml")
     (tmp_path / "mgo.yaml").write_text(first)
     (tmp_path / "mgo_few.yaml").write_text(extension)
     assert load_material(tmp_path / "mgo_few.yaml").identifiers("train") == ["train-000", "train-001", "train-002"]
@@ -38,6 +38,13 @@ def test_the_example_material_is_a_material(tmp_path):
     assert material_basis(material)[12].n_orbitals > 0
     wide = build_structures(validate("docs/new_material.md", yaml.safe_load(slab), Material))["wide-000"]
     assert (len(wide), wide.pbc.tolist()) == (64 * 16, [True, True, False])
+    for path in ("runs/md_600K/a", "runs/md_900K/a", "runs/relax_1/final/b"):
+        for step in range(6):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / f"{path}-KS_SPIN_1_R_1-1_{step}.csr").touch()
+    of_runs = yaml.safe_load(of_runs.replace("runs/", f"{tmp_path}/runs/"))
+    material = validate("docs/new_material.md", of_runs, Material)
+    assert [len(material.identifiers(split)) for split in ("train", "validation", "test")] == [6, 5, 6]
 
 
 def test_the_reader_reads(tmp_path, szv):

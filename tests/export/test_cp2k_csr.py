@@ -1,16 +1,16 @@
 """CP2K's CSR files, written by us and read by the parser of CP2K's own; MatrixMarket, read by scipy."""
 
 import csv
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.io
 
-from hamscale.dft.log import image_table, parse_output
+from hamscale.dft.log import image_table
 from hamscale.dft.outputs import image_files, read_blocks
 from hamscale.export import export
 from hamscale.export.matrixmarket import UNITS
+from hamscale.runs import snapshot
 from helpers import bands_hartree, bands_of_cells, written
 
 
@@ -23,8 +23,7 @@ def test_our_parser_reads_back_what_was_written(solid, recorded, tmp_path, targe
     assert np.array_equal(images, image_table(table, "S"))
     assert not images[0].any()
     # a real log, with this table in the place of its own
-    output = replace(parse_output(recorded["si8"] / "run.out"), images=images)
-    pairs, values = read_blocks(image_files(out, output), images, solid.orbitals)
+    pairs, values = read_blocks(image_files(snapshot(out), images), images, solid.orbitals)
     nonzero = np.array(
         [solid.block(solid.hamiltonian, b).any() or solid.block(solid.overlap, b).any() for b in range(len(solid.pairs))]
     )
@@ -39,8 +38,7 @@ def test_a_molecule_has_one_file_and_no_table(water, recorded, tmp_path, target)
     export(written(tmp_path, water), target, tmp_path / "run")
     files = sorted(p.name for p in (tmp_path / "run").iterdir())
     assert files == ["run-KS_SPIN_1-1_0.csr", "run-S_SPIN_1-1_0.csr", "structure.extxyz"]
-    output = replace(parse_output(recorded["si8"] / "run.out"), images=None)
-    pairs, values = read_blocks(image_files(tmp_path / "run", output), np.zeros((1, 3), int), water.orbitals)
+    pairs, values = read_blocks(image_files(snapshot(tmp_path / "run"), None), np.zeros((1, 3), int), water.orbitals)
     assert np.array_equal(pairs, water.pairs)
     np.testing.assert_allclose(values["KS"], water.hamiltonian, rtol=1e-15)
 

@@ -11,7 +11,7 @@ import yaml
 
 import hamscale.cli
 from hamscale.angular import real_spherical_harmonics
-from hamscale.export import deeph, export, import_deeph
+from hamscale.export import deeph, export, import_data
 from hamscale.graph.overlap import overlap_table
 from hamscale.operators import read_operators
 from hamscale.units import HARTREE_IN_EV
@@ -226,7 +226,9 @@ def test_a_data_set_that_is_doubtful_is_refused_with_its_name(dft, tmp_path, spo
 
 def test_a_folder_without_a_structure_is_told(tmp_path):
     with pytest.raises(ValueError, match="no info.json in it or below"):
-        import_deeph(tmp_path, tmp_path / "out")
+        deeph.data_folders(tmp_path)
+    with pytest.raises(ValueError, match="no file NAME-KS_SPIN_1.*KS_CSR_WRITE ON"):
+        import_data(tmp_path, tmp_path / "out")
 
 
 def test_imported_data_are_trained_on(szv, tmp_path, monkeypatch, capsys):

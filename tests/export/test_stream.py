@@ -108,7 +108,7 @@ def test_a_folder_with_something_in_it_is_not_touched(dft, tmp_path):
         (["export", "nowhere.h5", "--to", "quatrex", "--out", "out"], "nowhere.h5: no such file"),
         (["export", "a.h5", "--to", "quatrex", "--out", "out", "--transport", "z"], "--transport is 'z', expected an axis"),
         (["export", "a.h5", "--to", "deeph", "--out", "out", "--repeat", "3"], "--repeat came with --to deeph"),
-        (["import", "nowhere", "--out", "out"], "nowhere: no info.json in it or below"),
+        (["import", "nowhere", "--out", "out"], "nowhere: no file NAME-KS_SPIN_1"),
     ],
 )
 def test_errors_are_one_line(dft, tmp_path, monkeypatch, capsys, arguments, message):

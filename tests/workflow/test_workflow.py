@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 from hamscale.analysis.spectra import eigenvalues
+from hamscale.dft.run import cp2k_command
 from hamscale.operators import read_operators
 from hamscale.units import HARTREE_IN_EV
-from helpers import TOY, copy_workflow
+from helpers import DATA, TOY, copy_workflow
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -107,6 +108,47 @@ def test_from_config_to_predicted_hamiltonian(finished):
 
     table = subprocess.run([BIN / "hamscale", "table", "results/summary.csv"], cwd=project, capture_output=True, text=True)
     assert "reference" in table.stdout
+
+
+USERS = """
+species: {Si: {basis: SZV-MOLOPT-SR-GTH}}
+structures:
+  train: {dft: runs/md, split: train}
+  validation: {dft: runs/oth*, split: validation}
+  test: {dft: runs/**/last-KS_*.csr, split: test}
+  tiled: {split: predict, tile: {of: test-000}, repeat: [2, 1, 1]}
+graph: {cutoff_angstrom: 5.0}
+analysis: {kgrid: [2, 1, 1], band_points: 12}
+"""
+
+
+def test_runs_that_a_user_has_become_a_model_and_a_prediction_by_config_alone(cp2k, tmp_path):
+    """Nobody's names; text files; no input, structure or run of hamscale's, and no CP2K that could run."""
+    folder = copy_workflow(tmp_path, USERS, {"tiny": MODEL})
+    dynamics = (DATA / "cp2k" / "user.inp").read_text()
+    energy = dynamics.replace("RUN_TYPE MD", "RUN_TYPE ENERGY")
+    inputs = {
+        "md": dynamics,
+        "other": energy.replace("PROJECT simd", "PROJECT a").replace("1.4 1.35 1.3", "1.4 1.3 1.4"),
+        "deep/er": energy.replace("PROJECT simd", "PROJECT last").replace("1.4 1.35 1.3", "1.3 1.4 1.4"),
+    }
+    for name, text in inputs.items():
+        (folder / "runs" / name).mkdir(parents=True)
+        (folder / "runs" / name / "in").write_text(text)
+        command = [*cp2k_command(), "-i", "in", "-o", "log.txt"]
+        subprocess.run(command, cwd=folder / "runs" / name, check=True, capture_output=True)
+    result = snakemake(
+        folder, "--show-failed-logs", "--", "results/toy/predicted/tiny/tiled-000.h5", "results/summary.csv",
+        HAMSCALE_CP2K="no-cp2k-is-run-here",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert not (folder / "results" / "toy" / "inputs").exists()
+    assert len(list((folder / "results" / "toy" / "graphs").glob("train-*.h5"))) == 4  # one for every step
+    assert pd.read_csv(folder / "results" / "summary.csv")["mae_mev"].notna().all()
+    tiled = read_operators(folder / "results" / "toy" / "predicted" / "tiny" / "tiled-000.h5")
+    assert (len(tiled.atoms), tiled.attributes["source"]) == (4, "predicted")
+    again = snakemake(folder, "--", "results/summary.csv", HAMSCALE_CP2K="no-cp2k-is-run-here")
+    assert "Nothing to be done" in again.stdout + again.stderr
 
 
 def shown(driver, category: str, what: str):

@@ -1,9 +1,11 @@
 # Configuration, checked before the DAG is built, and the paths that follow from it.
 import sys
+from functools import cache
 from pathlib import Path
 
 from hamscale.config import check_configuration
 from hamscale.config import load_material, load_model, validate, Config
+from hamscale.runs import first_file
 from snakemake.exceptions import WorkflowError
 
 try:
@@ -45,7 +47,7 @@ FIGURE_8_TABLES = ("summary", "decay", "blocks", "bands", "dos", "atoms", "image
 wildcard_constraints:
     material="[A-Za-z0-9_]+",
     model="[A-Za-z0-9_]+",
-    id=r"[A-Za-z0-9_]+-\d{3}",
+    id=r"[A-Za-z0-9_]+-\d\d\d+",
     batch=r"\d+",
     network=r"\d+",
     parts=r"\d+",
@@ -81,9 +83,25 @@ def recipe(wildcards):
     return structure_set(wildcards).model_dump(mode="json", exclude={"count", "split"})
 
 
+@cache
+def run_files(material, name):
+    """The files of H that stand for the runs of a set whose DFT is there already."""
+    return [str(first_file(run)) for run in MATERIALS[material].structures[name].runs()]
+
+
+def run_of(wildcards):
+    """The run of CP2K that has H and S of a structure: one of the workflow, or one that a user had."""
+    name, number = wildcards.id.rsplit("-", 1)
+    if structure_set(wildcards).dft:
+        return run_files(wildcards.material, name)[int(number)]
+    return f"results/{wildcards.material}/dft/{wildcards.id}"
+
+
 def source_file(wildcards):
-    """What a structure is made from: a file, or the structure it is a tile of. A loop is told by Snakemake."""
+    """What a structure is made from: a file, a run of CP2K, or the structure it is a tile of. A loop is told by Snakemake."""
     s = structure_set(wildcards)
+    if s.dft:
+        return run_of(wildcards)
     if s.tile:
         return f"results/{wildcards.material}/structures/{s.tile.of}.extxyz"
     return s.file.path if s.file else []
@@ -101,9 +119,8 @@ def prepared_or(command):
     def of_wildcards(wildcards, input, output):
         if folder := prepared_folder(wildcards):
             return f"cp {folder}/{wildcards.id}{Path(output[0]).suffix}"
-        source = (
-            input[0] if input else ""
-        )  # what it is a tile of, or the structure whose CP2K input is written
+        # what it is a tile of, or the structure whose CP2K input is written
+        source = input[0] if input else ""
         tile = f"--tile {source}" if structure_set(wildcards).tile else ""
         file = f"config/materials/{wildcards.material}.yaml"
         return command.format(file=file, id=wildcards.id, tile=tile, structure=source)
@@ -168,7 +185,7 @@ def graphs_of(split):
 
 
 def dft_ids(material):
-    """Structures of a material that need DFT for what is to be run, in its own order."""
+    """Structures of a material whose DFT is to be run, in its own order."""
     users = {r.material for r in RUNS if owner(r.material) == material}
     users |= {material} & set(ABLATED)
     needed = {
@@ -176,7 +193,12 @@ def dft_ids(material):
         for name in users
         for i in MATERIALS[name].identifiers("train", "validation", "test")
     }
-    return [i for i in MATERIALS[material].identifiers() if i in needed]
+    sets = MATERIALS[material].structures
+    return [
+        i
+        for i in MATERIALS[material].identifiers()
+        if i in needed and not sets[i.rsplit("-", 1)[0]].dft
+    ]
 
 
 def operators_of_training(wildcards):

@@ -66,7 +66,7 @@ else:
 rule operators:
     input:
         structure="results/{material}/structures/{id}.extxyz",
-        run="results/{material}/dft/{id}",
+        run=run_of,
     output:
         "results/{material}/operators/{id}.h5",
     log:

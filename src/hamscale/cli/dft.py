@@ -36,10 +36,16 @@ def print_schema(kind: str) -> None:
     OUT,
 )
 def write_structure(material: Path, id: str, tile: Path | None, out: Path) -> None:
-    """Build one structure of a material and write it as extxyz."""
+    """Build one structure of a material, or take it from a run of CP2K, and write it as extxyz."""
+    from ..export import cp2k_runs
+    from ..runs import first_file
     from ..structures import build_structure, read_structure_file, write_structure_file
 
-    write_structure_file(out, build_structure(config.load_material(material), id, read_structure_file(tile) if tile else None))
+    settings = config.load_material(material)
+    if run := settings.run(id):
+        write_structure_file(out, cp2k_runs.read_structure(first_file(run)))
+    else:
+        write_structure_file(out, build_structure(settings, id, read_structure_file(tile) if tile else None))
 
 
 @command("input", argument("material"), argument("structure"), OUT)
@@ -133,25 +139,34 @@ def collect_run(input: Path, store: Path, record: Path, out: Path) -> None:
     collect(input, store, record, out)
 
 
-@command("operators", argument("material"), argument("structure"), argument("run"), OUT)
+@command(
+    "operators",
+    argument("material"),
+    argument("structure"),
+    argument("run", help="folder of a run, or a file of H of a run that was not made here"),
+    OUT,
+)
 def parse_operators(material: Path, structure: Path, run: Path, out: Path) -> None:
     """Parse H and S of a CP2K run, and find the band edges on the k-grid of the analysis."""
     from ..analysis.spectra import find_levels
     from ..basis import material_basis
     from ..dft.outputs import eigenvalue_check, read_run
+    from ..export import cp2k_runs
     from ..operators import write_operators
     from ..structures import read_structure_file
 
     settings = config.load_material(material)
-    result = read_run(
-        run, read_structure_file(structure), material_basis(settings), {"config_sha256": config.sha256(settings.dft)}
-    )
-    deviation = eigenvalue_check(result)
-    print(f"{run}: eigenvalues of H(k), S(k) against those CP2K printed: max {deviation:.1e} Ha")
-    if deviation > EIGENVALUE_TOLERANCE_HARTREE:
-        raise ValueError(
-            f"{run}: eigenvalues of the parsed H, S differ from those CP2K printed by {deviation:.1e} Ha, expected at most "
-            f"{EIGENVALUE_TOLERANCE_HARTREE:.0e}. Is the run of this structure, complete, and of a CP2K version that is known?"
-        )
+    atoms, basis = read_structure_file(structure), material_basis(settings)
+    if run.is_file():
+        result = cp2k_runs.read(run, basis, atoms)
+    else:
+        result = read_run(run, atoms, basis, {"config_sha256": config.sha256(settings.dft)})
+        deviation = eigenvalue_check(result)
+        print(f"{run}: eigenvalues of H(k), S(k) against those CP2K printed: max {deviation:.1e} Ha")
+        if deviation > EIGENVALUE_TOLERANCE_HARTREE:
+            raise ValueError(
+                f"{run}: eigenvalues of the parsed H, S differ from those CP2K printed by {deviation:.1e} Ha, expected at most "
+                f"{EIGENVALUE_TOLERANCE_HARTREE:.0e}. Is the run of this structure, and complete?"
+            )
     result.attributes |= find_levels(result, settings.analysis).attributes()
     write_operators(out, result)

@@ -72,12 +72,18 @@ def export_operators(operators: Path, to: str, out: Path, **options: object) -> 
         print(f"{out}: {line}")
 
 
-@command("import", argument("source"), OUT)
-def import_operators(source: Path, out: Path) -> None:
-    """Turn a DeepH data set into operators: one structure into the file OUT, a folder of many into OUT/NAME.h5."""
-    from ..export import import_deeph
+@command(
+    "import",
+    argument("source", type=str, help="folder of a DeepH data set or of runs of CP2K, or a pattern of folders of runs"),
+    argument("--material", help="of runs of CP2K: its species name the basis sets of the runs"),
+    OUT,
+)
+def import_operators(source: str, material: Path | None, out: Path) -> None:
+    """Turn a DeepH data set, or runs of CP2K, into operators: one structure into the file OUT, many into OUT/NAME.h5."""
+    from ..basis import material_basis
+    from ..export import import_data
 
-    for path in import_deeph(source, out):
+    for path in import_data(source, out, material_basis(config.load_material(material)) if material else None):
         print(path)
 
 

@@ -19,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from ..runs import Snapshot, snapshots
+
 Split = Literal["train", "validation", "test", "predict"]
 
 
@@ -94,6 +96,9 @@ class MeltQuench(Section):
     friction_per_fs: PositiveFloat = Field(0.01, description="friction of the Langevin thermostat (1/fs)")
 
 
+SOURCES = ("file", "dft", "builder", "spacegroup", "tile")
+
+
 class StructureSet(Section):
     """Structures of one split, `count` of them, named SET-000, SET-001, ..., from exactly one source."""
 
@@ -101,6 +106,11 @@ class StructureSet(Section):
 
     split: Split = Field(description="train, validation and test get DFT; predict does not")
     file: File | None = None
+    dft: str | None = Field(
+        None,
+        description="runs of CP2K that are there: a folder, searched with those below it, or a pattern, e.g. runs/md_*; every "
+        "step that wrote H and S is a structure, and `count` is their number unless it is given",
+    )
     builder: Builder | None = None
     spacegroup: Spacegroup | None = None
     tile: Tile | None = None
@@ -131,14 +141,34 @@ class StructureSet(Section):
     strain: NonNegativeFloat = Field(0.0, le=0.3, description="standard deviation of the six components of random strain (1)")
     seed: int = Field(0, description="with the set's name and the structure's number: the same numbers on every machine")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _count_runs(cls, content: object) -> object:
+        if isinstance(content, dict) and isinstance(content.get("dft"), str) and "count" not in content:
+            return content | {"count": len(snapshots(content["dft"]))}
+        return content
+
     @model_validator(mode="after")
     def _one_source(self) -> typing.Self:
-        sources = [name for name in ("file", "builder", "spacegroup", "tile") if getattr(self, name)]
+        sources = [name for name in SOURCES if getattr(self, name)]
         if len(sources) != 1:
-            raise ValueError(f"has sources {sources}, expected exactly one of file, builder, spacegroup, tile")
+            raise ValueError(f"has sources {sources}, expected exactly one of {', '.join(SOURCES)}")
         if self.box_angstrom and self.open:
             raise ValueError("has box_angstrom, for a molecule, and open, for a slab or a wire: expected at most one of them")
+        changes = sorted(self.model_fields_set - {"dft", "split", "count"})
+        if self.dft and changes:
+            raise ValueError(f"has dft and {', '.join(changes)}, expected split and count alone beside dft: H and S are there")
         return self
+
+    def runs(self) -> list[Snapshot]:
+        """Return the runs of a set with `dft`, those of its structures first.
+
+        Raises ValueError if there are fewer than structures.
+        """
+        found = snapshots(self.dft or "")
+        if len(found) < self.count:
+            raise ValueError(f"{self.dft}: {len(found)} structures with H and S, but count is {self.count}. Lower it.")
+        return found[: self.count]
 
 
 class Smearing(Section):
@@ -263,6 +293,8 @@ class Material(Section):
                 raise ValueError(f"structures.{name}.multiplicity is {s.multiplicity}, expected with dft.spin: {{}}")
             if s.file:
                 trajectories.setdefault(s.file.path, set()).add(s.split)
+            for run in s.runs() if s.dft else []:
+                trajectories.setdefault(str(run.folder / run.project), set()).add(s.split)
             if s.tile and s.tile.of not in self.identifiers():
                 raise ValueError(f"structures.{name}.tile.of is {s.tile.of!r}, expected one of {', '.join(self.identifiers())}")
         for element in self.dft.spin.magnetization if self.dft.spin else ():
@@ -283,6 +315,14 @@ class Material(Section):
                 )
         return self
 
+    def run(self, identifier: str) -> Snapshot | None:
+        """Return the run that a structure is of; None if it is not of a set with `dft`."""
+        if identifier not in self.identifiers():
+            return None
+        name, number = identifier.rsplit("-", 1)
+        s = self.structures[name]
+        return s.runs()[int(number)] if s.dft else None
+
     def identifiers(self, *splits: Split) -> list[str]:
         """Return the identifiers of all structures, or of those of the given splits."""
         return [
@@ -293,8 +333,8 @@ class Material(Section):
         ]
 
     def quick_sets(self) -> dict[str, StructureSet]:
-        """Return the sets whose structures are built in milliseconds: no melt and quench, and no tile of another structure."""
-        return {name: s for name, s in self.structures.items() if not s.melt_quench and not s.tile}
+        """Return the sets whose structures are built in milliseconds: not by melt and quench, nor of a tile or of runs."""
+        return {name: s for name, s in self.structures.items() if not (s.melt_quench or s.tile or s.dft)}
 
 
 # ------------------------------------------------------------------------------------------------------------------ model

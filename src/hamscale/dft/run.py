@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
-from ..basis import CP2K_BINARIES
+from ..basis import CP2K_BINARIES, cp2k_data_directory
+from ..runs import snapshot
 from .inputs import PROJECT
 from .log import OUTPUT, check_version, parse_output
 from .outputs import image_files
@@ -46,9 +47,9 @@ def cp2k_command(command: str | None = None) -> list[str]:
 
 @lru_cache
 def check_command(words: tuple[str, ...]) -> None:
-    """Refuse a CP2K whose formats are not known before it computes anything, by calling `WORDS --version` once.
+    """Refuse a CP2K that is too old before it computes anything, by calling `WORDS --version` once.
 
-    Raises ValueError as `outputs.check_version` does. If the command does not print a version, the check of its log decides.
+    Raises ValueError as `log.check_version` does. If the command does not print a version, the check of its log decides.
     """
     with tempfile.TemporaryDirectory() as folder:  # for any files that the command writes
         result = subprocess.run(
@@ -85,7 +86,7 @@ def run_cp2k(input_path: str | Path, directory: str | Path, command: str | None 
                 stdin=subprocess.DEVNULL,
                 stdout=messages,
                 stderr=messages,
-                env={"OMP_NUM_THREADS": "1"} | os.environ,
+                env={"OMP_NUM_THREADS": "1"} | os.environ | _data_directory(),
             )
         try:
             check_run(scratch, result.returncode)
@@ -104,6 +105,18 @@ def run_cp2k(input_path: str | Path, directory: str | Path, command: str | None 
         shutil.rmtree(failed, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _data_directory() -> dict[str, str]:
+    """Return CP2K_DATA_DIR for a run: the folder where `hamscale input` looks up basis sets.
+
+    CP2K reads it before the folder it was built with, which may be missing (Debian's 2026.2-1) or hold other files. Without
+    such a folder here, CP2K is left to find its own.
+    """
+    try:
+        return {"CP2K_DATA_DIR": str(cp2k_data_directory())}
+    except ValueError:
+        return {}
 
 
 def run_batch(inputs: list[Path], store: Path, at_once: int = 1, command: str | None = None) -> dict[str, str]:
@@ -191,7 +204,7 @@ def check_run(directory: Path, returncode: int) -> None:
         )
     if "PROGRAM ENDED AT" not in text:
         raise Aborted(f"CP2K did not come to its end ({last}): 'PROGRAM ENDED AT' is missing. Run it again.")
-    image_files(directory, parse_output(log))
+    image_files(snapshot(directory), parse_output(log))
 
 
 def _abort_message(text: str) -> str:

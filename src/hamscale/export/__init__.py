@@ -7,8 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from ..basis import Basis
 from ..operators import SPINS, write_operators
-from . import cp2k, deeph, matrixmarket, quatrex, siesta
+from ..runs import first_file, snapshots
+from . import cp2k, cp2k_runs, deeph, matrixmarket, quatrex, siesta
 from .stream import stored
 
 # formats that hold both spins; of the others each spin has a folder of its own
@@ -46,14 +48,38 @@ def export(path: str | Path, target: str, out: str | Path, **options: object) ->
         return lines
 
 
-def import_deeph(source: str | Path, out: str | Path) -> list[Path]:
-    """Convert a DeepH data set to `operators/1` files, and return the paths of the files written.
+def import_data(source: str | Path, out: str | Path, basis: Basis | None = None) -> list[Path]:
+    """Convert a DeepH data set, or runs of CP2K, to `operators/1` files, and return the paths of the files written.
 
-    A folder with one structure becomes the file `out`. A folder with many becomes the folder `out`, with one file per
-    structure, named after it. Raises ValueError as `deeph.data_folders` and `deeph.read` do; files that were written before
-    stay.
+    source: a folder, or of CP2K also a file of H or a pattern (`runs.snapshots`). One structure becomes the file `out`.
+    Many become files in the folder `out`: of DeepH named after their folders, of CP2K 000.h5, 001.h5, ... in their order.
+    basis: that of a material, with which runs of CP2K are checked.
+
+    Raises ValueError as `deeph.data_folders`, `deeph.read` and `cp2k_runs.read` do; of several errors in one, a line each, when
+    everything else is written.
     """
-    source, out, written = Path(source), Path(out), []
+    if Path(source).is_dir() and deeph.is_data_set(source):
+        return _import_deeph(Path(source), Path(out))
+    runs, out = snapshots(source), Path(out)
+    if basis is None:
+        raise ValueError(
+            f"{source}: runs of CP2K, whose basis is that of a material. Add --material config/materials/NAME.yaml."
+        )
+    written, errors = [], []
+    for number, run in enumerate(runs):
+        path = out / f"{number:03d}.h5" if len(runs) > 1 else out
+        try:
+            write_operators(path, cp2k_runs.read(first_file(run), basis))
+            written.append(path)
+        except ValueError as error:
+            errors.append(f"{path}: {error}")
+    if errors:
+        raise ValueError("\n".join(errors))
+    return written
+
+
+def _import_deeph(source: Path, out: Path) -> list[Path]:
+    written = []
     for folder in deeph.data_folders(source):
         name = "-".join(folder.relative_to(source).parts)
         written.append(out / f"{name}.h5" if name else out)

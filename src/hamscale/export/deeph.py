@@ -87,6 +87,11 @@ def write(stored: Stored, out: str | Path) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------- reading
 
 
+def is_data_set(root: str | Path) -> bool:
+    """Tell whether a folder, or one below it, has the info.json of a DeepH data set."""
+    return next(Path(root).rglob("info.json"), None) is not None
+
+
 def data_folders(root: str | Path) -> list[Path]:
     """Return the folders of a data set that hold a structure: `root` itself, or those below it.
 

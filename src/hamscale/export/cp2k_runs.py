@@ -1,0 +1,82 @@
+"""Read runs of CP2K that were not made here: a user's folder, whatever its files are called."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+
+from ..basis import Basis
+from ..dft.geometry import run_atoms
+from ..dft.outputs import eigenvalue_check, read_run
+from ..graph.placement import overlap_deviations, placed_by_overlap
+from ..operators import Operators
+from ..runs import snapshot
+from ..structures import POSITION_DECIMALS, check_distances, wrap_as_cp2k
+
+log = logging.getLogger(__name__)
+
+# Largest accepted differences: of eigenvalues of H(k), S(k) from those CP2K printed, and of S from two-centre integrals.
+# hamscale's own runs agree to 1e-10, those at CP2K's default EPS_PPNL to 3e-5 Ha (docs/conventions.md). Other structures,
+# other basis sets, and cells that are counted wrongly give 1e-2 and more.
+EIGENVALUE_TOLERANCE_HARTREE = 1e-4
+OVERLAP_TOLERANCE = 1e-3
+CLOSE_HARTREE, CLOSE_OVERLAP = 1e-6, 1e-5  # a larger difference is told
+
+
+def read_structure(path: str | Path) -> Atoms:
+    """Return the structure of a run, wrapped as CP2K wraps it. path: a folder with one structure, or a file of H.
+
+    Raises ValueError as `dft.geometry.run_atoms` does, and if two atoms are too close.
+    """
+    run = snapshot(path)
+    atoms = run_atoms(run)
+    check_distances(str(run), atoms)
+    atoms = wrap_as_cp2k(atoms)
+    atoms.positions = np.round(atoms.positions, POSITION_DECIMALS)
+    return atoms
+
+
+def read(path: str | Path, basis: Basis, atoms: Atoms | None = None, attributes: dict | None = None) -> Operators:
+    """Read H and S of a run, and check them.
+
+    path: a folder with one structure, or a file of H. atoms: those of its structure file.
+    Eigenvalues of H(k), S(k) are compared with those that CP2K printed, if it did, and S with two-centre integrals of the
+    basis: a difference that rounding and screening explain is told in a warning, a larger one is refused.
+
+    Raises ValueError as `dft.outputs.read_run` does, and for such a difference.
+    """
+    where = str(snapshot(path))
+    operators = placed_by_overlap(read_run(path, read_structure(path) if atoms is None else atoms, basis, attributes))
+    if (overlap := float(overlap_deviations(operators).max())) > OVERLAP_TOLERANCE:
+        raise ValueError(
+            f"{where}: S differs from the two-centre integrals of the basis by {overlap:.1e}, expected at most "
+            f"{OVERLAP_TOLERANCE:.0e}. Are positions, cell and basis those of the run? Keep its input and "
+            "NAME-pos-1.xyz beside the log, and NAME-1.cell (&MOTION &PRINT &CELL) where the cell changes."
+        )
+    if overlap > CLOSE_OVERLAP:
+        log.warning(
+            f"{where}: S differs from the two-centre integrals of the basis by {overlap:.1e}: EPS_DEFAULT is large, or "
+            "positions or cell are rounded."
+        )
+    _check_eigenvalues(where, operators)
+    return operators
+
+
+def _check_eigenvalues(where: str, operators: Operators) -> None:
+    if operators.orbital_energies is None:
+        log.warning(f"{where}: no orbital energies were printed, so H was checked by nothing. Set &PRINT &MO ON with ENERGIES.")
+        return
+    deviation = eigenvalue_check(operators)
+    rounding = 10.0 ** -operators.attributes["orbital_energy_decimals"]
+    log.info(f"{where}: eigenvalues of H(k), S(k) against those CP2K printed: max {deviation:.1e} Ha")
+    if deviation > EIGENVALUE_TOLERANCE_HARTREE + rounding:
+        raise ValueError(
+            f"{where}: eigenvalues of H(k), S(k) differ from those CP2K printed by {deviation:.1e} Ha, expected at most "
+            f"{EIGENVALUE_TOLERANCE_HARTREE:.0e}. Do the log and the matrices belong to one run?"
+        )
+    if deviation > CLOSE_HARTREE + rounding:
+        log.warning(
+            f"{where}: eigenvalues of H(k), S(k) differ from those CP2K printed by {deviation:.1e} Ha. EPS_PPNL, by default "
+            "the root of EPS_DEFAULT, does that; set it to EPS_DEFAULT (docs/conventions.md)."
+        )

@@ -1,0 +1,60 @@
+"""Compare S of a user's run with two-centre integrals, which tells whether its positions, cell and images are understood.
+
+CP2K counts periodic images from fractions f - ANINT(f). For an atom at a fraction of one half, as ideal crystals have them, the
+last bit decides between -1/2 and 1/2, and the log does not show it. The overlap does: a wrong image has another distance.
+"""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+
+from ..operators import Operators
+from ..pairs import PairList
+from .overlap import OverlapTable, overlap_table
+
+MISPLACED = 1e-3  # deviation of S that no rounding of positions makes
+
+
+def overlap_deviations(operators: Operators) -> np.ndarray:
+    """Compute max |S - S of two-centre integrals| of every pair, (E,)."""
+    result, table, vectors = np.zeros(len(operators.pairs)), overlap_table(operators.basis), operators.pairs.vectors
+    for z_i, z_j, rows, index in operators.groups():
+        result[rows] = np.abs(table.blocks(z_i, z_j, vectors[rows]) - operators.overlap[index]).max(1)
+    return result
+
+
+def placed_by_overlap(operators: Operators) -> Operators:
+    """Return operators whose cells R fit the positions, if they do so but for whole cells of some atoms.
+
+    Where S deviates by more than MISPLACED, atoms are placed one after the other: each goes to the cell, its own or one of the
+    26 around it, in which its overlap with the atoms placed before deviates least.
+    """
+    wrong = overlap_deviations(operators) > MISPLACED
+    if not wrong.any() or not operators.atoms.pbc.any():
+        return operators
+    pairs, table = operators.pairs, overlap_table(operators.basis)
+    moves = np.array(sorted(product((-1, 0, 1), repeat=3), key=lambda m: sum(map(abs, m))))
+    moved, placed = np.zeros((len(operators.atoms), 3), np.int64), np.zeros(len(operators.atoms), bool)
+    # atoms with the fewest wrong pairs first: those on no border agree with each other
+    for atom in np.argsort(np.bincount(pairs[wrong, 0], minlength=len(placed)), kind="stable"):
+        rows = np.flatnonzero(placed[pairs[:, 0]] & (pairs[:, 1] == atom))
+        if len(rows):
+            shifted = pairs[rows]
+            shifted[:, 2:] -= moved[shifted[:, 0]]
+            moved[atom] = moves[np.argmin([_deviation(operators, table, rows, shifted, move) for move in moves])]
+        placed[atom] = True
+    table_of_pairs = np.array(pairs)
+    table_of_pairs[:, 2:] += moved[pairs[:, 1]] - moved[pairs[:, 0]]
+    return replace(operators, pairs=PairList(operators.atoms, table_of_pairs)).sorted()
+
+
+def _deviation(operators: Operators, table: OverlapTable, rows: np.ndarray, shifted: np.ndarray, move: np.ndarray) -> float:
+    """Return the sum of |S - S of two-centre integrals| of pairs whose last atom is moved by whole cells."""
+    total, numbers = 0.0, operators.atoms.numbers
+    vectors = PairList(operators.atoms, shifted + [0, 0, *move]).vectors
+    for z_i, z_j in np.unique(numbers[shifted[:, :2]], axis=0).tolist():
+        some = np.flatnonzero((numbers[shifted[:, 0]] == z_i) & (numbers[shifted[:, 1]] == z_j))
+        blocks = np.array([operators.block(operators.overlap, row).ravel() for row in rows[some]])
+        total += float(np.abs(table.blocks(z_i, z_j, vectors[some]) - blocks).sum())
+    return total
