@@ -359,4 +359,4 @@ def test_a_magnetic_molecule_is_learnt(oxygen):
     step = dos["energy_ev"].diff().iloc[1]
     assert [round(below[f"dft_{spin}_states_per_ev"].sum() * step) for spin in SPINS] == [7, 5]
     assert (oxygen / "figures/dos.png").is_file()
-    assert "spin" in index_page(oxygen.parent)
+    assert '"moment_dft":2.0' in index_page(oxygen.parent)

@@ -151,8 +151,9 @@ def false_state_summary(
 
     def error(e: np.ndarray, name: str) -> float:
         of_spins = [found[:, part] for found, part in zip(np.split(np.abs(e - own), dft.spins), bands[name])]
-        total = sum(found.size for found in of_spins)
-        return float(hartree_to_mev(sum(found.mean() * (found.size / total) for found in of_spins if found.size) or np.nan))
+        if not (total := sum(found.size for found in of_spins)):
+            return np.nan  # no bands lie above the occupied ones
+        return float(hartree_to_mev(sum(found.mean() * (found.size / total) for found in of_spins if found.size)))
 
     result = {
         "random_kpoints": len(own),

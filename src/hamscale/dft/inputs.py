@@ -87,17 +87,13 @@ def electrons_by_spin(atoms: Atoms, material: Material, basis: Basis) -> tuple[i
     The multiplicity is that of the structure. If it has none, the moment is the sum of dft.spin.magnetization, or the nearest
     that the number of electrons allows. Raises ValueError if there is no such number of electrons.
     """
-    electrons, spin, multiplicity = (
-        basis.n_electrons(atoms.numbers) - charge_of(atoms),
-        material.dft.spin,
-        multiplicity_of(atoms),
-    )
+    electrons = basis.n_electrons(atoms.numbers) - charge_of(atoms)
+    spin, multiplicity = material.dft.spin, multiplicity_of(atoms)
     if not spin:
         if electrons % 2 or (multiplicity or 1) > 1:
             raise ValueError(
-                f"{electrons} valence electrons, expected an even number and multiplicity 1, found "
-                f"{multiplicity or 'none'}: the run is spin-restricted. Set dft.spin (docs/new_material.md), add or remove an "
-                "atom, or double the cell."
+                f"{electrons} valence electrons, expected an even number and multiplicity 1: the run is spin-restricted. Set "
+                "dft.spin (docs/new_material.md), add or remove an atom, or double the cell."
             )
         return (electrons // 2,)
     if multiplicity:
@@ -119,8 +115,8 @@ def _scf(atoms: Atoms, material: Material, basis: Basis) -> dict:
     """Build the section SCF: all orbitals are kept, so that the unoccupied levels are printed too."""
     dft = material.dft
     added = [int(basis.n_orbitals(atoms.numbers).sum()) - n for n in electrons_by_spin(atoms, material, basis)]
-    # Broyden mixing of the densities of two spins went astray in a third of runs of an oxygen molecule, whatever its alpha;
-    # mixing of density matrices with DIIS, CP2K's default, converged them in 13 steps.
+    # Broyden mixing of two densities may go astray in a box: of one oxygen molecule it converged with alpha 0.2 and 0.3, not
+    # with 0.1 and 0.4. Mixing of density matrices with DIIS, CP2K's default, took 13 steps.
     method = "DIRECT_P_MIXING" if dft.spin and not atoms.pbc.any() else "BROYDEN_MIXING"
     scf: dict[str, object] = {
         "scf_guess": "ATOMIC",
