@@ -162,6 +162,9 @@ class Dft(Section):
     max_scf: PositiveInt = Field(100, description="steps before an SCF counts as failed")
     mixing_alpha: PositiveFloat = Field(0.4, description="fraction of the new density (1)")
     smearing: Smearing | None = Field(None, description="for small gaps and metals")
+    elpa_kernel: Literal["AUTO", "GENERIC"] = Field(
+        "AUTO", description="ELPA_KERNEL of the diagonalisation; GENERIC where the default of a build is slow (docs/alps.md)"
+    )
     csr_threshold: NonNegativeFloat = Field(
         1e-14, description="elements of H (Ha) and S (1) below this are not written; zero writes every zero too"
     )

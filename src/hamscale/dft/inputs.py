@@ -48,7 +48,7 @@ def cp2k_input(atoms: Atoms, material: Material, basis: Basis) -> str:
         raise ValueError(f"CP2K's grammar refuses the generated input: {error.__context__ or error}") from None
     if (difference := _difference(tree, back)) is not None:
         raise ValueError(f"the generated CP2K input reads back differently at {difference}.")
-    return text
+    return text.replace("ELPA_KERNEL AUTO", f"ELPA_KERNEL {material.dft.elpa_kernel}")
 
 
 @lru_cache
@@ -139,8 +139,13 @@ def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
             # k-points (cp2k issue 4396).
             "parallel_group_size": 0,
         }
+    settings: dict = {"project_name": PROJECT, "run_type": "ENERGY", "print_level": "MEDIUM"}
+    if dft.elpa_kernel != "AUTO":
+        settings["elpa_kernel"] = "AUTO"  # replaced after the check, whose grammar is that of a CP2K without ELPA
+    if max(max(basis[z].l) for z in atoms.numbers.tolist()) > 2:
+        settings["+grid"] = {"backend": "CPU"}  # that of CUDA is wrong for f shells; without a GPU it is the default
     return {
-        "+global": {"project_name": PROJECT, "run_type": "ENERGY", "print_level": "MEDIUM"},
+        "+global": settings,
         "+force_eval": [
             {
                 "method": "QUICKSTEP",
