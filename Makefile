@@ -13,7 +13,7 @@ demo: setup
 	@echo "report: results/report.html    page: results/index.html    pictures: results/figures/"
 
 # accuracy on real DFT, from nothing: hours, most of them CP2K's
-hfo2 gst: setup
+hfo2 gst: setup .venv/md
 	$(SNAKEMAKE) --configfile config/$@.yaml
 	$(RUN) for name in $(MATERIALS_$@); do hamscale evaluate results/$$name/models/$$name --split test || exit 1; done
 MATERIALS_hfo2 := hfo2_amorphous hfo2
@@ -43,6 +43,12 @@ setup: .venv/installed
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -r envs/cpu.lock
 	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# melt and quench of amorphous cells
+.venv/md: .venv/installed envs/md.lock
+	@.venv/bin/python -c 'import sys; sys.exit(0 if sys.version_info < (3, 13) else "CHGNet, which makes amorphous cells, has no wheel for python 3.13 yet: rm -r .venv, then make PYTHON=python3.12 ...")'
+	.venv/bin/pip install --quiet --disable-pip-version-check -r envs/md.lock
 	@touch $@
 
 clean:

@@ -34,6 +34,20 @@ def test_positions_are_written_to_full_precision():
     np.testing.assert_allclose(written, atoms.positions, atol=1e-13)
 
 
+def test_the_grid_of_f_shells_and_the_kernel_of_elpa_are_written_where_they_matter():
+    plain = cp2k_input(silicon(), SILICON, material_basis(SILICON))
+    assert "BACKEND" not in plain
+    assert "ELPA_KERNEL" not in plain
+    gallium = material({"Ga": DZVP}, elpa_kernel="GENERIC")
+    basis = material_basis(gallium)
+    assert basis.lmax == 3
+    atoms = silicon()
+    atoms.symbols[:] = "Ga"
+    text = cp2k_input(atoms, gallium, basis)
+    assert "BACKEND CPU" in text
+    assert "ELPA_KERNEL GENERIC" in text
+
+
 def test_smearing_only_where_asked():
     settings = material({"Si": SZV}, smearing={"temperature_kelvin": 500})
     assert "ELECTRONIC_TEMPERATURE 500" in cp2k_input(silicon(), settings, material_basis(settings))

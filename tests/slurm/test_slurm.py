@@ -29,9 +29,9 @@ from helpers import PATIENCE, TOY, copy_workflow
 LAB = Path(tempfile.gettempdir(), "slurm_lab_of_tests")
 ROOT, HERE, BIN = Path(__file__).parents[2], Path(__file__).parent, Path(sys.executable).parent
 ENVIRONMENT = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-# two runs of CP2K side by side, a rank of one thread each: there are two real cores
-STEP = "srun --exact --overlap --nodes=1 --ntasks=1 cp2k.psmp"
-CLUSTER = f"cluster={{runs_per_job: 2, at_once: 2, train_retries: 5, cp2k: '{STEP}'}}"
+# one run of CP2K after the other, of two ranks of one thread each: there are two real cores
+STEP = "srun --exact --nodes=1 --ntasks=2 --mem=1000 workflow/cp2k_on_gpu.sh cp2k.psmp"
+CLUSTER = f"cluster={{runs_per_job: 2, at_once: 1, train_retries: 5, cp2k: '{STEP}'}}"
 # beside the toy's structures one that does not converge
 TORN = "  torn: {split: test, builder: {name: bulk, arguments: {name: Si, crystalstructure: diamond, a: 6.9}}}\n"
 MATERIAL = (

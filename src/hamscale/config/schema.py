@@ -210,6 +210,9 @@ class Dft(Section):
     mixing_alpha: PositiveFloat = Field(0.4, description="fraction of the new density (1)")
     smearing: Smearing | None = Field(None, description="for small gaps and metals")
     spin: Spin | None = Field(None, description="spin-polarised runs, e.g. {magnetization: {Fe: 3}}; {} starts without moments")
+    elpa_kernel: Literal["AUTO", "GENERIC"] = Field(
+        "AUTO", description="ELPA_KERNEL of the diagonalisation; GENERIC where the default of a build is slow (docs/alps.md)"
+    )
     csr_threshold: NonNegativeFloat = Field(
         1e-14, description="elements of H (Ha) and S (1) below this are not written; zero writes every zero too"
     )

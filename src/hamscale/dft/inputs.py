@@ -45,7 +45,7 @@ def cp2k_input(atoms: Atoms, material: Material, basis: Basis) -> str:
         raise ValueError(f"CP2K's grammar refuses the generated input: {error.__context__ or error}") from None
     if (difference := _difference(tree, back)) is not None:
         raise ValueError(f"the generated CP2K input reads back differently at {difference}.")
-    return text
+    return text.replace("ELPA_KERNEL AUTO", f"ELPA_KERNEL {material.dft.elpa_kernel}")
 
 
 def _check_open_vectors(atoms: Atoms) -> None:
@@ -207,8 +207,13 @@ def _tree(atoms: Atoms, material: Material, basis: Basis) -> dict:
     if dft.spin:
         by_spin = electrons_by_spin(atoms, material, basis)
         section |= {"uks": True, "multiplicity": by_spin[0] - by_spin[1] + 1}
+    settings: dict[str, object] = {"project_name": PROJECT, "run_type": "ENERGY", "print_level": "MEDIUM"}
+    if dft.elpa_kernel != "AUTO":
+        settings["elpa_kernel"] = "AUTO"  # replaced after the check, whose grammar is that of a CP2K without ELPA
+    if max(max(basis[z].l) for z in atoms.numbers.tolist()) > 2:
+        settings["+grid"] = {"backend": "CPU"}  # that of CUDA is wrong for f shells; without a GPU it is the default
     return {
-        "+global": {"project_name": PROJECT, "run_type": "ENERGY", "print_level": "MEDIUM"},
+        "+global": settings,
         "+force_eval": [
             {
                 "method": "QUICKSTEP",

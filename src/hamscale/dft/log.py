@@ -102,8 +102,8 @@ def parse_output(path: str | Path, step: int = 0) -> RunOutput:
     Of several runs that went to one log the last one that has the step counts, and of several evaluations of the energy at a
     step, as a line search makes them, the last one: CP2K overwrites its files likewise.
 
-    Raises ValueError, naming the file, if a part is missing, if the SCF did not converge, if the version of CP2K is too old, if
-    the run is spin-polarised, or if the matrices belong to k-points and not to periodic images.
+    Raises ValueError, naming the file, if a part is missing, if the SCF did not converge, if the version of CP2K is too old, or
+    if the matrices belong to k-points and not to periodic images.
     """
     path = Path(path)
     if not path.is_file():

@@ -370,7 +370,7 @@ def _row_of_block(matrix: bsr_array) -> np.ndarray:
     return np.repeat(np.arange(len(matrix.indptr) - 1), np.diff(matrix.indptr))
 
 
-def _check_diagonal(directory: Snapshot, operators: Operators) -> None:
+def _check_diagonal(run: Snapshot, operators: Operators) -> None:
     """Check that every diagonal element of H(R=0) and S(R=0) is there.
 
     A file that was cut by whole records loses the last one first.
@@ -379,7 +379,7 @@ def _check_diagonal(directory: Snapshot, operators: Operators) -> None:
     blocks, orbitals = np.flatnonzero(operators.pairs.onsite), operators.orbitals
     if len(blocks) < len(orbitals):
         bare = int(np.setdiff1d(np.arange(len(orbitals)), operators.pairs[blocks, 0])[0])
-        raise ValueError(f"{directory}: atom {bare} has no onsite block in H and S. Was a CSR file cut short? Run CP2K again.")
+        raise ValueError(f"{run}: atom {bare} has no onsite block in H and S. Was a CSR file cut short? Run CP2K again.")
     atom = np.repeat(np.arange(len(orbitals)), orbitals)
     within = np.arange(len(atom)) - (np.cumsum(orbitals) - orbitals)[atom]
     diagonal = operators.offsets[blocks][atom] + within * (orbitals[atom] + 1)
@@ -387,21 +387,21 @@ def _check_diagonal(directory: Snapshot, operators: Operators) -> None:
         missing = np.flatnonzero((getattr(operators, name)[..., diagonal] == 0).reshape(-1, len(diagonal)).any(0))
         if len(missing):
             raise ValueError(
-                f"{directory}: {name} lacks {len(missing)} of {len(atom)} diagonal elements, the first of orbital "
+                f"{run}: {name} lacks {len(missing)} of {len(atom)} diagonal elements, the first of orbital "
                 f"{missing[0] + 1}, expected all. Was a CSR file cut short, or dft.csr_threshold large? Run CP2K again."
             )
 
 
-def _make_hermitian(directory: Snapshot, operators: Operators) -> None:
+def _make_hermitian(run: Snapshot, operators: Operators) -> None:
     """Check H = H^+ and S = S^+ block by block, then make both exact; it is the onsite blocks that need it."""
     for name in ("hamiltonian", "overlap"):
         try:
             error = operators.make_hermitian(getattr(operators, name))
         except ValueError as message:
-            raise ValueError(f"{directory}: {message} Was a CSR file cut short? Run CP2K again.") from None
+            raise ValueError(f"{run}: {message} Was a CSR file cut short? Run CP2K again.") from None
         if error > HERMITICITY_TOLERANCE:
             raise ValueError(
-                f"{directory}: {name} differs from its adjoint by {error:.1e}, expected at most {HERMITICITY_TOLERANCE:.0e}. "
+                f"{run}: {name} differs from its adjoint by {error:.1e}, expected at most {HERMITICITY_TOLERANCE:.0e}. "
                 "Was a CSR file cut short? Run CP2K again."
             )
 
