@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 
 from hamscale.basis import material_basis
+from hamscale.building import build_structure
 from hamscale.config import Network, load_material
 from hamscale.files import provenance, read_table, write_table
 from hamscale.graph.graph import structure_graph
@@ -27,7 +28,7 @@ from hamscale.graph.reference import write_reference
 from hamscale.inputs.model_folder import save_model
 from hamscale.inputs.tensors import build_network, graph_inputs
 from hamscale.predict import predict
-from hamscale.structures import build_structure, wrap_as_cp2k
+from hamscale.structures import wrap_as_cp2k
 from network import peak_bytes, unit_reference
 
 CELLS = {"gst": ("gst124", "cell_1008-000"), "hfo2": ("hfo2", "cell_3000-000")}

@@ -10,12 +10,12 @@ import yaml
 
 from hamscale.angular import edge_rotations
 from hamscale.basis import material_basis
+from hamscale.building import build_structures
 from hamscale.config import Config, Material, load_material, validate
 from hamscale.graph.codec import BlockCodec
 from hamscale.graph.coupling import pair_coupling
 from hamscale.graph.reference import fit_reference
 from hamscale.operators import write_operators
-from hamscale.structures import build_structures
 from helpers import hafnia, model_hamiltonian
 
 DOCS = Path(__file__).parents[1] / "docs"

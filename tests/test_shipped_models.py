@@ -7,10 +7,10 @@ import pytest
 
 from hamscale.analysis.slabs import atom_potentials
 from hamscale.analysis.spectra import find_levels
+from hamscale.building import build_structure
 from hamscale.config import load_material
 from hamscale.files import read_table
 from hamscale.predict import predict
-from hamscale.structures import build_structure
 from hamscale.units import hartree_to_ev
 
 ROOT = Path(__file__).parents[1]

@@ -3,10 +3,9 @@ import numpy as np
 import pytest
 from ase import Atoms
 
+from hamscale.building import build_structure, build_structures
 from hamscale.config import Material, load_material, validate
 from hamscale.structures import (
-    build_structure,
-    build_structures,
     given_cells,
     kpoint_counts,
     random_kpoints,

@@ -13,11 +13,14 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
-import pandas as pd
 
 from . import __version__
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
@@ -65,7 +68,7 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text)
 
 
-def write_table(path: str | Path, table: pd.DataFrame, digits: int = 6, **facts: object) -> None:
+def write_table(path: str | Path, table: "pd.DataFrame", digits: int = 6, **facts: object) -> None:
     """Write a csv whose first line, `# {...}`, says how it was made.
 
     The line has provenance, processor, versions, and the facts given.
@@ -74,8 +77,10 @@ def write_table(path: str | Path, table: pd.DataFrame, digits: int = 6, **facts:
     write_text(path, f"# {json.dumps(about)}\n{table.to_csv(index=False, float_format=f'%.{digits}g')}")
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
+def read_table(path: str | Path) -> "pd.DataFrame":
     """Read a csv, with or without the first line of `write_table`."""
+    import pandas as pd  # takes a third of a second, and most commands read no table
+
     with open(path) as file:
         return pd.read_csv(path, skiprows=int(file.readline().startswith("#")))
 

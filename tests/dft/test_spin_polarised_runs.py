@@ -10,13 +10,14 @@ import pytest
 
 from hamscale.analysis.spectra import find_levels
 from hamscale.basis import material_basis
+from hamscale.building import build_structure
 from hamscale.config import Analysis, Material, sha256
 from hamscale.dft.inputs import cp2k_input, electrons_by_spin
 from hamscale.dft.log import parse_output
 from hamscale.dft.outputs import eigenvalue_check, read_run
 from hamscale.dft.run import check_run, run_cp2k
 from hamscale.operators import read_operators
-from hamscale.structures import build_structure, read_structure_file
+from hamscale.structures import read_structure_file
 from helpers import DATA, SZV, basis_of, material, silicon, written
 
 RECORDED = DATA / "cp2k"

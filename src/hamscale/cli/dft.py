@@ -37,14 +37,17 @@ def print_schema(kind: str) -> None:
 )
 def write_structure(material: Path, id: str, tile: Path | None, out: Path) -> None:
     """Build one structure of a material, or take it from a run of CP2K, and write it as extxyz."""
-    from ..export import cp2k_runs
-    from ..runs import first_file
-    from ..structures import build_structure, read_structure_file, write_structure_file
+    from ..structures import read_structure_file, write_structure_file
 
     settings = config.load_material(material)
     if run := settings.run(id):
+        from ..export import cp2k_runs
+        from ..runs import first_file
+
         write_structure_file(out, cp2k_runs.read_structure(first_file(run)))
     else:
+        from ..building import build_structure
+
         write_structure_file(out, build_structure(settings, id, read_structure_file(tile) if tile else None))
 
 
@@ -74,8 +77,9 @@ def prepare(material: Path, out: Path) -> None:
     predict, get no input. CP2K's grammar, which takes seconds to read, is read once.
     """
     from ..basis import material_basis
+    from ..building import build_structure
     from ..dft.inputs import cp2k_input
-    from ..structures import build_structure, read_structure_file, write_structure_file
+    from ..structures import read_structure_file, write_structure_file
 
     settings = config.load_material(material)
     basis = material_basis(settings)
@@ -151,13 +155,14 @@ def parse_operators(material: Path, structure: Path, run: Path, out: Path) -> No
     from ..analysis.spectra import find_levels
     from ..basis import material_basis
     from ..dft.outputs import eigenvalue_check, read_run
-    from ..export import cp2k_runs
     from ..operators import write_operators
     from ..structures import read_structure_file
 
     settings = config.load_material(material)
     atoms, basis = read_structure_file(structure), material_basis(settings)
     if run.is_file():
+        from ..export import cp2k_runs
+
         result = cp2k_runs.read(run, basis, atoms)
     else:
         result = read_run(run, atoms, basis, {"config_sha256": config.sha256(settings.dft)})

@@ -4,8 +4,6 @@ import json
 import warnings
 from pathlib import Path
 
-import pandas as pd
-
 from .. import config
 from ..config import Analysis, Material, Split
 from ..files import write_table, write_text
@@ -133,6 +131,8 @@ def write_view(predicted: Path, parts: int, out: Path) -> None:
 @command("summary", argument("summaries", nargs="+"), OUT)
 def join_summaries(summaries: list[Path], out: Path) -> None:
     """Join the summaries of structures into one table: OUT, and the same as .html."""
+    import pandas as pd
+
     from ..page import tables_page
 
     content = pd.concat([pd.read_csv(path) for path in summaries])
@@ -147,7 +147,9 @@ def join_summaries(summaries: list[Path], out: Path) -> None:
 @command("table", argument("summary"))
 def print_table(summary: Path) -> None:
     """Print a summary as a table."""
-    content = pd.read_csv(summary)
+    from ..files import read_table
+
+    content = read_table(summary)
     columns = {
         "mae_mev": "MAE meV", "baseline_mae_mev": "reference", "mae_mev_onsite": "onsite", "mae_mev_offsite": "offsite",
         "eigenvalue_mae_mev_occupied": "occupied eig. meV", "gap_dft_ev": "gap DFT eV", "gap_predicted_ev": "predicted",

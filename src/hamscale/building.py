@@ -1,0 +1,208 @@
+"""Build the structures of a material through ASE: make or read, decorate, melt and quench, strain, rattle, tile; by seed."""
+
+import contextlib
+import hashlib
+import importlib
+import sys
+
+import ase.build
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import thermalize_momenta
+from ase.optimize import FIRE
+from ase.spacegroup import crystal
+from ase.units import fs
+
+from .config import Material, MeltQuench, StructureSet
+from .structures import POSITION_DECIMALS, check_distances, periodicity, read_frames, with_vacuum, wrap_as_cp2k
+
+
+def build_structures(material: Material) -> dict[str, Atoms]:
+    """Build all structures of a material, by identifier, each as `build_structure` makes it."""
+    return {identifier: build_structure(material, identifier) for identifier in material.identifiers()}
+
+
+def build_structure(material: Material, identifier: str, tile: Atoms | None = None) -> Atoms:
+    """Build one structure of a material, SET-NNN, wrapped as CP2K wraps it.
+
+    The numbers are the same whatever else is built, in any order, on any machine: each structure draws from its own generator,
+    seeded by its set's seed, its set's name and its number. (The dynamics of a melt amplify differences in the last bit of sums
+    between machines; there the structure file is the record.) tile: the structure that this one tiles, if it is available;
+    otherwise it is built. Raises ValueError (set, what was found, what was expected).
+    """
+    return _build(material, identifier, (), tile)
+
+
+def _build(material: Material, identifier: str, tiles: tuple[str, ...], tile: Atoms | None = None) -> Atoms:
+    if identifier not in material.identifiers():
+        raise ValueError(f"no structure {identifier!r}. Structures: {', '.join(material.identifiers())}.")
+    name, number = identifier.rsplit("-", 1)
+    s = material.structures[name]
+    if s.dft:
+        raise ValueError(f"structures.{name} are of runs of CP2K: `hamscale structure` takes them from there.")
+    if s.tile and identifier in tiles:
+        raise ValueError(f"structures.{name}: tile.of {s.tile.of!r} leads back to itself.")
+    if s.tile:
+        frames = [tile or _build(material, s.tile.of, (*tiles, identifier))]
+    else:
+        frames = _source(name, s)
+    if s.file and len(frames) not in (1, s.count):
+        raise ValueError(f"structures.{name}: {s.file.path} has {len(frames)} frames, count is {s.count}. Make them equal.")
+    atoms = _in_cell(f"structures.{name}", frames[int(number) % len(frames)], s)
+    key = f"{s.seed} {name} {int(number)}".encode()
+    rng = np.random.default_rng(np.frombuffer(hashlib.sha256(key).digest(), np.uint32))
+    atoms = _decorate(name, atoms, s, rng)
+    if s.melt_quench:
+        if not atoms.pbc.all():
+            raise ValueError(f"structures.{name}: melt_quench of atoms periodic along {periodicity(atoms)}, expected XYZ.")
+        atoms = melt_quench(f"structures.{name}", atoms, s.melt_quench, rng)
+    _distort(atoms, s, rng)
+    atoms = wrap_as_cp2k(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
+    atoms.positions = np.round(atoms.positions, POSITION_DECIMALS)
+    atoms.info |= {name: value for name in ("charge", "multiplicity") if (value := getattr(s, name))}
+    _check(f"structures.{name} number {int(number)}", atoms, material)
+    return atoms
+
+
+def _source(name: str, s: StructureSet) -> list[Atoms]:
+    try:
+        if s.file:
+            return read_frames(s.file.path)
+        if s.builder:
+            return [getattr(ase.build, s.builder.name)(**s.builder.arguments)]
+        assert s.spacegroup is not None, "a set has exactly one source"
+        symbols, *coordinates = zip(*s.spacegroup.basis)
+        return [crystal(symbols, list(zip(*coordinates)), spacegroup=s.spacegroup.spacegroup, cellpar=s.spacegroup.cellpar)]
+    except ValueError as error:
+        raise ValueError(f"structures.{name}: {error}") from None
+    except Exception as error:  # ASE's builders raise exceptions of any type
+        raise ValueError(f"structures.{name}: ASE could not make it: {type(error).__name__}: {error}") from None
+
+
+def _in_cell(where: str, source: Atoms, s: StructureSet) -> Atoms:
+    """Repeat a source, leave the directions open that the set says, and give these a cell vector."""
+    across = [axis for axis, n, periodic in zip("abc", s.repeat, source.pbc) if n > 1 and not periodic]
+    if across and source.pbc.any():
+        raise ValueError(
+            f"{where}: repeat is {list(s.repeat)}, but the source is periodic along {periodicity(source)} alone and cannot be "
+            f"tiled across. Give 1 along {', '.join(across)}."
+        )
+    atoms = source.repeat(s.repeat)
+    if s.box_angstrom:
+        atoms.set_cell(np.eye(3) * s.box_angstrom)
+        atoms.center()
+        atoms.pbc = False
+        return atoms
+    atoms.pbc = atoms.pbc & [axis not in s.open for axis in "abc"]
+    if (atoms.pbc & ~atoms.cell.any(1)).any() or (atoms.cell.rank < 3 and not atoms.pbc.any()):
+        raise ValueError(f"{where}: the cell has rank {atoms.cell.rank}, expected 3. Give box_angstrom for a molecule.")
+    return with_vacuum(atoms, s.vacuum_angstrom) if atoms.pbc.any() else atoms
+
+
+def _decorate(name: str, atoms: Atoms, s: StructureSet, rng: np.random.Generator) -> Atoms:
+    """Replace the atoms on sites of one symbol by others at random, in exact shares; a vacancy removes the atom."""
+    symbols = np.array(atoms.get_chemical_symbols(), dtype=object)
+    for symbol, shares in s.decorate.items():
+        sites, total = np.flatnonzero(np.array(atoms.get_chemical_symbols()) == symbol), sum(shares.values())
+        if not len(sites) or len(sites) % total:
+            raise ValueError(
+                f"structures.{name}.decorate: {len(sites)} sites of {symbol} cannot be shared as {shares}: expected a multiple "
+                f"of {total}. Repeat the cell."
+            )
+        taken = np.repeat(list(shares), np.array(list(shares.values())) * (len(sites) // total))
+        symbols[sites] = rng.permutation(taken)
+    gone = symbols == "vacancy"
+    return Atoms(list(symbols[~gone]), atoms.positions[~gone], cell=atoms.cell, pbc=atoms.pbc)
+
+
+def melt_quench(where: str, atoms: Atoms, settings: MeltQuench, rng: np.random.Generator) -> Atoms:
+    """Make an amorphous structure of the same atoms and cell (or density): random packing, melt, linear quench, relaxation.
+
+    Langevin dynamics (ASE) at constant volume uses the forces of any ASE calculator. The packing draws positions at random and
+    keeps each that is farther than 0.7 of the mean distance from those before. The melt starts from there, so that nothing of
+    the crystal is left however short the melt is. Raises ValueError if the calculator cannot be loaded or the atoms fly apart.
+    """
+    calculator = _calculator(where, settings)
+    atoms = Atoms(atoms.numbers, cell=atoms.cell, pbc=True)
+    if settings.density_g_cm3:
+        density = (
+            atoms.get_masses().sum() / atoms.get_volume() * 1.66053906660
+        )  # Dalton per cubic Angstrom in g/cm^3 (CODATA 2018)
+        atoms.set_cell(atoms.cell * (density / settings.density_g_cm3) ** (1 / 3))
+    atoms.positions = _random_packing(atoms, rng)
+    atoms.calc = calculator
+    # the closest contacts of the packing are relaxed first, because dynamics would throw these atoms out
+    FIRE(atoms, logfile=None).run(fmax=5.0, steps=50)
+    thermalize_momenta(atoms, settings.melt_kelvin, rng=rng)
+    dynamics = Langevin(
+        atoms,
+        settings.timestep_fs * fs,
+        temperature_K=settings.melt_kelvin,
+        friction=settings.friction_per_fs / fs,
+        fixcm=False,
+        rng=rng,
+    )
+    dynamics.run(settings.melt_steps)
+    for step in range(settings.quench_steps):
+        left = 1 - (step + 1) / settings.quench_steps
+        dynamics.set_temperature(temperature_K=settings.quench_kelvin + left * (settings.melt_kelvin - settings.quench_kelvin))
+        dynamics.run(1)
+    FIRE(atoms, logfile=None).run(fmax=0.05, steps=settings.relax_steps)
+    if not np.isfinite(atoms.positions).all():
+        raise ValueError(f"{where}: the melt flew apart. Shorten melt_quench.timestep_fs or lower melt_kelvin.")
+    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
+
+
+def _calculator(where: str, settings: MeltQuench) -> Calculator:
+    module, _, name = settings.calculator.rpartition(".")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return getattr(importlib.import_module(module), name)(**settings.arguments)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{where}.melt_quench.calculator: {settings.calculator} cannot be had ({type(error).__name__}: {error}). Expected "
+            "the dotted path of an ASE calculator that is installed; CHGNet: pip install hamscale[md]."
+        ) from None
+
+
+def _random_packing(atoms: Atoms, rng: np.random.Generator) -> np.ndarray:
+    """Return positions no two of which are closer than 0.7 (V/N)^(1/3), periodic images included.
+
+    The distance is reduced where an atom does not fit.
+    """
+    cell, distance = np.asarray(atoms.cell), 0.7 * (atoms.get_volume() / len(atoms)) ** (1 / 3)
+    shifts = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3) @ cell
+    placed = np.empty((0, 3))
+    for _ in range(len(atoms)):
+        for attempt in range(3000):
+            candidate = rng.random(3) @ cell
+            images = (placed[:, None] + shifts - candidate).reshape(-1, 3)
+            if not len(images) or (images**2).sum(1).min() > (distance * 0.999**attempt) ** 2:
+                break
+        placed = np.concatenate([placed, candidate[None]])
+    return placed
+
+
+def _distort(atoms: Atoms, s: StructureSet, rng: np.random.Generator) -> None:
+    if s.strain and atoms.pbc.any():
+        strain = rng.normal(0, s.strain, (3, 3))
+        strain = (strain + strain.T) / 2
+        if not atoms.pbc.all():  # a slab is strained in its plane, a wire along its axis
+            along = np.linalg.qr(np.asarray(atoms.cell)[atoms.pbc].T)[0]
+            strain = along @ along.T @ strain @ along @ along.T
+        atoms.set_cell(atoms.cell @ (np.eye(3) + strain), scale_atoms=True)
+    if s.rattle_angstrom:
+        atoms.positions += rng.normal(0, s.rattle_angstrom, (len(atoms), 3))
+
+
+def _check(where: str, atoms: Atoms, material: Material) -> None:
+    unknown = sorted(set(atoms.get_chemical_symbols()) - set(material.species))
+    if unknown:
+        raise ValueError(
+            f"{where}: holds {', '.join(unknown)}, but species are {', '.join(material.species)}. Add them to species."
+        )
+    if not np.isfinite(atoms.positions).all():
+        raise ValueError(f"{where}: a position is not a number.")
+    check_distances(where, atoms)
