@@ -66,9 +66,9 @@ def project(request, cp2k, tmp_path_factory) -> tuple[Path, dict]:
         hamscale("dft", root / f"{name}.inp", "--out", root / name)
         hamscale("operators", root / "toy.yaml", root / f"{name}.extxyz", root / name, "--out", root / f"{name}.h5")
     hamscale("reference", root / "toy.yaml", *(root / f"{name}.h5" for name in names[:-2]), "--out", root / "reference.h5")
-    for name in names[:-1]:
-        hamscale("graph", root / "reference.h5", root / f"{name}.h5", "--out", root / f"{name}.graph.h5")
-    *train, validation = (root / f"{name}.graph.h5" for name in names[:-1])
+    operators = [root / f"{name}.h5" for name in names[:-1]]
+    hamscale("graph", root / "reference.h5", *operators, "--out", root / "graphs")
+    *train, validation = (root / "graphs" / path.name for path in operators)
     hamscale(
         *("train", root / "tiny.yaml", root / "reference.h5", "--train", *train, "--validation", validation),
         *("--out", root / "tiny", "--checkpoint", root / "checkpoint"),

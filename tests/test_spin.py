@@ -316,8 +316,7 @@ def oxygen(cp2k, tmp_path_factory):
         run("operators", material, structures / f"{i}.extxyz", runs / i, "--out", operators / f"{i}.h5")
     trained = [operators / f"{i}.h5" for i in ids[:3]]
     run("reference", material, *trained, "--out", results / "reference.h5")
-    for i in ids[:3]:
-        run("graph", results / "reference.h5", operators / f"{i}.h5", "--out", graphs / f"{i}.h5")
+    run("graph", results / "reference.h5", *trained, "--out", graphs)
     sets = ["--train", *(graphs / f"{i}.h5" for i in ids[:3]), "--operators", *trained]
     model = results / "models/toy"
     run("train", root / "toy.yaml", results / "reference.h5", *sets, "--out", model, "--checkpoint", root / "checkpoint")

@@ -256,10 +256,9 @@ def test_imported_data_are_trained_on(szv, tmp_path, monkeypatch, capsys):
     files = [f"operators/{number}.h5" for number in range(2)]
     assert read_operators(files[1]).basis[72].l == szv[72].l
     assert run("reference", "m.yaml", *files, "--out", "reference.h5") == 0
-    for number, file in enumerate(files):
-        assert run("graph", "reference.h5", file, "--out", f"graph-{number}.h5") == 0
+    assert run("graph", "reference.h5", *files, "--out", "graphs") == 0
     assert run(
-        "train", "n.yaml", "reference.h5", "--train", "graph-0.h5", "--validation", "graph-1.h5",
+        "train", "n.yaml", "reference.h5", "--train", "graphs/0.h5", "--validation", "graphs/1.h5",
         "--out", "model", "--checkpoint", "c",
     ) == 0  # fmt: skip
     assert (tmp_path / "model" / "weights.safetensors").is_file()

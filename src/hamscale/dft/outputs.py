@@ -38,14 +38,14 @@ KPOINT_ROUNDING = 6e-6  # the log prints 5 decimals of k-points
 HERMITICITY_TOLERANCE = 1e-7  # Hartree for H, 1 for S
 
 
-def image_files(run: Snapshot, output: RunOutput) -> dict[str, list[Path]]:
+def image_files(run: Snapshot, images: np.ndarray | None, spins: int = 1) -> dict[str, list[Path]]:
     """Return the CSR files of H ("KS", of spin down "KS_DOWN") and S ("S"), in the order of the image table.
 
     Raises ValueError if the files there and the table disagree, or if a file does not consist of whole records.
     """
-    files, images = {}, output.images
+    files = {}
     matrices = {"KS": ("KS", 1), "KS_DOWN": ("KS", 2), "S": ("S", 1)}
-    if output.spins == 1:
+    if spins == 1:
         del matrices["KS_DOWN"]
     for name, (matrix, spin) in matrices.items():
         expected = 1 if images is None else len(images)
@@ -124,7 +124,7 @@ def read_run(path: str | Path, atoms: Atoms, basis: Basis, attributes: dict | No
     log_file, output = run_output(run)
     _check_kinds(log_file, output, atoms, basis)
     moved = _cells_from_run(run, log_file, output, atoms)
-    files = image_files(run, output)
+    files = image_files(run, output.images, output.spins)
     cells = np.zeros((1, 3), np.int64) if output.images is None else output.images
     pairs, values = read_blocks(files, cells, basis.n_orbitals(atoms.numbers))
     if output.images is None and output.periodicity != "NONE":

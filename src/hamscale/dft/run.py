@@ -204,7 +204,8 @@ def check_run(directory: Path, returncode: int) -> None:
         )
     if "PROGRAM ENDED AT" not in text:
         raise Aborted(f"CP2K did not come to its end ({last}): 'PROGRAM ENDED AT' is missing. Run it again.")
-    image_files(snapshot(directory), parse_output(log))
+    output = parse_output(log)
+    image_files(snapshot(directory), output.images, output.spins)
 
 
 def _abort_message(text: str) -> str:
