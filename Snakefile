@@ -23,7 +23,6 @@ include: "workflow/rules/paper.smk"
 # seconds each: they run where Snakemake runs
 localrules:
     all,
-    prepare,
     structure,
     input,
     operators,

@@ -15,7 +15,6 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import gzip
 import shutil
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from ase.build import graphene
 from scipy.spatial.transform import Rotation
 
 from hamscale.basis import Basis, material_basis
-from hamscale.dft.outputs import RECORD
+from hamscale.dft.outputs import RECORD, read_run
 from hamscale.operators import Operators
 from helpers import (
     DATA,
@@ -167,10 +166,10 @@ def recorded(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def si8(recorded) -> Operators:
     """Eight atoms, all elements as CP2K wrote them, and the atoms where it counts its images from."""
-    operators = of_log(recorded["si8"], basis_of(Si=SZV))
-    atoms = operators.atoms.copy()
+    basis = basis_of(Si=SZV)
+    atoms = of_log(recorded["si8"], basis).atoms.copy()
     atoms.positions -= 5.431 * np.trunc(atoms.positions / 5.431 + 0.5)  # all are positive
-    return replace(operators, atoms=atoms)
+    return read_run(recorded["si8"], atoms, basis)
 
 
 @pytest.fixture(scope="session")

@@ -326,6 +326,7 @@ def test_a_full_disk_leaves_no_half_file(pipeline, tmp_path):
             said = process.communicate(timeout=PATIENCE)[1]
             assert process.returncode == 1, (verb, said)
             assert "hamscale: error:" in said.splitlines()[-1]
-        assert {p.name for p in disk.iterdir()} <= {"filler", "run.failed"}
+        assert {p.name for p in disk.iterdir()} <= {"filler", "run.failed", "graphs"}
+        assert not any((disk / "graphs").glob("*"))
     finally:
         subprocess.run(["umount", disk], check=True)

@@ -107,25 +107,8 @@ def source_file(wildcards):
     return s.file.path if s.file else []
 
 
-def prepared_folder(wildcards):
-    """Where a structure and its input lie that are quick to make; nothing for others."""
-    quick = wildcards.id.rsplit("-", 1)[0] in MATERIALS[wildcards.material].quick_sets()
-    return f"results/{wildcards.material}/prepared" if quick else []
-
-
-def prepared_or(command):
-    """What makes a file of a structure: a copy of what is prepared, or a command."""
-
-    def of_wildcards(wildcards, input, output):
-        if folder := prepared_folder(wildcards):
-            return f"cp {folder}/{wildcards.id}{Path(output[0]).suffix}"
-        # what it is a tile of, or the structure whose CP2K input is written
-        source = input[0] if input else ""
-        tile = f"--tile {source}" if structure_set(wildcards).tile else ""
-        file = f"config/materials/{wildcards.material}.yaml"
-        return command.format(file=file, id=wildcards.id, tile=tile, structure=source)
-
-    return of_wildcards
+def tile_option(wildcards, input):
+    return f"--tile {input[0]}" if structure_set(wildcards).tile else ""
 
 
 def submissions_again(n):

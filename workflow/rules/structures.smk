@@ -1,30 +1,7 @@
-# Structures that take milliseconds, and their CP2K inputs, are all written by one process, which reads CP2K's grammar once.
-# Each is then copied by a job of its own, which its own recipe alone makes stale: a structure added to a material runs CP2K once
-# more.
-rule prepare:
-    input:
-        lambda w: [
-            s.file.path for s in MATERIALS[w.material].quick_sets().values() if s.file
-        ],
-    output:
-        directory("results/{material}/prepared"),
-    log:
-        "logs/{material}/prepared.log",
-    conda:
-        "../../envs/hamscale.yaml"
-    params:
-        file="config/materials/{material}.yaml",
-        settings=settings("structures", "dft", "species"),
-    message:
-        "build structures and write CP2K inputs: {wildcards.material}"
-    shell:
-        "hamscale prepare {params.file} --out {output} > {log} 2>&1"
-
-
+# A job per structure: a structure added to a material makes no other run of CP2K stale.
 rule structure:
     input:
         source_file,
-        prepared=ancient(prepared_folder),
     output:
         "results/{material}/structures/{id}.extxyz",
     log:
@@ -32,18 +9,18 @@ rule structure:
     conda:
         "../../envs/hamscale.yaml"
     params:
+        file="config/materials/{material}.yaml",
         recipe=recipe,
-        make=prepared_or("hamscale structure {file} --id {id} {tile} --out"),
+        tile=tile_option,
     message:
         "build the structure {wildcards.material} {wildcards.id}"
     shell:
-        "{params.make} {output} > {log} 2>&1"
+        "hamscale structure {params.file} --id {wildcards.id} {params.tile} --out {output} > {log} 2>&1"
 
 
 rule input:
     input:
-        structure="results/{material}/structures/{id}.extxyz",
-        prepared=ancient(prepared_folder),
+        "results/{material}/structures/{id}.extxyz",
     output:
         "results/{material}/inputs/{id}.inp",
     log:
@@ -51,12 +28,12 @@ rule input:
     conda:
         "../../envs/hamscale.yaml"
     params:
+        file="config/materials/{material}.yaml",
         settings=settings("dft", "species"),
-        make=prepared_or("hamscale input {file} {structure} --out"),
     message:
         "write the CP2K input of {wildcards.material} {wildcards.id}"
     shell:
-        "{params.make} {output} > {log} 2>&1"
+        "hamscale input {params.file} {input} --out {output} > {log} 2>&1"
 
 
 # Of a set made by melt and quench: is it a good one?
