@@ -15,10 +15,12 @@ import pytest
 import yaml
 from ase.spacegroup import crystal
 
+from hamscale.cli import main
+from hamscale.config import load_material
 from hamscale.graph.codec import BlockCodec
 from hamscale.graph.graph import write_graph
 from hamscale.graph.reference import fit_reference, write_reference
-from helpers import hafnia, model_hamiltonian
+from helpers import TOY, hafnia, model_hamiltonian
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -117,3 +119,24 @@ def test_the_lines_of_the_how_to(clone):
     assert lines[0] == "source .venv/bin/activate"
     planned = run(clone, lines)
     assert re.search(r"^dft +14$", planned, re.M)  # ten training structures, two of validation, two of test; none of the device
+
+
+def test_prepare_writes_what_structure_and_input_write(tmp_path):
+    """Of every structure that is built, byte for byte; no input without DFT, and nothing of melt and quench or of a tile."""
+    material = tmp_path / "toy.yaml"
+    quenched = "  quenched: {<<: *crystal, split: test, melt_quench: {melt_kelvin: 2000}}\n"
+    material.write_text(TOY.replace("graph:", f"{quenched}graph:"))
+    assert main(["prepare", str(material), "--out", str(tmp_path / "prepared")]) == 0
+    written = {path.name for path in (tmp_path / "prepared").iterdir()}
+    alone = tmp_path / "alone"
+    settings = load_material(material)
+    for identifier in settings.identifiers():
+        if identifier.startswith(("tiled", "quenched")):
+            continue
+        structure = alone / f"{identifier}.extxyz"
+        assert main(["structure", str(material), "--id", identifier, "--out", str(structure)]) == 0
+        if identifier in settings.identifiers("train", "validation", "test"):
+            assert main(["input", str(material), str(structure), "--out", str(alone / f"{identifier}.inp")]) == 0
+    assert written == {path.name for path in alone.iterdir()}
+    for name in written:
+        assert (tmp_path / "prepared" / name).read_bytes() == (alone / name).read_bytes(), name

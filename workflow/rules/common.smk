@@ -107,8 +107,19 @@ def source_file(wildcards):
     return s.file.path if s.file else []
 
 
-def tile_option(wildcards, input):
-    return f"--tile {input[0]}" if structure_set(wildcards).tile else ""
+def prepared_or(command):
+    """What makes a file of a structure: a command, or a copy of what one process makes of all structures, where that is quick."""
+
+    def of_wildcards(wildcards, input):
+        file = f"config/materials/{wildcards.material}.yaml"
+        source = input[0] if input else ""
+        set_name = wildcards.id.rsplit("-", 1)[0]
+        if set_name in MATERIALS[wildcards.material].quick_sets():
+            return f"workflow/prepared.sh {file} '{source_file(wildcards) or ''}'"
+        tile = f"--tile {source}" if structure_set(wildcards).tile else ""
+        return command.format(file=file, id=wildcards.id, tile=tile, structure=source)
+
+    return of_wildcards
 
 
 def submissions_again(n):

@@ -9,13 +9,12 @@ rule structure:
     conda:
         "../../envs/hamscale.yaml"
     params:
-        file="config/materials/{material}.yaml",
         recipe=recipe,
-        tile=tile_option,
+        make=prepared_or("hamscale structure {file} --id {id} {tile} --out"),
     message:
         "build the structure {wildcards.material} {wildcards.id}"
     shell:
-        "hamscale structure {params.file} --id {wildcards.id} {params.tile} --out {output} > {log} 2>&1"
+        "{params.make} {output} > {log} 2>&1"
 
 
 rule input:
@@ -28,12 +27,12 @@ rule input:
     conda:
         "../../envs/hamscale.yaml"
     params:
-        file="config/materials/{material}.yaml",
         settings=settings("dft", "species"),
+        make=prepared_or("hamscale input {file} {structure} --out"),
     message:
         "write the CP2K input of {wildcards.material} {wildcards.id}"
     shell:
-        "hamscale input {params.file} {input} --out {output} > {log} 2>&1"
+        "{params.make} {output} > {log} 2>&1"
 
 
 # Of a set made by melt and quench: is it a good one?

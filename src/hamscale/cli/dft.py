@@ -65,6 +65,36 @@ def write_input(material: Path, structure: Path, out: Path) -> None:
         raise ValueError(f"{structure}: {error}") from None
 
 
+@command(
+    "prepare",
+    argument("material"),
+    argument("--out", required=True, metavar="DIR", help="folder of the structures and inputs"),
+)
+def prepare(material: Path, out: Path) -> None:
+    """Write what `structure` and `input` write of every structure of a material, in one process: OUT/ID.extxyz and OUT/ID.inp.
+
+    Structures that take long, of melt and quench, and tiles of others are left to these two; those that no DFT is of, split
+    predict, get no input. CP2K's grammar, which takes seconds to read, is read once.
+    """
+    from ..basis import material_basis
+    from ..building import build_structure
+    from ..dft.inputs import cp2k_input
+    from ..structures import read_structure_file, write_structure_file
+
+    settings = config.load_material(material)
+    basis = material_basis(settings)
+    quick, with_dft = set(settings.quick_sets()), settings.identifiers("train", "validation", "test")
+    for identifier in settings.identifiers():
+        if identifier.rsplit("-", 1)[0] in quick:
+            structure = out / f"{identifier}.extxyz"
+            write_structure_file(structure, build_structure(settings, identifier))
+            if identifier in with_dft:
+                try:
+                    write_text(out / f"{identifier}.inp", cp2k_input(read_structure_file(structure), settings, basis))
+                except ValueError as error:
+                    raise ValueError(f"{identifier}: {error}") from None
+
+
 COMMAND = argument("--command", type=str, help="CP2K, e.g. 'mpirun -n 4 cp2k.psmp'; default: $HAMSCALE_CP2K, else PATH")
 
 

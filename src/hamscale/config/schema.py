@@ -335,6 +335,10 @@ class Material(Section):
             for number in range(s.count)
         ]
 
+    def quick_sets(self) -> dict[str, StructureSet]:
+        """Return the sets whose structures are built in milliseconds: not by melt and quench, nor of a tile or of runs."""
+        return {name: s for name, s in self.structures.items() if not (s.melt_quench or s.tile or s.dft)}
+
 
 # ------------------------------------------------------------------------------------------------------------------ model
 
