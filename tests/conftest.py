@@ -24,19 +24,20 @@ from ase.build import graphene
 from scipy.spatial.transform import Rotation
 
 from hamscale.basis import Basis, material_basis
-from hamscale.dft.outputs import RECORD, read_run
+from hamscale.dft.csr import RECORD
+from hamscale.dft.outputs import read_run
 from hamscale.operators import Operators
 from helpers import (
     DATA,
     DZVP,
     SZV,
     WATER,
+    atoms_of_log,
     basis_of,
     calculate,
     hafnia,
     material,
     model_hamiltonian,
-    of_log,
     rattled,
     shared_by_workers,
     silicon,
@@ -166,10 +167,9 @@ def recorded(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def si8(recorded) -> Operators:
     """Eight atoms, all elements as CP2K wrote them, and the atoms where it counts its images from."""
-    basis = basis_of(Si=SZV)
-    atoms = of_log(recorded["si8"], basis).atoms.copy()
+    atoms = atoms_of_log(recorded["si8"])
     atoms.positions -= 5.431 * np.trunc(atoms.positions / 5.431 + 0.5)  # all are positive
-    return read_run(recorded["si8"], atoms, basis)
+    return read_run(recorded["si8"], atoms, basis_of(Si=SZV))
 
 
 @pytest.fixture(scope="session")

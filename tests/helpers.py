@@ -1,7 +1,9 @@
 """Things that tests share and import: bases, structures, a Hamiltonian that needs no DFT, copies of the workflow, patience."""
 
+import gzip
 import os
 import shutil
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,10 +93,27 @@ def magnetic(operators: Operators, splitting: float = 0.05) -> Operators:
     return replace(operators, hamiltonian=np.stack([(1 + splitting) * H, (1 - splitting) * H]))
 
 
+def atoms_of_log(directory: Path) -> Atoms:
+    """The atoms of a recorded run of the silicon cube, as its own log prints them."""
+    output = parse_output(directory / "run.out")
+    return Atoms(output.elements, output.positions, cell=[5.431] * 3, pbc=True)
+
+
 def of_log(directory: Path, basis: Basis) -> Operators:
     """A recorded run of the silicon cube, with the atoms its own log prints."""
-    output = parse_output(directory / "run.out")
-    return read_run(directory, Atoms(output.elements, output.positions, cell=[5.431] * 3, pbc=True), basis)
+    return read_run(directory, atoms_of_log(directory), basis)
+
+
+def unpacked(name: str, folder: Path) -> Path:
+    """A folder with the files of a recorded run of tests/data/cp2k."""
+    recorded = DATA / "cp2k" / name
+    folder.mkdir()
+    for path in recorded.glob("*.gz"):
+        (folder / path.name.removesuffix(".gz")).write_bytes(gzip.decompress(path.read_bytes()))
+    if (archive := recorded / "csr.tar.xz").is_file():
+        with tarfile.open(archive) as files:
+            files.extractall(folder, filter="data")
+    return folder
 
 
 def written(folder: Path, operators: Operators) -> Path:

@@ -20,7 +20,8 @@ from hamscale.angular import rotation_matrix
 from hamscale.basis import material_basis
 from hamscale.cli import main
 from hamscale.config import Analysis, Network
-from hamscale.dft.outputs import eigenvalue_check, read_blocks, read_run
+from hamscale.dft.csr import read_blocks
+from hamscale.dft.outputs import eigenvalue_check, read_run
 from hamscale.export import export
 from hamscale.graph.codec import BlockCodec
 from hamscale.graph.graph import write_graph

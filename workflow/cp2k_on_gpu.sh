@@ -6,8 +6,9 @@ set -euo pipefail
 ulimit -s unlimited || ulimit -s "$(ulimit -H -s)"
 export MPICH_MALLOC_FALLBACK=1 MPICH_GPU_SUPPORT_ENABLED="${MPICH_GPU_SUPPORT_ENABLED:-1}"
 if command -v nvidia-cuda-mps-control > /dev/null; then
-    export CUDA_MPS_PIPE_DIRECTORY=/tmp/nvidia-mps CUDA_MPS_LOG_DIRECTORY="/tmp/nvidia-log-$(id -un)"
-    export CUDA_CACHE_PATH="/dev/shm/$(id -un)/cuda_cache"
+    own="${TMPDIR:-/dev/shm}/$(id -un)" # one folder for all runs of the node
+    mkdir -p "$own"
+    export CUDA_MPS_PIPE_DIRECTORY="$own/mps" CUDA_MPS_LOG_DIRECTORY="$own/mps-log" CUDA_CACHE_PATH="$own/cuda_cache"
     if [ "${SLURM_LOCALID:-0}" = 0 ]; then
         # one daemon for all runs of the node: a second start fails, and it is not stopped under the others, but ends with the job
         CUDA_VISIBLE_DEVICES=0,1,2,3 nvidia-cuda-mps-control -d > /dev/null 2>&1 || true

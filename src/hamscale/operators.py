@@ -86,6 +86,10 @@ class Operators:
         """Return the number of matrices H: one for both spins, or two, of spin up and of spin down."""
         return spins_of(self.hamiltonian)
 
+    def points_and_spins(self, kpoints: np.ndarray) -> list[tuple[np.ndarray, int]]:
+        """Return (k-point, spin) of every pair of matrices H(k), S(k), first all of spin up."""
+        return [(k, spin) for spin in range(self.spins) for k in kpoints]
+
     @property
     def channels(self) -> list["Operators"]:
         """Return the operators of each spin, with one H each."""

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from hamscale.angular import rotation_matrix
+from hamscale.dft.csr import RECORD, read_csr
 from hamscale.dft.log import parse_output
-from hamscale.dft.outputs import RECORD, eigenvalue_check, read_csr, read_run
+from hamscale.dft.outputs import eigenvalue_check, read_run
 from hamscale.graph.overlap import overlap_table
 from hamscale.operators import read_operators, write_operators
 from hamscale.units import hartree_to_ev

@@ -1,9 +1,6 @@
 """Spin-polarised runs of CP2K: their input, their two matrices H, odd electrons, charges."""
 
-import gzip
-import tarfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,19 +15,9 @@ from hamscale.dft.outputs import eigenvalue_check, read_run
 from hamscale.dft.run import check_run, run_cp2k
 from hamscale.operators import read_operators
 from hamscale.structures import read_structure_file
-from helpers import DATA, SZV, basis_of, material, silicon, written
+from helpers import DATA, SZV, basis_of, material, silicon, unpacked, written
 
 RECORDED = DATA / "cp2k"
-
-
-def unpacked(name: str, folder: Path) -> Path:
-    folder.mkdir()
-    for path in (RECORDED / name).glob("*.gz"):
-        (folder / path.name.removesuffix(".gz")).write_bytes(gzip.decompress(path.read_bytes()))
-    if (archive := RECORDED / name / "csr.tar.xz").is_file():
-        with tarfile.open(archive) as files:
-            files.extractall(folder, filter="data")
-    return folder
 
 
 def oxygen(charge: int = 0, multiplicity: int | None = None, **dft) -> Material:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_versions import RECORDED, _unpacked
+from test_versions import RECORDED
 
 import hamscale.cli
+from hamscale.dft.csr import RECORD, read_csr
 from hamscale.dft.geometry import run_atoms
 from hamscale.dft.log import parse_output
-from hamscale.dft.outputs import RECORD, eigenvalue_check, read_csr, read_run, unfold
+from hamscale.dft.outputs import eigenvalue_check, read_run, unfold
 from hamscale.dft.run import cp2k_command
 from hamscale.export import cp2k_runs
 from hamscale.graph.overlap import overlap_table
@@ -22,7 +23,7 @@ from hamscale.operators import Operators, read_operators
 from hamscale.pairs import PairList
 from hamscale.runs import first_file, snapshot, snapshots
 from hamscale.structures import read_structure_file
-from helpers import DATA, SZV, basis_of, shared_by_workers
+from helpers import DATA, SZV, basis_of, shared_by_workers, unpacked
 
 DYNAMICS = (DATA / "cp2k" / "user.inp").read_text()
 BASIS = {"Si": SZV, "H": "SZV-MOLOPT-GTH"}
@@ -106,7 +107,7 @@ def test_upper_triangles_are_completed(users, tmp_path):
     assert np.concatenate([np.subtract(*read_csr(p)[:2]) for p in users["triangle"].glob("*.csr")]).max() == 0
     operators = cp2k_runs.read(users["triangle"], basis_of(Si=SZV))
     assert eigenvalue_check(operators) < 6e-7
-    folder, atoms = _unpacked("si2-2026.2", tmp_path / "whole"), read_structure_file(RECORDED / "si2.extxyz")
+    folder, atoms = unpacked("si2-2026.2", tmp_path / "whole"), read_structure_file(RECORDED / "si2.extxyz")
     whole = read_run(folder, atoms, basis_of(Si=SZV))
     for path in folder.glob("*.csr"):
         records = np.fromfile(path, RECORD)
@@ -154,7 +155,7 @@ def test_folded_images_of_a_smaller_cell_are_refused_with_the_cell_that_would_do
 
 
 def test_matrices_of_kpoints_are_refused_with_the_key_to_set(tmp_path):
-    folder = _unpacked("si8-kpoint-complex-text-2023.1", tmp_path / "run")
+    folder = unpacked("si8-kpoint-complex-text-2023.1", tmp_path / "run")
     with pytest.raises(ValueError, match="complex H.k., not H.R.. Set REAL_SPACE .TRUE. in &KS_CSR_WRITE and &S_CSR_WRITE"):
         cp2k_runs.read(folder, basis_of(Si=SZV))
 
@@ -162,7 +163,7 @@ def test_matrices_of_kpoints_are_refused_with_the_key_to_set(tmp_path):
 @pytest.fixture
 def run(tmp_path) -> Path:
     """A recorded run under other names."""
-    folder = _unpacked("si2-2026.2", tmp_path / "mine")
+    folder = unpacked("si2-2026.2", tmp_path / "mine")
     for path in list(folder.glob("run-*")):
         path.rename(folder / path.name.replace("run-", "x.y-z-"))
     log = (folder / "run.out").read_text()
@@ -245,7 +246,7 @@ def test_many_runs_are_imported_and_those_refused_are_told(users, run, tmp_path,
     folder = tmp_path / "runs"
     shutil.copytree(run, folder / "a_9")
     shutil.copytree(users["md"], folder / "a_10")
-    _unpacked("si8-gamma-folded-accepted-2023.1", folder / "b")
+    unpacked("si8-gamma-folded-accepted-2023.1", folder / "b")
     (tmp_path / "m.yaml").write_text(
         "species: {Si: {basis: SZV-MOLOPT-SR-GTH}}\nstructures: {train: {split: train, builder: {name: bulk}}}\n"
     )

@@ -1,10 +1,8 @@
 """Recorded runs of several versions of CP2K, and what the log leaves to be known: exact k-points, folded matrices, ranks."""
 
-import gzip
 import os
 import re
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from hamscale.dft.outputs import eigenvalue_check, exact_kpoints, read_run
 from hamscale.dft.run import check_run, run_batch, run_cp2k
 from hamscale.graph.overlap import overlap_table
 from hamscale.structures import read_structure_file
-from helpers import DATA, DZVP, SZV, basis_of, material, silicon
+from helpers import DATA, DZVP, SZV, basis_of, material, silicon, unpacked
 
 RECORDED = DATA / "cp2k"
 VERSIONS = ("2023.1", "2025.1", "2026.2")
@@ -38,19 +36,9 @@ TWO_RANKS = {"installed version": "mpirun --allow-run-as-root --oversubscribe -n
 }
 
 
-def _unpacked(name: str, folder: Path) -> Path:
-    folder.mkdir()
-    for path in (RECORDED / name).glob("*.gz"):
-        (folder / path.name.removesuffix(".gz")).write_bytes(gzip.decompress(path.read_bytes()))
-    if (archive := RECORDED / name / "csr.tar.xz").is_file():
-        with tarfile.open(archive) as files:
-            files.extractall(folder, filter="data")
-    return folder
-
-
 def _read(name: str, folder: Path):
     structure, sets = CASES[name.split("-")[0]]
-    return read_run(_unpacked(name, folder), read_structure_file(RECORDED / structure), basis_of(**sets))
+    return read_run(unpacked(name, folder), read_structure_file(RECORDED / structure), basis_of(**sets))
 
 
 @pytest.mark.parametrize("case", ["h2o", "si2"])
@@ -85,7 +73,7 @@ def test_a_run_of_another_periodicity_is_refused(tmp_path):
     atoms = read_structure_file(RECORDED / "bn.extxyz")
     atoms.pbc = True
     with pytest.raises(ValueError, match="the run is periodic along XY, the structure along XYZ"):
-        read_run(_unpacked("bn-xy-2026.2", tmp_path / "run"), atoms, basis_of(B=SZV, N=SZV))
+        read_run(unpacked("bn-xy-2026.2", tmp_path / "run"), atoms, basis_of(B=SZV, N=SZV))
 
 
 @pytest.mark.parametrize("name", ["si8-gamma-folded-accepted-2023.1", "si8-gamma-ot-text-2023.1", "si8-gamma-ot-text-2026.2"])
@@ -98,13 +86,13 @@ def test_a_matrix_with_its_images_folded_is_refused(name, tmp_path):
 @pytest.mark.parametrize("version", ["2023.1", "2026.2"])
 def test_ranks_that_shared_the_kpoints_are_told(version, tmp_path):
     with pytest.raises(ValueError, match="2 k-points, expected 4.*PARALLEL_GROUP_SIZE 0"):
-        parse_output(_unpacked(f"si2-2ranks-{version}", tmp_path / "run") / "run.out")
+        parse_output(unpacked(f"si2-2ranks-{version}", tmp_path / "run") / "run.out")
 
 
 @pytest.mark.parametrize("name", ["2025.1", "2026.2", "2ranks-2026.2"])
 def test_an_unconverged_run_of_a_version_that_aborts_gets_the_same_advice(name, tmp_path):
     with pytest.raises(ValueError, match="the SCF did not converge.*last step 3.*Raise dft.max_scf"):
-        check_run(_unpacked(f"unconverged-{name}", tmp_path / "run"), 1)
+        check_run(unpacked(f"unconverged-{name}", tmp_path / "run"), 1)
 
 
 def _script(path: Path, version: str, does: str) -> str:
@@ -128,7 +116,7 @@ def test_a_version_that_is_too_old_is_refused_before_it_runs(tmp_path):
 
 def test_versions_between_those_tested_and_newer_ones_are_read(tmp_path, caplog):
     """A newer version gives a warning, once; the eigenvalue check is the guard."""
-    folder = _unpacked("si2-2026.2", tmp_path / "run")
+    folder = unpacked("si2-2026.2", tmp_path / "run")
     text = (folder / "run.out").read_text()
     for version, warnings in (("2023.2", 0), ("2024.3", 0), ("2026.1", 0), ("2027.1", 1), ("2027.1", 1)):
         (folder / "run.out").write_text(text.replace("CP2K version 2026.2", f"CP2K version {version}"))
@@ -141,7 +129,7 @@ def test_a_data_folder_that_is_missing_is_told(tmp_path):
     with pytest.raises(
         ValueError, match="exit code 1: The specified OLD file <BASIS_MOLOPT> cannot be opened.*/usr/share/cp2k/data"
     ):
-        check_run(_unpacked("no-data-dir-2026.2", tmp_path / "run"), 1)
+        check_run(unpacked("no-data-dir-2026.2", tmp_path / "run"), 1)
 
 
 def test_a_run_reads_the_data_folder_of_its_input(tmp_path):
@@ -188,7 +176,7 @@ def test_kpoints_are_exact(cp2k, scheme, tmp_path):
 
 
 def test_an_input_of_other_kpoints_is_refused(tmp_path):
-    folder = _unpacked("si2-2023.1", tmp_path / "run")
+    folder = unpacked("si2-2023.1", tmp_path / "run")
     output = parse_output(folder / "run.out")
     output.kpoint_grid = (3, 3, 3)
     with pytest.raises(ValueError, match="k-points differ.*by 8.3e-02"):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.io
 
+from hamscale.dft.csr import image_files, read_blocks
 from hamscale.dft.log import image_table
-from hamscale.dft.outputs import image_files, read_blocks
 from hamscale.export import export
 from hamscale.export.matrixmarket import UNITS
 from hamscale.runs import snapshot

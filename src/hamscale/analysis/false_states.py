@@ -20,7 +20,7 @@ from ..structures import random_kpoints
 from ..units import ev_to_hartree, hartree_to_ev, hartree_to_mev
 from ..workers import eigh, in_processes
 from .levels import Levels
-from .spectra import eigenvalues, points_and_spins, states
+from .spectra import eigenvalues, states
 
 KPOINTS = 60  # random k-points at which false states are looked for, and how many orbitals may take part in all of them
 ORBITALS = 12_000
@@ -115,7 +115,7 @@ def find_suspects(operators: Operators, levels: Levels) -> Suspects:
         energies, v = states(operators, k, below, spin)
         return energies[long_states(energies, np.square(np.abs(v)).sum(0), levels)]
 
-    found = in_processes(at, points_and_spins(operators, looked_at(operators)))
+    found = in_processes(at, operators.points_and_spins(looked_at(operators)))
     return Suspects.among([hartree_to_ev(energies - zero) for energies in found])
 
 
@@ -181,5 +181,5 @@ def _energies_and_squares(operators: Operators, kpoints: np.ndarray) -> tuple[np
         energies, v = states(operators, k, spin=spin)
         return energies, np.square(np.abs(v)).sum(0)
 
-    energies, squares = zip(*in_processes(at, points_and_spins(operators, kpoints)))
+    energies, squares = zip(*in_processes(at, operators.points_and_spins(kpoints)))
     return np.array(energies), np.array(squares)

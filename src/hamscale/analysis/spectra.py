@@ -57,12 +57,7 @@ def eigenvalues(operators: Operators, kpoints: ArrayLike, overlap_threshold: flo
 
     # small matrices are solved in less time than a process takes to start
     workers = 1 if operators.n_orbitals < SMALL else None
-    return np.array(in_processes(at, points_and_spins(operators, np.atleast_2d(kpoints)), workers))
-
-
-def points_and_spins(operators: Operators, kpoints: np.ndarray) -> list[tuple[np.ndarray, int]]:
-    """Return (k-point, spin) of every row of eigenvalues."""
-    return [(k, spin) for spin in range(operators.spins) for k in kpoints]
+    return np.array(in_processes(at, operators.points_and_spins(np.atleast_2d(kpoints)), workers))
 
 
 @contextmanager
@@ -146,16 +141,17 @@ def compare_spectra(dft: Operators, predicted: Operators, baseline: Operators, a
     threshold = analysis.overlap_threshold
     energies = [eigenvalues(dft, kpoints), *(eigenvalues(o, kpoints, threshold) for o in (predicted, baseline))]
     levels = lambda e: levels_on_grid(e, weights, dft.n_electrons, temperature, counts, dft.spins)  # noqa: E731
-    share = occupations(energies[0], levels(energies[0]), temperature)
+    of_dft = levels(energies[0])
+    share = occupations(energies[0], of_dft, temperature)
     # the energies of a molecule have an absolute zero, so nothing is shifted
     periodic = dft.atoms.pbc.any()
     of_states = weights[:, None] * share
     shifts = [_median(energies[0] - e, of_states) if periodic else 0.0 for e in energies[1:]]
     energies = [energies[0], energies[1] + shifts[0], energies[2] + shifts[1]]
-    of_dft, of_predicted, of_baseline = (levels(e) for e in energies)
+    of_predicted, of_baseline = levels(energies[1]), levels(energies[2])
+    moments = None
     if dft.spins == 2:
-        shares = share, occupations(energies[1], of_predicted, temperature)
-        moments = moment(weights, shares[0]), moment(weights, shares[1])
+        moments = moment(weights, share), moment(weights, occupations(energies[1], of_predicted, temperature))
     return Comparison(
         energies[0],
         energies[1],
@@ -164,7 +160,7 @@ def compare_spectra(dft: Operators, predicted: Operators, baseline: Operators, a
         share,
         (of_dft, of_predicted, of_baseline),
         (shifts[0], shifts[1]),
-        moments if dft.spins == 2 else None,
+        moments,
     )
 
 

@@ -2,11 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import config
 from ..config import check_configuration, load_config
 from ..files import write_text
 from .commands import OUT, argument, command
+
+if TYPE_CHECKING:
+    from ..basis import Basis
 
 # largest difference of the eigenvalues of parsed H(k), S(k) from those CP2K printed; the project's runs give 1e-10 or less
 EIGENVALUE_TOLERANCE_HARTREE = 5e-8
@@ -55,12 +59,18 @@ def write_structure(material: Path, id: str, tile: Path | None, out: Path) -> No
 def write_input(material: Path, structure: Path, out: Path) -> None:
     """Write the CP2K input of a structure."""
     from ..basis import material_basis
+
+    settings = config.load_material(material)
+    _write_input(structure, settings, material_basis(settings), out)
+
+
+def _write_input(structure: Path, settings: config.Material, basis: "Basis", out: Path) -> None:
+    """Write the CP2K input of a structure file. Raises ValueError, naming the file, as `dft.inputs.cp2k_input` does."""
     from ..dft.inputs import cp2k_input
     from ..structures import read_structure_file
 
-    settings = config.load_material(material)
     try:
-        write_text(out, cp2k_input(read_structure_file(structure), settings, material_basis(settings)))
+        write_text(out, cp2k_input(read_structure_file(structure), settings, basis))
     except ValueError as error:
         raise ValueError(f"{structure}: {error}") from None
 
@@ -78,8 +88,7 @@ def prepare(material: Path, out: Path) -> None:
     """
     from ..basis import material_basis
     from ..building import build_structure
-    from ..dft.inputs import cp2k_input
-    from ..structures import read_structure_file, write_structure_file
+    from ..structures import write_structure_file
 
     settings = config.load_material(material)
     basis = material_basis(settings)
@@ -89,10 +98,7 @@ def prepare(material: Path, out: Path) -> None:
             structure = out / f"{identifier}.extxyz"
             write_structure_file(structure, build_structure(settings, identifier))
             if identifier in with_dft:
-                try:
-                    write_text(out / f"{identifier}.inp", cp2k_input(read_structure_file(structure), settings, basis))
-                except ValueError as error:
-                    raise ValueError(f"{identifier}: {error}") from None
+                _write_input(structure, settings, basis, structure.with_suffix(".inp"))
 
 
 COMMAND = argument("--command", type=str, help="CP2K, e.g. 'mpirun -n 4 cp2k.psmp'; default: $HAMSCALE_CP2K, else PATH")
@@ -154,7 +160,7 @@ def parse_operators(material: Path, structure: Path, run: Path, out: Path) -> No
     """Parse H and S of a CP2K run, and find the band edges on the k-grid of the analysis."""
     from ..analysis.spectra import find_levels
     from ..basis import material_basis
-    from ..dft.outputs import eigenvalue_check, read_run
+    from ..dft.outputs import check_eigenvalues, read_run
     from ..operators import write_operators
     from ..structures import read_structure_file
 
@@ -166,12 +172,6 @@ def parse_operators(material: Path, structure: Path, run: Path, out: Path) -> No
         result = cp2k_runs.read(run, basis, atoms)
     else:
         result = read_run(run, atoms, basis, {"config_sha256": config.sha256(settings.dft)})
-        deviation = eigenvalue_check(result)
-        print(f"{run}: eigenvalues of H(k), S(k) against those CP2K printed: max {deviation:.1e} Ha")
-        if deviation > EIGENVALUE_TOLERANCE_HARTREE:
-            raise ValueError(
-                f"{run}: eigenvalues of the parsed H, S differ from those CP2K printed by {deviation:.1e} Ha, expected at most "
-                f"{EIGENVALUE_TOLERANCE_HARTREE:.0e}. Is the run of this structure, and complete?"
-            )
+        check_eigenvalues(str(run), result, EIGENVALUE_TOLERANCE_HARTREE)
     result.attributes |= find_levels(result, settings.analysis).attributes()
     write_operators(out, result)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .. import config
 from ..config import Analysis, Material, Split
-from ..files import write_table, write_text
+from ..files import read_table, write_table, write_text
 from .commands import OUT, THRESHOLD, argument, command
 
 
@@ -147,8 +147,6 @@ def join_summaries(summaries: list[Path], out: Path) -> None:
 @command("table", argument("summary"))
 def print_table(summary: Path) -> None:
     """Print a summary as a table."""
-    from ..files import read_table
-
     content = read_table(summary)
     columns = {
         "mae_mev": "MAE meV", "baseline_mae_mev": "reference", "mae_mev_onsite": "onsite", "mae_mev_offsite": "offsite",

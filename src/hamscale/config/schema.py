@@ -36,7 +36,8 @@ class Section(BaseModel):
 
     @model_serializer(mode="wrap")
     def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        default = {name: field.default for name, field in type(self).model_fields.items() if name in self.unsaid}
+        fields = type(self).model_fields
+        default = {name: fields[name].get_default(call_default_factory=True) for name in self.unsaid}
         return {name: value for name, value in handler(self).items() if name not in default or value != default[name]}
 
 
@@ -102,7 +103,7 @@ SOURCES = ("file", "dft", "builder", "spacegroup", "tile")
 class StructureSet(Section):
     """Structures of one split, `count` of them, named SET-000, SET-001, ..., from exactly one source."""
 
-    unsaid = frozenset({"charge", "multiplicity"})
+    unsaid = frozenset({"dft", "open", "vacuum_angstrom", "charge", "multiplicity"})
 
     split: Split = Field(description="train, validation and test get DFT; predict does not")
     file: File | None = None
@@ -191,7 +192,7 @@ class Dft(Section):
     Molecules of two spins are mixed by DIIS.
     """
 
-    unsaid = frozenset({"spin"})
+    unsaid = frozenset({"spin", "elpa_kernel"})
 
     functional: str = Field("PBE", description="exchange-correlation functional of CP2K")
     basis_file: str = Field("BASIS_MOLOPT", description="file of CP2K's data folder, or a path")

@@ -111,11 +111,13 @@ def parse_output(path: str | Path, step: int = 0) -> RunOutput:
     before, text = _at_step(path, path.read_text(errors="replace"), step)
     whole = before + text
 
+    def find_all(pattern: str, what: str, within: str) -> list[str]:
+        if found := re.findall(pattern, within, re.M):
+            return found
+        raise ValueError(f"{path}: {what} is missing. Expected the complete log of CP2K {KNOWN_VERSIONS}.")
+
     def find(pattern: str, what: str, within: str = text) -> str:
-        found = re.findall(pattern, within, re.M)
-        if not found:
-            raise ValueError(f"{path}: {what} is missing. Expected the complete log of CP2K {KNOWN_VERSIONS}.")
-        return found[-1]
+        return find_all(pattern, what, within)[-1]
 
     def number(pattern: str) -> float | None:
         found = re.findall(pattern, whole, re.M)
@@ -134,8 +136,7 @@ def parse_output(path: str | Path, step: int = 0) -> RunOutput:
     grid = re.search(r"BRILLOUIN\| K-Point grid +(\d+) +(\d+) +(\d+)$", whole, re.M)
     kinds, elements, positions = _atoms(whole)
     levels = re.findall(r"E\(Fermi\): +(\S+) a\.u\.", text)
-    find(r"^ Number of electrons: +(\d+)$", "the number of electrons", whole)
-    of_spins = re.findall(r"^ Number of electrons: +(\d+)$", whole, re.M)[:spins]
+    electrons = find_all(r"^ Number of electrons: +(\d+)$", "the number of electrons", whole)
     return RunOutput(
         version,
         find(r"^ CP2K\| Input file name +(\S+)$", "the name of the input", whole),
@@ -155,7 +156,7 @@ def parse_output(path: str | Path, step: int = 0) -> RunOutput:
         _cell(path, whole[: whole.find("ATOMIC COORDINATES IN ANGSTROM")]),
         _cell(path, whole),
         kinds,
-        sum(map(int, of_spins)),
+        sum(map(int, electrons[:spins])),
         int(find(r"^ DFT\| Charge +(-?\d+)$", "the charge", whole)),
         spins,
         number(r"eps_pgf_orb: +(\S+)$"),

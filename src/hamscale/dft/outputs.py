@@ -12,101 +12,26 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.data import atomic_numbers
 from scipy.linalg import LinAlgError
-from scipy.sparse import bsr_array, csr_array
 
 from ..basis import Basis
 from ..operators import Operators
-from ..pairs import PairList, block_offsets, sort_keys
+from ..pairs import PairList
 from ..runs import Snapshot, snapshot
 from ..structures import charge_of, periodicity, plane_distances
 from ..units import angstrom_to_bohr
 from ..workers import eigh
+from .csr import image_files, read_blocks
 from .geometry import input_file, run_geometry, run_output
 from .log import OUTPUT, RunOutput
 
 log = logging.getLogger(__name__)
 
-RECORD = np.dtype([("head", "<i4"), ("row", "<i4"), ("column", "<i4"), ("value", "<f8"), ("tail", "<i4")])
-TEXT_LINE = 40  # bytes of a line of a text CSR file: row, column, value
-CHUNK = 1 << 16  # records that are processed at a time, so that they stay in the cache
 CELL_TOLERANCE_ANGSTROM = 1e-3  # the log prints 3 decimals
 POSITION_TOLERANCE_ANGSTROM = 1e-5  # the log prints 6 decimals
 EPS_ORBITALS = 1e-5  # CP2K's default of EPS_PGF_ORB, at its default of EPS_DEFAULT
 KPOINT_ROUNDING = 6e-6  # the log prints 5 decimals of k-points
 HERMITICITY_TOLERANCE = 1e-7  # Hartree for H, 1 for S
-
-
-def image_files(run: Snapshot, images: np.ndarray | None, spins: int = 1) -> dict[str, list[Path]]:
-    """Return the CSR files of H ("KS", of spin down "KS_DOWN") and S ("S"), in the order of the image table.
-
-    Raises ValueError if the files there and the table disagree, or if a file does not consist of whole records.
-    """
-    files = {}
-    matrices = {"KS": ("KS", 1), "KS_DOWN": ("KS", 2), "S": ("S", 1)}
-    if spins == 1:
-        del matrices["KS_DOWN"]
-    for name, (matrix, spin) in matrices.items():
-        expected = 1 if images is None else len(images)
-        found = run.files(matrix, None if images is None else "R", spin)
-        missing = sorted(set(range(1, expected + 1)) - found.keys())
-        extra = sorted(found.keys() - set(range(1, expected + 1)))
-        if missing or extra:
-            raise ValueError(
-                f"{run}: the image table lists {expected} files of {matrix}_SPIN_{spin}, found {len(found)}"
-                f"{f'; missing number {missing[0]}' if missing else ''}"
-                f"{f'; number {extra[0]} is not in the table' if extra else ''}."
-                " Run CP2K again."
-            )
-        files[name] = [found[n] for n in range(1, expected + 1)]
-        for path in files[name]:
-            record = RECORD.itemsize if _is_binary(path) else TEXT_LINE
-            if path.stat().st_size % record:
-                raise ValueError(
-                    f"{path}: {path.stat().st_size} bytes, expected whole records of {record}. The file was cut short: "
-                    "run CP2K again."
-                )
-    return files
-
-
-def _is_binary(path: Path) -> bool:
-    with open(path, "rb") as file:
-        start = file.read(16)
-    return not start or b"\0" in start
-
-
-def read_csr(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Read row and column (counted from 0) and value of every entry of a CSR file, binary or text.
-
-    Raises ValueError if the file is cut short or holds complex numbers (a matrix at a k-point: REAL_SPACE was not set).
-    """
-    path = Path(path)
-    if not path.stat().st_size:  # an image with nothing above the threshold
-        return np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0)
-    if _is_binary(path):
-        n, rest = divmod(path.stat().st_size, RECORD.itemsize)
-        if rest:
-            raise ValueError(f"{path}: not whole records of {RECORD.itemsize} bytes. The file was cut short.")
-        rows, columns, values = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n)
-        with open(path, "rb") as file:
-            for first in range(0, n, CHUNK):
-                part = slice(first, first + CHUNK)
-                records = np.fromfile(file, RECORD, CHUNK)
-                if not ((records["head"] == 16).all() and (records["tail"] == 16).all()):
-                    raise ValueError(
-                        f"{path}: record marks are not 16. Expected real binary CSR; a complex matrix needs REAL_SPACE .TRUE."
-                    )
-                rows[part], columns[part], values[part] = records["row"], records["column"], records["value"]
-        rows -= 1
-        columns -= 1
-        return rows, columns, values
-    table = np.loadtxt(path, ndmin=2)
-    if table.shape[1] != 3:
-        raise ValueError(
-            f"{path}: {table.shape[1]} columns, expected row, column, value. A complex matrix needs REAL_SPACE .TRUE."
-        )
-    return table[:, 0].astype(np.int32) - 1, table[:, 1].astype(np.int32) - 1, table[:, 2]
 
 
 def read_run(path: str | Path, atoms: Atoms, basis: Basis, attributes: dict | None = None) -> Operators:
@@ -122,8 +47,8 @@ def read_run(path: str | Path, atoms: Atoms, basis: Basis, attributes: dict | No
     """
     run = snapshot(path)
     log_file, output = run_output(run)
-    _check_kinds(log_file, output, atoms, basis)
     moved = _cells_from_run(run, log_file, output, atoms)
+    _check_kinds(log_file, output, atoms, basis)
     files = image_files(run, output.images, output.spins)
     cells = np.zeros((1, 3), np.int64) if output.images is None else output.images
     pairs, values = read_blocks(files, cells, basis.n_orbitals(atoms.numbers))
@@ -201,22 +126,25 @@ def _cells_from_run(run: Snapshot, log: Path, output: RunOutput, atoms: Atoms) -
 
     CP2K counts from fractions f - ANINT(f). All atoms may be shifted together. Raises ValueError if the atoms are others.
     """
-    positions, cell = run_geometry(run, log, output)
-    same = output.elements == atoms.get_chemical_symbols()
-    # the cell of a molecule is a box that does not affect its matrices
-    if same and output.periodicity != "NONE" and np.abs(cell - np.asarray(atoms.cell)).max() > CELL_TOLERANCE_ANGSTROM:
-        raise ValueError(
-            f"{log}: the cell of the run is {np.round(cell, 6).tolist()} A, that of the structure "
-            f"{np.round(np.asarray(atoms.cell), 6).tolist()} A. Was the structure changed after the run? Run it again."
-        )
-    if same and output.periodicity != periodicity(atoms):
+    others = ValueError(
+        f"{log}: atoms of the run ({len(output.elements)}) are not those of the structure ({len(atoms)} "
+        "atoms). Was the structure changed after the run? Run it again."
+    )
+    if output.elements != atoms.get_chemical_symbols():
+        raise others
+    if output.periodicity != periodicity(atoms):
         raise ValueError(
             f"{log}: the run is periodic along {output.periodicity}, the structure along {periodicity(atoms)}. Run it again, "
             "or set pbc of the structure to what was run."
         )
-    moved = np.zeros((len(atoms), 3), np.int64)
-    apart = positions - atoms.positions if same else np.full((1, 3), np.inf)
-    if same and output.periodicity != "NONE":
+    positions, cell = run_geometry(run, log, output)
+    moved, apart = np.zeros((len(atoms), 3), np.int64), positions - atoms.positions
+    if output.periodicity != "NONE":  # the cell of a molecule is a box that does not affect its matrices
+        if np.abs(cell - np.asarray(atoms.cell)).max() > CELL_TOLERANCE_ANGSTROM:
+            raise ValueError(
+                f"{log}: the cell of the run is {np.round(cell, 6).tolist()} A, that of the structure "
+                f"{np.round(np.asarray(atoms.cell), 6).tolist()} A. Was the structure changed after the run? Run it again."
+            )
         fractions = atoms.cell.scaled_positions(positions)
         fractions -= np.where(atoms.pbc, np.trunc(fractions + np.copysign(0.5, fractions)), 0.0)
         difference = atoms.cell.scaled_positions(atoms.positions) - fractions
@@ -226,10 +154,7 @@ def _cells_from_run(run: Snapshot, log: Path, output: RunOutput, atoms: Atoms) -
         if np.abs(together @ np.asarray(atoms.cell)).max() < POSITION_TOLERANCE_ANGSTROM:
             apart += together @ np.asarray(atoms.cell)
     if np.abs(apart).max() > POSITION_TOLERANCE_ANGSTROM:
-        raise ValueError(
-            f"{log}: atoms of the run ({len(output.elements)}) are not those of the structure ({len(atoms)} "
-            "atoms). Was the structure changed after the run? Run it again."
-        )
+        raise others
     return moved
 
 
@@ -258,116 +183,17 @@ def _check_kinds(log: Path, output: RunOutput, atoms: Atoms, basis: Basis) -> No
                 f"{log}: {kind.element} was run with potential {kind.potential}, the configuration says {expected.potential}. "
                 "Run it again, or set species to what was run."
             )
-    expected_electrons = basis.n_electrons(output_numbers(output)) - output.charge
-    if output.n_electrons != expected_electrons:
+    electrons = basis.n_electrons(atoms.numbers) - output.charge
+    if output.n_electrons != electrons:
         raise ValueError(
-            f"{log}: {output.n_electrons} electrons, the pseudopotentials of the configuration leave {expected_electrons} at "
+            f"{log}: {output.n_electrons} electrons, the pseudopotentials of the configuration leave {electrons} at "
             f"the charge {output.charge}. Expected a run of these potentials."
         )
-
-
-def output_numbers(output: RunOutput) -> np.ndarray:
-    """Return the atomic numbers of a run, (A,)."""
-    return np.array([atomic_numbers[element] for element in output.elements])
 
 
 def _name(potential: str) -> str:
     """Return the name of a pseudopotential without its number of electrons: runs may name it either way."""
     return re.sub(r"-q\d+$", "", potential)
-
-
-def read_blocks(files: dict[str, list[Path]], cells: np.ndarray, orbitals: np.ndarray) -> tuple[np.ndarray, dict]:
-    """Read every block in which a matrix has an element that is not zero, from one file per matrix and cell.
-
-    Returns pairs (i, j, R), sorted, (E, 5), and by matrix the values of all blocks, row-major, one after the other.
-    """
-    n_atoms, kinds = len(orbitals), np.unique(orbitals)
-    matrices = {
-        name: [_block_rows(path, other, orbitals) for path, other in zip(paths, _opposite(paths, cells))]
-        for name, paths in files.items()
-    }
-    keys = {name: [m.indices + n_atoms * _row_of_block(m) for m in of_cell] for name, of_cell in matrices.items()}
-    in_cell = [np.unique(np.concatenate([keys[name][c] for name in keys])) for c in range(len(cells))]
-    pairs = np.concatenate(
-        [np.column_stack(np.divmod(k, n_atoms) + tuple(cell[:, None].repeat(len(k), 1))) for k, cell in zip(in_cell, cells)]
-    )
-    order = np.argsort(sort_keys(pairs))
-    pairs = pairs[order]
-    place = np.empty(len(pairs), np.int64)  # position of each pair, cell by cell, among the sorted ones
-    place[order] = np.arange(len(pairs))
-    places = np.split(place, np.cumsum([len(k) for k in in_cell])[:-1])
-    offsets = block_offsets(pairs, orbitals)
-    values = {}
-    for name, of_cell in matrices.items():
-        result = values[name] = np.zeros(offsets[-1])
-        for c, key in enumerate(keys[name]):
-            blocks, of_cell[c] = of_cell[c].data, None  # free the memory of a file once it is placed
-            first = offsets[places[c][np.searchsorted(in_cell[c], key)]]
-            n_i, n_j = orbitals[key // n_atoms], orbitals[key % n_atoms]
-            for a, b in product(kinds, kinds):
-                of_kind = np.flatnonzero((n_i == a) & (n_j == b))
-                for some in np.array_split(of_kind, len(of_kind) * a * b // CHUNK + 1):
-                    result[first[some, None] + np.arange(a * b)] = blocks[some][:, :a, :b].reshape(len(some), a * b)
-    return pairs, values
-
-
-def _opposite(paths: list[Path], cells: np.ndarray) -> list[Path | None]:
-    """Return the file of -R for every file of R if the files hold upper triangles alone (UPPER_TRIANGULAR), else None each.
-
-    A whole H(0) has elements below its diagonal, since an atom's own block is full.
-    """
-    place = {tuple(cell): path for cell, path in zip(cells.tolist(), paths)}
-    rows, columns, _ = read_csr(place.get((0, 0, 0), paths[0]))
-    if not len(rows) or rows.max() == 0 or (rows > columns).any():
-        return [None] * len(paths)
-    return [place.get(tuple(cell)) for cell in (-cells).tolist()]
-
-
-def _elements(path: Path, opposite: Path | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Read a CSR file, and complete upper triangles: the lower one of H(R) is the transposed upper one of H(-R)."""
-    rows, columns, values = read_csr(path)
-    if opposite is None:
-        return rows, columns, values
-    other_rows, other_columns, other_values = read_csr(opposite)
-    below = other_rows < other_columns
-    return (
-        np.concatenate([rows, other_columns[below]]),
-        np.concatenate([columns, other_rows[below]]),
-        np.concatenate([values, other_values[below]]),
-    )
-
-
-def _block_rows(path: Path, opposite: Path | None, orbitals: np.ndarray) -> bsr_array:
-    """Read a CSR file as blocks, (A n, A n), where n is the number of orbitals of the largest atom.
-
-    Every atom is filled up to n orbitals with zeros. opposite: the file of -R if the files hold upper triangles.
-    """
-    n, n_orbitals = int(orbitals.max()), int(orbitals.sum())
-    atom = np.repeat(np.arange(len(orbitals), dtype=np.int32), orbitals)
-    place = atom * n + np.arange(n_orbitals, dtype=np.int32) - (np.cumsum(orbitals) - orbitals)[atom].astype(np.int32)
-    rows, columns, values = _elements(path, opposite)
-    if not len(values):
-        return bsr_array((len(orbitals) * n,) * 2, blocksize=(n, n))
-    if min(rows.min(), columns.min()) < 0 or max(rows.max(), columns.max()) >= n_orbitals:
-        raise ValueError(
-            f"{path}: element ({rows.max() + 1}, {columns.max() + 1}) of a matrix of {n_orbitals} orbitals. "
-            "Is this the basis the run was made with?"
-        )
-    if not np.isfinite(values).all():
-        raise ValueError(f"{path}: holds NaN or infinity. Run CP2K again.")
-    if not values.all():  # an element that is zero does not make a block
-        rows, columns, values = (x[values != 0] for x in (rows, columns, values))
-    if (rows[1:] < rows[:-1]).any():
-        order = np.argsort(rows, kind="stable")
-        rows, columns, values = rows[order], columns[order], values[order]
-    in_row = np.zeros(len(orbitals) * n, np.int64)
-    in_row[place] = np.bincount(rows, minlength=n_orbitals)
-    ends = np.concatenate([[0], np.cumsum(in_row)])
-    return csr_array((values, place[columns], ends), shape=(len(in_row),) * 2).tobsr((n, n))
-
-
-def _row_of_block(matrix: bsr_array) -> np.ndarray:
-    return np.repeat(np.arange(len(matrix.indptr) - 1), np.diff(matrix.indptr))
 
 
 def _check_diagonal(run: Snapshot, operators: Operators) -> None:
@@ -455,7 +281,7 @@ def eigenvalue_check(operators: Operators) -> float:
     if operators.orbital_energies is None:
         raise ValueError("no orbital energies were printed, expected those of &PRINT &MO ON, as `hamscale input` writes it.")
     kpoints, energies = operators.orbital_energies
-    points = [(k, spin) for spin in range(operators.spins) for k in kpoints]
+    points = operators.points_and_spins(kpoints)
     deviations = []
     for (k, spin), printed in zip(points, energies.reshape(len(points), -1), strict=True):
         try:
@@ -467,3 +293,15 @@ def eigenvalue_check(operators: Operators) -> float:
             ) from None
         deviations.append(np.abs(found[: len(printed)] - printed).max())
     return float(np.max(deviations))
+
+
+def check_eigenvalues(where: str, operators: Operators, tolerance_hartree: float) -> float:
+    """Return the deviation of `eigenvalue_check`, which is also told. Raises ValueError if it is larger than a tolerance."""
+    deviation = eigenvalue_check(operators)
+    log.info(f"{where}: eigenvalues of H(k), S(k) against those CP2K printed: max {deviation:.1e} Ha")
+    if deviation > tolerance_hartree:
+        raise ValueError(
+            f"{where}: eigenvalues of H(k), S(k) differ from those CP2K printed by {deviation:.1e} Ha, expected at most "
+            f"{tolerance_hartree:.0e}. Is the run complete, and do its log, its matrices and the structure belong together?"
+        )
+    return deviation

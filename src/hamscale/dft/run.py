@@ -17,9 +17,9 @@ from pathlib import Path
 
 from ..basis import CP2K_BINARIES, cp2k_data_directory
 from ..runs import snapshot
+from .csr import image_files
 from .inputs import PROJECT
 from .log import OUTPUT, check_version, parse_output
-from .outputs import image_files
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Write the CSR files that CP2K itself writes with KS_CSR_WRITE and S_CSR_WRITE: Hartree, one file per image, both triangles.
 
-Formats: docs/conventions.md, `dft/outputs.py`. A periodic structure's files are NAME-KS_SPIN_1_R_n-1_0.csr, and NAME-images.out
+Formats: docs/conventions.md, `dft/csr.py`. A periodic structure's files are NAME-KS_SPIN_1_R_n-1_0.csr, and NAME-images.out
 has the table that says which n is which R, as CP2K puts it into its log. A molecule has NAME-KS_SPIN_1-1_0.csr alone. H of spin
 down is KS_SPIN_2; there is one S.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..dft.outputs import RECORD, TEXT_LINE
+from ..dft.csr import RECORD, TEXT_LINE
 from ..files import atomic_folder
 from ..structures import write_structure_file
 from .stream import Stored, write_energies

@@ -51,7 +51,7 @@ def find_floor(operators: Operators, gauge: float = 0.0) -> float:
         return float(low_states(H - gauge * S, S)[0].min(initial=np.inf))
 
     kpoints = random_kpoints(operators.atoms, FLOOR_KPOINTS)
-    return min(in_processes(at, [(k, spin) for spin in range(operators.spins) for k in kpoints]))
+    return min(in_processes(at, operators.points_and_spins(kpoints)))
 
 
 @dataclass(frozen=True)
