@@ -162,14 +162,24 @@ def shown(driver, category: str, what: str):
     from selenium.webdriver.support.ui import WebDriverWait
 
     driver.get(driver.current_url.split("#")[0])
-    # rows move while the report lays them out: what a click does not meet is found and clicked again
+    # rows move while the report lays them out: a click that meets nothing, or is lost, is made again
     moving = (NoSuchElementException, StaleElementReferenceException, ElementClickInterceptedException)
-    wait = WebDriverWait(driver, 120, ignored_exceptions=moving)
-    wait.until(lambda d: d.find_element(By.LINK_TEXT, category).click() is None)
-    wait.until(lambda d: d.find_element(By.XPATH, f"//tr[td[normalize-space()='{what}']]//a").click() is None)
+    wait = WebDriverWait(driver, 120, poll_frequency=2, ignored_exceptions=moving)
+
+    def click(by, link, then):
+        """Click the link until what it leads to is there, and give that."""
+
+        def there(driver):
+            found = driver.find_elements(By.XPATH, then)
+            return found[0] if found else driver.find_element(by, link).click()
+
+        return wait.until(there)
+
+    row = f"//tr[td[normalize-space()='{what}']]//a"
+    click(By.LINK_TEXT, category, row)
     if what.startswith("table"):
-        return wait.until(lambda d: d.find_element(By.CSS_SELECTOR, "iframe, object"))
-    picture = wait.until(lambda d: d.find_element(By.CSS_SELECTOR, "img[src^='data:image/png']"))
+        return click(By.XPATH, row, "//iframe | //object")
+    picture = click(By.XPATH, row, "//img[starts-with(@src, 'data:image/png')]")
     wait.until(lambda d: d.execute_script("return arguments[0].complete", picture))
     return picture
 
