@@ -9,5 +9,7 @@ folder=$(dirname "$(dirname "$out")")/prepared/$(sha256sum < "$material" | cut -
 mkdir -p "$folder"
 exec 9> "$folder/lock"
 flock 9
-[ "$folder/$(basename "$out")" -nt "$source" ] || hamscale prepare "$material" --out "$folder"
-cp "$folder/$(basename "$out")" "$out"
+prepared=$folder/$(basename "$out")
+# a structure without a source has an empty one, which no shell finds newer than a file
+if [ ! -e "$prepared" ] || [ "$source" -nt "$prepared" ]; then hamscale prepare "$material" --out "$folder"; fi
+cp "$prepared" "$out"

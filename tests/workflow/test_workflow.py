@@ -67,6 +67,15 @@ def finished(cp2k, tmp_path_factory):
     return folder
 
 
+def test_structures_and_inputs_of_a_material_are_prepared_once(finished):
+    """All that one process writes is there before the first of it is taken."""
+    (folder,) = (finished / "results" / "toy" / "prepared").iterdir()
+    copies = [path for kind in ("structures", "inputs") for path in (finished / "results" / "toy" / kind).iterdir()]
+    prepared = [folder / path.name for path in copies if (folder / path.name).exists()]
+    assert len(prepared) > 4
+    assert max(path.stat().st_mtime_ns for path in prepared) <= min(path.stat().st_mtime_ns for path in copies)
+
+
 def test_from_config_to_predicted_hamiltonian(finished):
     import sisl
 
