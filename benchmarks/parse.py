@@ -17,7 +17,7 @@ import numpy as np
 from ase import Atoms
 
 from hamscale.basis import Basis, read_element_basis
-from hamscale.dft import outputs
+from hamscale.dft import csr, outputs
 from hamscale.files import provenance
 from hamscale.operators import Operators
 
@@ -45,7 +45,7 @@ def write_files(folder: Path, entries: int) -> tuple[dict[str, list[Path]], int]
 
 def _write(path: Path, i, j, values):
     a, b = np.divmod(np.arange(N**2), N)
-    records = np.empty(values.size, outputs.RECORD)
+    records = np.empty(values.size, csr.RECORD)
     records["head"] = records["tail"] = 16
     records["row"], records["column"] = (i[:, None] * N + a + 1).ravel(), (j[:, None] * N + b + 1).ravel()
     records["value"] = values.ravel()
@@ -69,14 +69,14 @@ def main():
         atoms = Atoms(f"Si{n_atoms}", np.zeros((n_atoms, 3)), cell=np.eye(3), pbc=True)
         before, start = peak_bytes(), time.perf_counter()
         orbitals = basis.n_orbitals(atoms.numbers)
-        pairs, values = outputs.read_blocks(files, CELLS, orbitals)
+        pairs, values = csr.read_blocks(files, CELLS, orbitals)
         operators = Operators(atoms, basis, pairs, values["KS"], values["S"])
         outputs._check_diagonal(folder, operators)
         outputs._make_hermitian(folder, operators)
         seconds = time.perf_counter() - start
         peak = peak_bytes() - before
     result = {
-        "entries": size // outputs.RECORD.itemsize,
+        "entries": size // csr.RECORD.itemsize,
         "seconds": round(seconds, 2),
         "memory_over_file_size": round(peak / size, 2),
     }

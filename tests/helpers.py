@@ -78,9 +78,10 @@ def model_hamiltonian(atoms: Atoms, basis: Basis) -> Operators:
     orbitals = basis.n_orbitals(atoms.numbers)
     offsets = np.concatenate([[0], np.cumsum(orbitals[pairs[:, 0]] * orbitals[pairs[:, 1]])])
     S, H = np.empty(offsets[-1]), np.empty(offsets[-1])
-    for z_i, z_j, blocks, index in group_by_species(atoms.numbers, orbitals, pairs, offsets):
-        S[index] = table.blocks(z_i, z_j, pairs.vectors[blocks])
-        H[index] = S[index] * (energy[pairs[blocks, 0]] + energy[pairs[blocks, 1]])[:, None] / 2
+    for z_i, z_j, blocks, places in group_by_species(atoms.numbers, orbitals, pairs, offsets):
+        overlap = table.blocks(z_i, z_j, pairs.vectors[blocks])
+        places.put(S, overlap)
+        places.put(H, overlap * (energy[pairs[blocks, 0]] + energy[pairs[blocks, 1]])[:, None] / 2)
     operators = Operators(atoms, basis, pairs, H, S, {"source": "dft", "wall_seconds": 0.0})
     operators.make_hermitian(operators.hamiltonian)
     operators.make_hermitian(operators.overlap)

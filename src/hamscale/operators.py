@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 from ase import Atoms
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike
 
 from .basis import Basis, ElementBasis
@@ -29,8 +30,37 @@ ENERGIES = ("fermi_level", "valence_band_maximum", "conduction_band_minimum", "m
 SPINS = ("up", "down")  # names of the channels of a spin-polarised structure
 LEVELS_UNKNOWN = -1  # the attribute `metal` of a file whose band edges are not known yet
 
-# (z_i, z_j, pair indices (G,), value indices (G, n_i * n_j)) of some pairs of two elements
-SpeciesGroup: TypeAlias = tuple[int, int, np.ndarray, np.ndarray]
+
+@dataclass(frozen=True)
+class Places:
+    """Where G blocks of equal size lie among the values of all blocks: first (G,), their first values, and their size.
+
+    Blocks are taken and put as rows, which copies them whole: an index of every value would be as large as the values.
+    """
+
+    first: np.ndarray
+    size: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.first), self.size
+
+    def __getitem__(self, some: np.ndarray) -> "Places":
+        """Return the places of some of the blocks, by mask or index."""
+        return Places(self.first[some], self.size)
+
+    def take(self, values: np.ndarray) -> np.ndarray:
+        """Return a copy of the blocks of values (n,), (G, size)."""
+        return sliding_window_view(values, self.size)[self.first] if len(self.first) else np.empty(self.shape, values.dtype)
+
+    def put(self, values: np.ndarray, blocks: np.ndarray) -> None:
+        """Replace the blocks of values (n,) by others, (G, size) or of as many values each."""
+        if len(self.first):
+            sliding_window_view(values, self.size, writeable=True)[self.first] = blocks.reshape(self.shape)
+
+
+# (z_i, z_j, pair indices (G,), places of their values) of some pairs of two elements
+SpeciesGroup: TypeAlias = tuple[int, int, np.ndarray, Places]
 # (slice of the values, H in Hartree, S)
 Piece: TypeAlias = tuple[slice, np.ndarray, np.ndarray]
 
@@ -103,7 +133,7 @@ class Operators:
     def groups(self) -> Iterator[SpeciesGroup]:
         """Yield the values of blocks by pair of elements, a portion at a time, as `group_by_species` does.
 
-        Each item is (z_i, z_j, block indices (G,), value indices (G, n_i * n_j)).
+        Each item is (z_i, z_j, block indices (G,), places of their values).
         """
         yield from group_by_species(self.atoms.numbers, self.orbitals, self.pairs, self.offsets)
 
@@ -112,10 +142,10 @@ class Operators:
         if values.ndim == 2:
             return np.array([self.transposed(of_spin) for of_spin in values])
         flipped, result = self.pairs.flipped_index, np.empty_like(values)
-        for zi, zj, blocks, index in self.groups():
+        for zi, zj, blocks, places in self.groups():
             shape = (-1, self.basis[zj].n_orbitals, self.basis[zi].n_orbitals)
-            source = self.offsets[flipped[blocks]][:, None] + np.arange(index.shape[1])
-            result[index] = values[source].reshape(shape).transpose(0, 2, 1).reshape(index.shape)
+            adjoint = Places(self.offsets[flipped[blocks]], places.size).take(values)
+            places.put(result, adjoint.reshape(shape).transpose(0, 2, 1))
         return result
 
     def make_hermitian(self, values: np.ndarray) -> float:
@@ -126,15 +156,15 @@ class Operators:
         if values.ndim == 2:
             return max(self.make_hermitian(of_spin) for of_spin in values)
         flipped, error = self.pairs.flipped_index, 0.0
-        for zi, zj, blocks, index in self.groups():
+        for zi, zj, blocks, places in self.groups():
             upper = blocks <= flipped[blocks]  # process each pair of blocks once
             shape = (-1, self.basis[zi].n_orbitals, self.basis[zj].n_orbitals)
-            index = index[upper]
-            other = self.offsets[flipped[blocks[upper]]][:, None] + np.arange(index.shape[1])
-            block, adjoint = values[index].reshape(shape), values[other].reshape(-1, *shape[:0:-1]).transpose(0, 2, 1)
+            here, there = places[upper], Places(self.offsets[flipped[blocks[upper]]], places.size)
+            block, adjoint = here.take(values).reshape(shape), there.take(values).reshape(-1, *shape[:0:-1]).transpose(0, 2, 1)
             error = max(error, float(np.abs(block - adjoint).max(initial=0.0)))
             mean = (block + adjoint) / 2
-            values[index], values[other] = mean.reshape(index.shape), mean.transpose(0, 2, 1).reshape(index.shape)
+            here.put(values, mean)
+            there.put(values, mean.transpose(0, 2, 1))
         return error
 
     def hermiticity_error(self) -> dict[str, float]:
@@ -156,15 +186,15 @@ class Operators:
         start = np.concatenate([[0], np.cumsum(self.orbitals)])
         n = self.n_orbitals
         H, S = np.zeros(n * n, phase.dtype), np.zeros(n * n, phase.dtype)
-        for _, _, blocks, index in self.groups():
+        for _, _, blocks, places in self.groups():
             i, j = self.pairs[blocks[0], :2]
             row = start[self.pairs[blocks, 0]][:, None, None] + np.arange(self.orbitals[i])[:, None]
             position = (row * n + start[self.pairs[blocks, 1]][:, None, None] + np.arange(self.orbitals[j])).reshape(
-                index.shape
+                places.shape
             )
             for matrix, values in ((H, hamiltonian), (S, self.overlap)):
                 # several images of a pair contribute to one block of H(k), so values are added, not assigned
-                np.add.at(matrix, position, values[index] * phase[blocks][:, None])
+                np.add.at(matrix, position, places.take(values) * phase[blocks][:, None])
         return H.reshape(n, n), S.reshape(n, n)
 
     def csr(self, values: np.ndarray) -> dict[tuple[int, int, int], sp.csr_matrix]:
@@ -172,10 +202,10 @@ class Operators:
         start = np.concatenate([[0], np.cumsum(self.orbitals)])
         cells, of_pair = np.unique(self.pairs[:, 2:], axis=0, return_inverse=True)
         rows, columns = np.empty(len(values), np.int64), np.empty(len(values), np.int64)
-        for _, zj, blocks, index in self.groups():
-            a, b = np.divmod(np.arange(index.shape[1]), self.basis[zj].n_orbitals)
-            rows[index] = start[self.pairs[blocks, 0]][:, None] + a
-            columns[index] = start[self.pairs[blocks, 1]][:, None] + b
+        for _, zj, blocks, places in self.groups():
+            a, b = np.divmod(np.arange(places.size), self.basis[zj].n_orbitals)
+            places.put(rows, start[self.pairs[blocks, 0]][:, None] + a)
+            places.put(columns, start[self.pairs[blocks, 1]][:, None] + b)
         cell_of_value = np.repeat(of_pair.ravel(), np.diff(self.offsets))
         n = self.n_orbitals
         return {
@@ -186,19 +216,24 @@ class Operators:
 
     def sorted(self) -> "Operators":
         """Return the same operators with their pairs in ascending order."""
-        order = np.argsort(self.pairs.keys)
-        sizes = np.diff(self.offsets)[order]
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        index = np.arange(starts[-1]) + np.repeat(self.offsets[:-1][order] - starts[:-1], sizes)
-        return replace(
-            self, pairs=self.pairs.take(order), hamiltonian=self.hamiltonian[..., index], overlap=self.overlap[index]
-        )
+        return self.take(np.argsort(self.pairs.keys))
 
     def select(self, keep: np.ndarray) -> "Operators":
         """Return the same operators on some of the pairs; keep is a mask (E,)."""
-        values = np.repeat(keep, np.diff(self.offsets))
-        hamiltonian, overlap = self.hamiltonian[..., values], self.overlap[values]
-        return replace(self, pairs=self.pairs.take(keep), hamiltonian=hamiltonian, overlap=overlap)
+        return self.take(np.flatnonzero(keep))
+
+    def take(self, rows: np.ndarray) -> "Operators":
+        """Return the same operators on the pairs of these rows, in their order."""
+        pairs = self.pairs.take(rows)
+        offsets = block_offsets(pairs, self.orbitals)
+        matrices = [*np.atleast_2d(self.hamiltonian), self.overlap]
+        results = [np.empty(offsets[-1], values.dtype) for values in matrices]
+        for _, _, blocks, places in group_by_species(self.atoms.numbers, self.orbitals, pairs, offsets):
+            source = Places(self.offsets[rows[blocks]], places.size)
+            for values, result in zip(matrices, results):
+                places.put(result, source.take(values))
+        hamiltonian = results[0] if self.hamiltonian.ndim == 1 else np.array(results[:-1])
+        return replace(self, pairs=pairs, hamiltonian=hamiltonian, overlap=results[-1])
 
 
 def spins_of(hamiltonian: np.ndarray | h5py.Dataset) -> int:
@@ -206,12 +241,12 @@ def spins_of(hamiltonian: np.ndarray | h5py.Dataset) -> int:
     return 1 if hamiltonian.ndim == 1 else hamiltonian.shape[0]
 
 
-def values_by_pair(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+def values_by_pair(values: np.ndarray, places: Places) -> np.ndarray:
     """Collect the values of blocks, (G, m), or (G, 2 m) of two spins: the block of spin up, then that of spin down.
 
-    values (n,) or (2, n); index (G, m): value indices of a SpeciesGroup.
+    values: (n,) or (2, n).
     """
-    return values[index] if values.ndim == 1 else np.concatenate([of_spin[index] for of_spin in values], 1)
+    return places.take(values) if values.ndim == 1 else np.concatenate([places.take(of_spin) for of_spin in values], 1)
 
 
 def group_by_species(
@@ -219,18 +254,18 @@ def group_by_species(
 ) -> Iterator[SpeciesGroup]:
     """Yield pairs by species pair, in ascending order, a portion at a time.
 
-    Each item is (z_i, z_j, pair indices (G,), value indices (G, n_i * n_j)), with at most PIECE values or one block. A
+    Each item is (z_i, z_j, pair indices (G,), places of their values), with at most PIECE values or one block. A
     species pair comes in as many items as it needs. Temporary arrays thus stay small, and most of them stay in the cache.
     """
     key = numbers[pairs[:, 0]].astype(np.int64) * 1000 + numbers[pairs[:, 1]]
     for z in np.unique(key):
         of_pair = np.flatnonzero(key == z)
         i, j = pairs[of_pair[0], :2]
-        within = np.arange(orbitals[i] * orbitals[j])
-        step = max(1, PIECE // len(within))
+        size = int(orbitals[i] * orbitals[j])
+        step = max(1, PIECE // size)
         for first in range(0, len(of_pair), step):
             blocks = of_pair[first : first + step]
-            yield int(z // 1000), int(z % 1000), blocks, offsets[blocks][:, None] + within
+            yield int(z // 1000), int(z % 1000), blocks, Places(offsets[blocks], size)
 
 
 def write_operators(path: str | Path, operators: Operators) -> None:
@@ -382,7 +417,7 @@ def read_operators(path: str | Path) -> Operators:
     Raises ValueError as `open_operators` does, and if a value is not finite.
     """
     with open_operators(path) as (file, atoms, basis, pairs), _named(path):
-        hamiltonian, overlap = (file[name][:].astype(float) for name in ("hamiltonian", "overlap"))
+        hamiltonian, overlap = (np.asarray(file[name][:], float) for name in ("hamiltonian", "overlap"))
         check_finite("hamiltonian", hamiltonian)
         check_finite("overlap", overlap)
         attributes = {k: v for k, v in file.attrs.items() if k != "schema"}

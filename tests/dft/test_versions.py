@@ -64,9 +64,9 @@ def test_a_sheet_and_a_chain_have_no_images_across(name, images, open_axes, tmp_
     assert not operators.pairs[:, [2 + axis for axis in open_axes]].any()
     assert eigenvalue_check(operators) < 5e-9
     table = overlap_table(operators.basis)
-    for z_i, z_j, blocks, index in operators.groups():
+    for z_i, z_j, blocks, places in operators.groups():
         found = table.blocks(z_i, z_j, operators.pairs.vectors[blocks])
-        np.testing.assert_allclose(found, operators.overlap[index], rtol=0, atol=5e-7)
+        np.testing.assert_allclose(found, places.take(operators.overlap), rtol=0, atol=5e-7)
 
 
 def test_a_run_of_another_periodicity_is_refused(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from ..operators import SPINS, Operators
+from ..operators import SPINS, Operators, Places
 from ..units import hartree_to_mev
 
 BIN_ANGSTROM = 0.5
@@ -49,10 +49,10 @@ def values_on(operators: Operators, values: np.ndarray, other: Operators) -> np.
     """
     rows = operators.pairs.find(other.pairs)
     result = np.zeros(other.offsets[-1])
-    for _, _, blocks, index in other.groups():
+    for _, _, blocks, places in other.groups():
         there = rows[blocks] >= 0
-        source = operators.offsets[rows[blocks[there]]][:, None] + np.arange(index.shape[1])
-        result[index[there]] = values[source]
+        source = Places(operators.offsets[rows[blocks[there]]], places.size)
+        places[there].put(result, source.take(values))
     return result
 
 
@@ -86,9 +86,9 @@ def _block_errors(dft: Operators, predicted: Operators, cutoff_angstrom: float, 
         (extra := predicted.select(missing), extra.hamiltonian, np.zeros_like(extra.hamiltonian)),
     ):
         distances, onsite = operators.pairs.distances, operators.pairs.onsite
-        for z_i, z_j, blocks, index in operators.groups():
+        for z_i, z_j, blocks, places in operators.groups():
             near = distances[blocks] < cutoff_angstrom
-            d, r = hartree_to_mev(difference[index[near]]), hartree_to_mev(reference[index[near]])
+            d, r = (hartree_to_mev(places[near].take(values)) for values in (difference, reference))
             pair = "-".join(sorted((operators.basis[z_i].element, operators.basis[z_j].element)))
             frames.append(
                 pd.DataFrame(
@@ -96,7 +96,7 @@ def _block_errors(dft: Operators, predicted: Operators, cutoff_angstrom: float, 
                         "pair": pair,
                         "onsite": onsite[blocks[near]],
                         "distance_angstrom": distances[blocks[near]],
-                        "elements": index.shape[1],
+                        "elements": places.size,
                         "sum_abs_error_mev": np.abs(d).sum(1),
                         "sum_squared_error_mev2": (d**2).sum(1),
                         "max_abs_error_mev": np.abs(d).max(1, initial=0),

@@ -36,12 +36,12 @@ def image_table(operators: Operators, pixels: int = PIXELS) -> pd.DataFrame:
     pixels = min(pixels, n)
     start = np.concatenate([[0], np.cumsum(operators.orbitals)])
     largest, hamiltonian = np.zeros(pixels * pixels), np.abs(np.atleast_2d(operators.hamiltonian)).max(0)  # of both spins
-    for z_i, z_j, blocks, index in operators.groups():
+    for z_i, z_j, blocks, places in operators.groups():
         n_i, n_j = operators.basis[z_i].n_orbitals, operators.basis[z_j].n_orbitals
         i, j = operators.pairs[blocks, :2].T
         row = ((start[i][:, None] + np.repeat(np.arange(n_i), n_j)) * pixels) // n
         column = ((start[j][:, None] + np.tile(np.arange(n_j), n_i)) * pixels) // n
-        np.maximum.at(largest, (row * pixels + column).ravel(), np.abs(hamiltonian[index]).ravel())
+        np.maximum.at(largest, (row * pixels + column).ravel(), np.abs(places.take(hamiltonian)).ravel())
     row, column = np.triu_indices(pixels)
     values = hartree_to_mev(largest.reshape(pixels, pixels)[row, column])
     return pd.DataFrame({"row": row, "column": column, "log10_h_mev": np.log10(np.maximum(values, FLOOR_MEV)).round(2)})

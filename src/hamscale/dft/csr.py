@@ -12,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 from scipy.sparse import bsr_array, csr_array
 
+from ..operators import Places
 from ..pairs import block_offsets, sort_keys
 from ..runs import Snapshot
 
@@ -91,9 +92,12 @@ def read_csr(path: str | Path) -> Elements:
     return table[:, 0].astype(np.int32) - 1, table[:, 1].astype(np.int32) - 1, table[:, 2]
 
 
-def read_blocks(files: dict[str, list[Path]], cells: np.ndarray, orbitals: np.ndarray) -> tuple[np.ndarray, dict]:
+def read_blocks(
+    files: dict[str, list[Path]], cells: np.ndarray, orbitals: np.ndarray, moved: np.ndarray | None = None
+) -> tuple[np.ndarray, dict]:
     """Read every block in which a matrix has an element that is not zero, from one file per matrix and cell.
 
+    moved (A, 3): number of cells between every atom and the place from where the images of the files count.
     Returns pairs (i, j, R), sorted, (E, 5), and by matrix the values of all blocks, row-major, one after the other.
     """
     n_atoms, kinds = len(orbitals), np.unique(orbitals)
@@ -106,6 +110,8 @@ def read_blocks(files: dict[str, list[Path]], cells: np.ndarray, orbitals: np.nd
     pairs = np.concatenate(
         [np.column_stack(np.divmod(k, n_atoms) + tuple(cell[:, None].repeat(len(k), 1))) for k, cell in zip(in_cell, cells)]
     )
+    if moved is not None:
+        pairs[:, 2:] += moved[pairs[:, 0]] - moved[pairs[:, 1]]
     order = np.argsort(sort_keys(pairs))
     pairs = pairs[order]
     place = np.empty(len(pairs), np.int64)  # position of each pair, cell by cell, among the sorted ones
@@ -122,7 +128,7 @@ def read_blocks(files: dict[str, list[Path]], cells: np.ndarray, orbitals: np.nd
             for a, b in product(kinds, kinds):
                 of_kind = np.flatnonzero((n_i == a) & (n_j == b))
                 for some in np.array_split(of_kind, len(of_kind) * a * b // CHUNK + 1):
-                    result[first[some, None] + np.arange(a * b)] = blocks[some][:, :a, :b].reshape(len(some), a * b)
+                    Places(first[some], a * b).put(result, blocks[some][:, :a, :b])
     return pairs, values
 
 

@@ -51,11 +51,10 @@ def read_run(path: str | Path, atoms: Atoms, basis: Basis, attributes: dict | No
     _check_kinds(log_file, output, atoms, basis)
     files = image_files(run, output.images, output.spins)
     cells = np.zeros((1, 3), np.int64) if output.images is None else output.images
-    pairs, values = read_blocks(files, cells, basis.n_orbitals(atoms.numbers))
-    if output.images is None and output.periodicity != "NONE":
+    folded = output.images is None and output.periodicity != "NONE"
+    pairs, values = read_blocks(files, cells, basis.n_orbitals(atoms.numbers), None if folded else moved)
+    if folded:
         pairs = unfold(str(run), PairList(atoms, pairs), basis, output.eps_orbitals)
-    else:
-        pairs[:, 2:] += moved[pairs[:, 0]] - moved[pairs[:, 1]]
     printed = output.mo_energies
     operators = Operators(
         atoms,
@@ -75,7 +74,7 @@ def read_run(path: str | Path, atoms: Atoms, basis: Basis, attributes: dict | No
         | _threshold(input_file(log_file, output))
         | (attributes or {}),
         None if printed is None else (exact_kpoints(input_file(log_file, output), output, np.asarray(atoms.cell)), printed),
-    ).sorted()
+    )
     _check_diagonal(run, operators)
     _make_hermitian(run, operators)
     return operators

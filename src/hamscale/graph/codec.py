@@ -174,13 +174,13 @@ class DecodedBlocks:
             within = offsets[first : last + 1] - offsets[first]
             H, S = self._empty(within[-1]), np.empty(within[-1])
             matrices = [*np.atleast_2d(H), S]
-            for z_i, z_j, blocks, index in group_by_species(graph.atoms.numbers, orbitals, lesser[first:last], within):
+            for z_i, z_j, blocks, places in group_by_species(graph.atoms.numbers, orbitals, lesser[first:last], within):
                 of = first + blocks
                 h, s = self._blocks(z_i, z_j, lesser.take(of), turned[of], rows[of], atom_rows)
                 shape = (-1, basis[z_i].n_orbitals, basis[z_j].n_orbitals)
                 for values, block in zip(matrices, [*np.split(h, self.reference.spins, 1), s]):
-                    transposed = block.reshape(shape).transpose(0, 2, 1).reshape(index.shape)
-                    values[index] = np.where(turned[of, None], transposed, block)
+                    transposed = block.reshape(shape).transpose(0, 2, 1).reshape(places.shape)
+                    places.put(values, np.where(turned[of, None], transposed, block))
             yield slice(int(offsets[first]), int(offsets[last])), H, S
 
     def _blocks(

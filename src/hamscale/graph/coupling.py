@@ -176,12 +176,13 @@ def coupled_groups(operators: Operators, coupling: Coupling, gauge: float = 0.0)
     Each item is (z_i, z_j, block indices, onsite, coupled (G, n), vectors).
     """
     vectors, onsite = operators.pairs.vectors, operators.pairs.onsite
-    for z_i, z_j, blocks, index in operators.groups():
-        overlap = operators.overlap[index]
-        of_spins = overlap if operators.spins == 1 else np.tile(overlap, operators.spins)
-        values = values_by_pair(operators.hamiltonian, index) - gauge * of_spins
+    for z_i, z_j, blocks, places in operators.groups():
         for kind in (False, True):
             keep = onsite[blocks] == kind
             if keep.any():
-                part = blocks[keep]
-                yield z_i, z_j, part, kind, values[keep] @ coupling[z_i, z_j].transform, vectors[part]
+                part, some = blocks[keep], places[keep]
+                values = values_by_pair(operators.hamiltonian, some)
+                if gauge:
+                    overlap = gauge * some.take(operators.overlap)
+                    values -= overlap if operators.spins == 1 else np.tile(overlap, operators.spins)
+                yield z_i, z_j, part, kind, values @ coupling[z_i, z_j].transform, vectors[part]

@@ -195,13 +195,12 @@ def onsite_blocks(
         atoms = np.flatnonzero(numbers == z)
         result.features[z], result.blocks[z] = of_atoms.rows(atoms), np.zeros((len(atoms), coupling[z, z].size))
         result.first_shell[z] = shell[atoms]
-    for z, _, index, onsite, coupled, _ in coupled_groups(operators, coupling):
-        if onsite:
-            result.blocks[z][result.rows[operators.pairs[index, 0]]] = coupled
-    overlap = np.broadcast_to(operators.overlap, operators.hamiltonian.shape)  # the same for both spins
-    for z, _, _, onsite, coupled, _ in coupled_groups(replace(operators, hamiltonian=overlap), coupling):
-        if onsite:
-            result.overlap[z] = coupled[0]
+    own = operators.select(operators.pairs.onsite)
+    for z, _, index, _, coupled, _ in coupled_groups(own, coupling):
+        result.blocks[z][result.rows[own.pairs[index, 0]]] = coupled
+    overlap = np.broadcast_to(own.overlap, own.hamiltonian.shape)  # the same for both spins
+    for z, _, _, _, coupled, _ in coupled_groups(replace(own, hamiltonian=overlap), coupling):
+        result.overlap[z] = coupled[0]
     return result
 
 
@@ -300,10 +299,11 @@ def less_shifts(operators: Operators, structure: OnsiteBlocks, crystal_field: Cr
     """Return the operators with the shifts due to the crystal field at both ends subtracted from the blocks of bonds."""
     hamiltonian, onsite = operators.hamiltonian.copy(), operators.pairs.onsite
     shifts = {z: crystal_field.shifts(z, crystal_field.onsite(z, f)) for z, f in structure.features.items()}
-    for z_i, z_j, blocks, index in operators.groups():
+    for z_i, z_j, blocks, places in operators.groups():
         far = ~onsite[blocks]
         i, j = structure.rows[operators.pairs[blocks[far], :2]].T
-        of_spins = shifted(operators.overlap[index[far]], shifts[z_i][i], shifts[z_j][j])
+        bonds = places[far]
+        of_spins = shifted(bonds.take(operators.overlap), shifts[z_i][i], shifts[z_j][j])
         for values, shift in zip(np.atleast_2d(hamiltonian), np.split(of_spins, operators.spins, 1)):
-            values[index[far]] -= shift
+            bonds.put(values, bonds.take(values) - shift)
     return replace(operators, hamiltonian=hamiltonian)

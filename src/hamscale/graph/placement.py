@@ -19,8 +19,8 @@ MISPLACED = 1e-3  # deviation of S that no rounding of positions makes
 def overlap_deviations(operators: Operators) -> np.ndarray:
     """Compute max |S - S of two-centre integrals| of every pair, (E,)."""
     result, table, vectors = np.zeros(len(operators.pairs)), overlap_table(operators.basis), operators.pairs.vectors
-    for z_i, z_j, rows, index in operators.groups():
-        result[rows] = np.abs(table.blocks(z_i, z_j, vectors[rows]) - operators.overlap[index]).max(1)
+    for z_i, z_j, rows, places in operators.groups():
+        result[rows] = np.abs(table.blocks(z_i, z_j, vectors[rows]) - places.take(operators.overlap)).max(1)
     return result
 
 
