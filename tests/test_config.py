@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from hamscale.config import Material, Model, load_material, validate
+from hamscale.config import Config, Material, Model, load_material, validate
 
 GOOD = {
     "species": {"Si": {"basis": "SZV"}},
@@ -28,10 +28,54 @@ def test_missing_file_names_those_there_are(tmp_path):
         load_material(tmp_path / "silicone.yaml")
 
 
-def test_what_is_no_yaml_is_said(tmp_path):
-    (tmp_path / "m.yaml").write_text("a: [1")
-    with pytest.raises(ValueError, match="not YAML"):
-        load_material(tmp_path / "m.yaml")
+BOMB = "\n".join(["a0: &a0 [x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [1", "m.yaml, line 1: not YAML"),
+        (b"a: 1\nb: \xff", "m.yaml, line 2: not UTF-8"),
+        (b"species: {}\ndft: {}\nspecies: {}", "m.yaml, line 3: the key 'species' is there twice"),
+        (b"a: 1\nb: !!python/object/apply:os.system [true]", "m.yaml, line 2: not YAML: could not determine a constructor"),
+        (BOMB.encode(), "aliases make it more than"),
+        (b"a: &a [*a]", "m.yaml, line 1: an anchor that holds its own alias"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"#" * 2_000_000, "2000000 bytes, expected a configuration of at most"),
+        (b"a: " + b"9" * 10_000, "m.yaml: not YAML"),
+    ],
+)
+def test_what_is_no_data_is_refused_in_one_line(tmp_path, content, message):
+    path = tmp_path / "m.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_material(path)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300 + len(str(tmp_path))
+
+
+def test_anchors_and_merged_keys_are_data(tmp_path):
+    text = "species: {Si: {basis: SZV}}\nstructures:\n  a: &a {split: train, builder: {name: bulk}}\n  b: {<<: *a, split: test}"
+    (tmp_path / "m.yaml").write_text(text)
+    assert load_material(tmp_path / "m.yaml").structures["b"].builder.name == "bulk"
+
+
+@pytest.mark.parametrize("name", ["../other", "/etc/x", "a b", "", ".", "é"])
+def test_names_do_not_leave_their_folders(tmp_path, name):
+    with pytest.raises(ValueError, match="runs.0.material"):
+        validate("c", {"runs": [{"material": name, "model": "m"}]}, Config)
+    with pytest.raises(ValueError, match="structures"):
+        validate("m", GOOD | {"structures": {name: GOOD["structures"]["train"]}}, Material)
+    if name:
+        (tmp_path / "m.yaml").write_text(yaml.safe_dump(GOOD | {"extends": name}, allow_unicode=True))
+        with pytest.raises(ValueError, match="extends"):
+            load_material(tmp_path / "m.yaml")
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_numbers_are_finite(value):
+    with pytest.raises(ValueError, match="finite"):
+        validate("m", GOOD | {"graph": {"cutoff_angstrom": value}}, Material)
 
 
 def test_frames_of_one_trajectory_stay_in_one_split():

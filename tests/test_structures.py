@@ -189,9 +189,19 @@ def test_a_quenched_melt_has_its_density_no_crystal_and_the_same_atoms_each_time
     assert np.array_equal(build_structure(material, "a-000").positions, first.positions)
 
 
-def test_a_calculator_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match="structures.a.melt_quench.calculator: nowhere.Engine cannot be had"):
-        build_structures(_copper(calculator="nowhere.Engine"))
+def test_a_calculator_of_an_installed_package_is_taken_by_its_name(tmp_path, monkeypatch):
+    """An entry point, as pip installs it with any package; an unknown name runs nothing."""
+    about = tmp_path / "engine-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: engine\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[hamscale.calculators]\nmine = ase.calculators.emt:EMT\nbroken = nowhere:Engine\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert len(build_structures(_copper(calculator="mine"))) == len(build_structures(_copper()))
+    with pytest.raises(ValueError, match="structures.a.melt_quench.calculator: broken cannot be had .ModuleNotFoundError"):
+        build_structures(_copper(calculator="broken"))
+    for name in ("os.system", "nowhere.Engine"):
+        with pytest.raises(ValueError, match=f"expected one of .*EMT.* found '{name}'"):
+            _copper(calculator=name)
 
 
 def test_a_tile_is_made_of_the_structure_at_hand():

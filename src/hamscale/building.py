@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib
 import sys
+from importlib.metadata import entry_points
 
 import ase.build
 import numpy as np
@@ -15,7 +16,7 @@ from ase.optimize import FIRE
 from ase.spacegroup import crystal
 from ase.units import fs
 
-from .config import Material, MeltQuench, StructureSet
+from .config import CALCULATOR_PLUGINS, Material, MeltQuench, StructureSet
 from .structures import POSITION_DECIMALS, check_distances, periodicity, read_frames, with_vacuum, wrap_as_cp2k
 
 
@@ -156,14 +157,19 @@ def melt_quench(where: str, atoms: Atoms, settings: MeltQuench, rng: np.random.G
 
 
 def _calculator(where: str, settings: MeltQuench) -> Calculator:
+    plugins = entry_points(group=CALCULATOR_PLUGINS)
     module, _, name = settings.calculator.rpartition(".")
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            return getattr(importlib.import_module(module), name)(**settings.arguments)
+            if settings.calculator in plugins.names:
+                calculator = plugins[settings.calculator].load()
+            else:
+                calculator = getattr(importlib.import_module(module), name)
+            return calculator(**settings.arguments)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(
             f"{where}.melt_quench.calculator: {settings.calculator} cannot be had ({type(error).__name__}: {error}). Expected "
-            "the dotted path of an ASE calculator that is installed; CHGNet: pip install hamscale[md]."
+            "a calculator that is installed, and its arguments; CHGNet: pip install hamscale[md]."
         ) from None
 
 

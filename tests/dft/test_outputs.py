@@ -93,9 +93,7 @@ def test_two_centre_integrals_are_cp2k_overlap(runs, name):
     directory, basis, atoms = runs[name]
     operators = read_run(directory, atoms, basis)
     table, vectors = overlap_table(basis), operators.pairs.vectors
-    worst = max(
-        np.abs(table.blocks(a, b, vectors[k]) - at.take(operators.overlap)).max() for a, b, k, at in operators.groups()
-    )
+    worst = max(np.abs(table.blocks(a, b, vectors[k]) - at.take(operators.overlap)).max() for a, b, k, at in operators.groups())
     assert worst < 5e-7  # CP2K leaves out what is small at EPS_DEFAULT 1e-10
 
 

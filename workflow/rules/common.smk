@@ -4,11 +4,13 @@ from functools import cache
 from pathlib import Path
 
 from hamscale.config import check_configuration
-from hamscale.config import load_material, load_model, validate, Config
+from hamscale.config import load_material, load_model, read_yaml, validate, Config
 from hamscale.runs import first_file
 from snakemake.exceptions import WorkflowError
 
 try:
+    for file in workflow.configfiles:  # Snakemake has read them, but takes the last of two equal keys
+        read_yaml(file)
     CONFIG = check_configuration(validate("config", config, Config))
     RUNS, CLUSTER = CONFIG.runs, CONFIG.cluster
     MATERIALS = {

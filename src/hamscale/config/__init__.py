@@ -1,7 +1,8 @@
 """Settings that a user writes: their schemas (schema.py), and the functions that read them (reading.py)."""
 
-from .reading import check_configuration, load_config, load_material, load_model, sha256, validate
+from .reading import check_configuration, load_config, load_material, load_model, read_yaml, sha256, validate
 from .schema import (
+    CALCULATOR_PLUGINS,
     EXCHANGES,
     EXPORTS,
     PAPER_FIGURES,
@@ -18,7 +19,7 @@ from .schema import (
 )
 
 __all__ = [
-    "EXCHANGES", "EXPORTS", "PAPER_FIGURES", "PARTITIONERS", "Analysis", "Config", "Material", "MeltQuench", "Model", "Network",
-    "Split", "StructureSet", "Training", "check_configuration", "load_config", "load_material", "load_model", "sha256",
-    "validate",
+    "CALCULATOR_PLUGINS", "EXCHANGES", "EXPORTS", "PAPER_FIGURES", "PARTITIONERS", "Analysis", "Config", "Material",
+    "MeltQuench", "Model", "Network", "Split", "StructureSet", "Training", "check_configuration", "load_config",
+    "load_material", "load_model", "read_yaml", "sha256", "validate",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import typing
 from pathlib import Path
 from typing import TypeVar
@@ -9,24 +10,82 @@ from typing import TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from .schema import Config, Material, Model
+from .schema import NAME, Config, Material, Model
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
+LARGEST = 1 << 20  # bytes of a file
+MOST_NODES = 100_000  # of a file, with what aliases stand for written out
+
 
 def _load(path: str | Path, model: type[Schema]) -> Schema:
-    return validate(path, _read(path), model)
+    return validate(path, read_yaml(path), model)
 
 
-def _read(path: str | Path) -> object:
+def read_yaml(path: str | Path) -> object:
+    """Read a YAML file as data: numbers, texts, lists and mappings.
+
+    Raises ValueError, with the file and the line, for what is not YAML or not UTF-8, for a tag that is not data, a key that is
+    there twice, and aliases or nesting that make a small file a huge one.
+    """
     path = Path(path)
     if not path.is_file():
         available = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise ValueError(f"{path}: no such file. Expected a YAML file; in {path.parent} there are: {available}.")
+    content = path.read_bytes()
+    if len(content) > LARGEST:
+        raise ValueError(f"{path}: {len(content)} bytes, expected a configuration of at most {LARGEST}.")
     try:
-        return yaml.safe_load(path.read_text())
+        loader = yaml.SafeLoader(content.decode())
+        node = loader.get_single_node()
+        count = 0 if node is None else _written_out(path, node, {})
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}). Save it as UTF-8.") from None
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deeply for a configuration.") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise _not_yaml(path, error) from None
+    try:
+        return loader.construct_document(node) if count else None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise _not_yaml(path, error) from None
+
+
+def _not_yaml(path: Path, error: Exception) -> ValueError:
+    """Return the error that says in one line what PyYAML found, with the line where it says one."""
+    mark = getattr(error, "problem_mark", None)
+    problem = " ".join(str(getattr(error, "problem", None) or error).split())
+    return ValueError(f"{path}{f', line {mark.line + 1}' if mark else ''}: not YAML: {problem:.300}")
+
+
+def _written_out(path: Path, node: yaml.Node, known: dict[int, int]) -> int:
+    """Return the number of nodes below a node, counting those of an alias wherever it stands.
+
+    known: the numbers of nodes that were counted, by id; 0 of those that are being counted.
+    """
+    where = f"{path}, line {node.start_mark.line + 1}"
+    if id(node) in known:
+        if not known[id(node)]:
+            raise ValueError(f"{where}: an anchor that holds its own alias is not data.")
+        return known[id(node)]
+    known[id(node)], count = 0, 1
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise ValueError(
+                        f"{path}, line {key.start_mark.line + 1}: the key {key.value!r} is there twice. Remove one of the two."
+                    )
+                seen.add(key.value)
+            count += _written_out(path, key, known) + _written_out(path, value, known)
+    elif isinstance(node, yaml.SequenceNode):
+        count += sum(_written_out(path, item, known) for item in node.value)
+    if count > MOST_NODES:
+        raise ValueError(f"{where}: aliases make it more than {MOST_NODES} values. Write out what they stand for.")
+    known[id(node)] = count
+    return count
 
 
 def validate(source: str | Path, content: object, model: type[Schema]) -> Schema:
@@ -67,11 +126,13 @@ def load_material(path: str | Path) -> Material:
 
     Raises ValueError if an extension changes its structures or their DFT, because those belong to the other material.
     """
-    content = _read(path)
+    content = read_yaml(path)
     if not isinstance(content, dict) or not content.get("extends"):
         return validate(path, content, Material)
+    if not re.fullmatch(NAME, str(content["extends"])):
+        raise ValueError(f"{path}: extends: found {content['extends']!r:.80}, expected the NAME of another material, {NAME}.")
     other = Path(path).with_name(f"{content['extends']}.yaml")
-    parent = _read(other)
+    parent = read_yaml(other)
     if isinstance(parent, dict) and parent.get("extends"):
         raise ValueError(
             f"{path}: extends {content['extends']}, which extends another itself. Name {parent['extends']} instead."

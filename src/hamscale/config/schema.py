@@ -3,7 +3,9 @@
 Every field with a dimension states its unit.
 """
 
+import re
 import typing
+from importlib.metadata import entry_points
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
@@ -15,6 +17,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -22,6 +25,17 @@ from pydantic import (
 from ..runs import Snapshot, snapshots
 
 Split = Literal["train", "validation", "test", "predict"]
+# of a material or a model: a part of paths, which must not lead out of their folders
+NAME = "[A-Za-z0-9_]+"
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
+# what a material may name and so run; entry points of this group, of packages that are installed, are others
+CALCULATORS = (
+    "chgnet.model.dynamics.CHGNetCalculator",
+    "ase.calculators.emt.EMT",
+    "ase.calculators.lj.LennardJones",
+    "ase.calculators.morse.MorsePotential",
+)
+CALCULATOR_PLUGINS = "hamscale.calculators"
 
 
 class Section(BaseModel):
@@ -31,7 +45,7 @@ class Section(BaseModel):
     that does not use them are those of versions that lacked them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     unsaid: ClassVar[frozenset[str]] = frozenset()
 
     @model_serializer(mode="wrap")
@@ -83,8 +97,9 @@ class MeltQuench(Section):
     """
 
     calculator: str = Field(
-        "chgnet.model.dynamics.CHGNetCalculator",
-        description="dotted path of an ASE calculator; CHGNet's weights are in its wheel",
+        CALCULATORS[0],
+        description=f"an ASE calculator: {', '.join(CALCULATORS)}, or the name of an entry point of the group "
+        f"{CALCULATOR_PLUGINS} of an installed package; CHGNet's weights are in its wheel",
     )
     arguments: dict = Field(default_factory=dict, description="arguments of the calculator")
     density_g_cm3: PositiveFloat | None = Field(None, description="the cell is scaled to this density first (g/cm^3)")
@@ -95,6 +110,16 @@ class MeltQuench(Section):
     relax_steps: NonNegativeInt = Field(30, description="steps of relaxation of the positions at the end")
     timestep_fs: PositiveFloat = Field(2.0, description="time step (fs)")
     friction_per_fs: PositiveFloat = Field(0.01, description="friction of the Langevin thermostat (1/fs)")
+
+    @field_validator("calculator")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in CALCULATORS and name not in entry_points(group=CALCULATOR_PLUGINS).names:
+            raise ValueError(
+                f"expected one of {', '.join(CALCULATORS)}, or the name of an entry point of the group {CALCULATOR_PLUGINS} of "
+                f"a package that is installed, found {name!r}"
+            )
+        return name
 
 
 SOURCES = ("file", "dft", "builder", "spacegroup", "tile")
@@ -276,7 +301,7 @@ class Material(Section):
     """Settings of a material: the content of config/materials/NAME.yaml."""
 
     description: str = ""
-    extends: str | None = Field(
+    extends: Name | None = Field(
         None,
         description="NAME of another material, whose structures, DFT and keys these are unless said here: other splits and "
         "counts, another graph or analysis; `set: null` leaves a set out",
@@ -291,7 +316,7 @@ class Material(Section):
     def _splits(self) -> typing.Self:
         trajectories: dict[str, set[str]] = {}
         for name, s in self.structures.items():
-            if not name.replace("_", "").isalnum():
+            if not re.fullmatch(NAME, name):
                 raise ValueError(f"structures.{name}: the name of a set is letters, digits and _ only")
             if (s.multiplicity or 1) > 1 and not self.dft.spin:
                 raise ValueError(f"structures.{name}.multiplicity is {s.multiplicity}, expected with dft.spin: {{}}")
@@ -414,8 +439,8 @@ class Model(Section):
 
 
 class Run(Section):
-    material: str = Field(description="NAME of config/materials/NAME.yaml")
-    model: str = Field(description="NAME of config/models/NAME.yaml")
+    material: Name = Field(description="NAME of config/materials/NAME.yaml")
+    model: Name = Field(description="NAME of config/models/NAME.yaml")
 
 
 class Cluster(Section):
@@ -440,8 +465,8 @@ PAPER_FIGURES = ("fig3", "fig5", "fig6", "fig7", "fig8", "learning", "size")
 class Figure8(Section):
     """Structures that figure 8 shows, from one of the runs."""
 
-    material: str
-    model: str
+    material: Name
+    model: Name
     structures: dict[str, str] = Field(description="label: held-out structure, e.g. amorphous: test-000")
     tiled: dict[str, str] = Field(description="label: structure whose predicted H is shown", min_length=1, max_length=1)
 
@@ -452,7 +477,7 @@ class Config(Section):
     runs: Annotated[list[Run], Field(min_length=1, description="which material is learnt by which model")]
     cluster: Cluster = Cluster()
     export: list[Export] = Field([], description="formats that every prediction of a test or predict set is exported to")
-    raw: str = Field(
+    raw: Literal["resources/raw", "results/raw"] = Field(
         "resources/raw", description="tables that the paper's figures are drawn from; results/raw: measured here, anew"
     )
     figure_8: Figure8 | None = Field(None, description="for results/raw/fig8_*.csv")
