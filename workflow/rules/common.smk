@@ -9,7 +9,11 @@ from hamscale.runs import first_file
 from snakemake.exceptions import WorkflowError
 
 try:
-    for file in workflow.configfiles:  # Snakemake has read them, but takes the last of two equal keys
+    for (
+        file
+    ) in (
+        workflow.configfiles
+    ):  # Snakemake has read them, but takes the last of two equal keys
         read_yaml(file)
     CONFIG = check_configuration(validate("config", config, Config))
     RUNS, CLUSTER = CONFIG.runs, CONFIG.cluster
