@@ -9,11 +9,8 @@ from hamscale.runs import first_file
 from snakemake.exceptions import WorkflowError
 
 try:
-    for (
-        file
-    ) in (
-        workflow.configfiles
-    ):  # Snakemake has read them, but takes the last of two equal keys
+    # Snakemake has read these, but takes the last of two equal keys
+    for file in workflow.configfiles:
         read_yaml(file)
     CONFIG = check_configuration(validate("config", config, Config))
     RUNS, CLUSTER = CONFIG.runs, CONFIG.cluster
