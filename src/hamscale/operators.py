@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike
 
 from .basis import Basis, ElementBasis
-from .files import create_h5, open_h5
+from .files import create_h5, open_h5, read_h5
 from .pairs import PairList, block_offsets
 from .structures import GIVEN, charge_of, given_cells
 
@@ -354,11 +354,11 @@ def store_levels(path: str | Path, levels: dict) -> bool:
     levels: `analysis.levels.Levels.attributes`. They are written in place and keep their size, so that nothing else in a
     file of gigabytes is touched.
     """
-    with h5py.File(path, "r") as file:
+    with read_h5(path) as file:
         of_grid = file.attrs.get("metal", LEVELS_UNKNOWN) != LEVELS_UNKNOWN and not file.attrs.get("levels_clusters", 0)
         if of_grid or not levels.keys() <= file.attrs.keys():
             return False
-    with h5py.File(path, "r+") as file:
+    with h5py.File(path, "r+", locking=False) as file:
         for name, value in levels.items():
             file.attrs.modify(name, value)
     return True

@@ -26,6 +26,7 @@ from scipy.linalg import LinAlgError
 from scipy.ndimage import gaussian_filter1d
 
 from ..basis import Basis
+from ..files import read_h5
 from ..operators import SPINS, Operators, check_finite, open_operators, read_operators, spins_of
 from ..pairs import PairList
 from ..structures import charge_of
@@ -262,7 +263,7 @@ def _sample(
         elements = np.unique(atoms.numbers)
 
         def sample(centre: int) -> _Cluster:
-            with h5py.File(path, "r") as file:  # processes that share an open file share its position
+            with read_h5(path) as file:  # processes that share an open file share its position
                 opened = copy(structure)
                 opened.file = file
                 operators, which, distances = opened.cluster(int(centre), radius)

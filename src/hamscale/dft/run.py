@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..basis import CP2K_BINARIES, cp2k_data_directory
+from ..files import flush, scratch
 from ..runs import snapshot
 from .csr import image_files
 from .inputs import PROJECT
@@ -74,37 +75,33 @@ def run_cp2k(input_path: str | Path, directory: str | Path, command: str | None 
     if not input_path.is_file():
         raise ValueError(f"{input_path}: no such file. Expected a CP2K input as `hamscale input` writes it.")
     check_command(tuple(words))
-    directory.parent.mkdir(parents=True, exist_ok=True)
     failed = directory.with_name(directory.name + ".failed")
-    scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.scratch-"))
-    try:
-        shutil.copyfile(input_path, scratch / f"{PROJECT}.inp")
-        with open(scratch / "stderr", "w") as messages:
+    with scratch(directory) as folder:
+        run = folder / directory.name
+        run.mkdir()
+        shutil.copyfile(input_path, run / f"{PROJECT}.inp")
+        with open(run / "stderr", "w") as messages:
             result = subprocess.run(
                 [*words, "-i", f"{PROJECT}.inp", "-o", OUTPUT],
-                cwd=scratch,
+                cwd=run,
                 stdin=subprocess.DEVNULL,
                 stdout=messages,
                 stderr=messages,
                 env={"OMP_NUM_THREADS": "1"} | os.environ | _data_directory(),
             )
         try:
-            check_run(scratch, result.returncode)
+            check_run(run, result.returncode)
         except ValueError as error:
             shutil.rmtree(failed, ignore_errors=True)
-            scratch.rename(failed)
+            run.rename(failed)
             kind = Aborted if isinstance(error, Aborted) else ValueError
             raise kind(f"{input_path}: {error} Log: {failed / OUTPUT}") from None
-        for path in scratch.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+        for path in run.iterdir():
+            flush(path)
         if directory.exists():
             shutil.rmtree(directory)
-        scratch.chmod(0o755)
-        scratch.rename(directory)
+        run.rename(directory)
         shutil.rmtree(failed, ignore_errors=True)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _data_directory() -> dict[str, str]:
@@ -165,16 +162,14 @@ def collect(input_path: Path, store: Path, record: Path, directory: Path) -> Non
         errors = json.loads(record.read_text())["errors"] if record.is_file() else {}
         record.unlink(missing_ok=True)
         raise ValueError(errors.get(name, f"{kept}: no accepted run of {input_path}. Start again: it will be run."))
-    scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{name}.scratch-"))
-    try:
+    with scratch(directory) as folder:
+        run = folder / name
+        run.mkdir()
         for path in kept.iterdir():
-            os.link(path, scratch / path.name)
-        scratch.chmod(0o755)
+            os.link(path, run / path.name)
         if directory.exists():
             shutil.rmtree(directory)
-        scratch.rename(directory)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        run.rename(directory)
 
 
 def check_run(directory: Path, returncode: int) -> None:

@@ -16,17 +16,17 @@ order of OpenMX: p = (x, y, z), d = (z2, x2-y2, xy, xz, yz), f = (z3, xz2, yz2, 
 """
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeAlias
 
 import ase.io
-import h5py
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 
 from ..basis import Basis, ElementBasis, shells_only
-from ..files import atomic_folder
+from ..files import atomic_folder, new_h5, read_h5
 from ..operators import Operators, check_finite
 from ..pairs import PairList, block_offsets, find_pairs
 from ..structures import charge_of, wrap_as_cp2k
@@ -65,8 +65,9 @@ def write(stored: Stored, out: str | Path) -> list[str]:
         ase.io.write(folder / "POSCAR", stored.atoms[order], format="vasp", sort=False)
         (folder / "info.json").write_text(json.dumps(info, indent=2) + "\n")
         write_energies(folder / "energies.json", stored)
-        files = {name: h5py.File(folder / f"{name}.h5", "w") for name in ("hamiltonian", "overlap")}
-        try:
+        with ExitStack() as stack:
+            names = {name: f"{name}.h5" for name in ("hamiltonian", "overlap")}
+            files = {name: stack.enter_context(new_h5(folder / file, Path(out) / file)) for name, file in names.items()}
             for file in files.values():
                 file["atom_pairs"] = np.column_stack([R, new[i], new[j]])
                 file["chunk_shapes"] = np.column_stack([stored.orbitals[i], stored.orbitals[j]])
@@ -78,9 +79,6 @@ def write(stored: Stored, out: str | Path) -> list[str]:
                 files["hamiltonian"]["entries"][first:last] = hartree_to_ev(rows.hamiltonian)
                 files["overlap"]["entries"][first:last] = rows.overlap
                 first = last
-        finally:
-            for file in files.values():
-                file.close()
     return [f"{len(stored.atoms)} atoms grouped by element, {len(stored.pairs)} blocks, eV"]
 
 
@@ -171,7 +169,7 @@ def _read_dock(folder: Path, info: dict) -> Layout:
     values = {}
     for name in ("hamiltonian", "overlap"):
         path = folder / f"{name}.h5"
-        with h5py.File(path, "r") as file:
+        with read_h5(path) as file:
             pairs, bounds, entries = file["atom_pairs"][:], file["chunk_boundaries"][:], file["entries"][:]
             shapes = file["chunk_shapes"][:]
         pairs = pairs[:, [3, 4, 0, 1, 2]].astype(np.int64)
@@ -199,7 +197,7 @@ def _read_pack(folder: Path, info: dict) -> Layout:
     found = {}
     for name in ("hamiltonian", "overlap"):
         path = folder / f"{name}s.h5"
-        with h5py.File(path, "r") as file:
+        with read_h5(path) as file:
             keys = np.array([json.loads(key) for key in file], dtype=np.int64).reshape(-1, 5)
             blocks = [file[key][:] for key in file]
         pairs = np.column_stack([keys[:, 3:] - 1, keys[:, :3]])

@@ -13,12 +13,13 @@ src/quatrex/core/config.py        DeviceConfig: transport_direction a, b, c; blo
 
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from ..files import atomic_folder
+from ..files import atomic_folder, new_h5
 from ..structures import write_structure_file
 from ..units import hartree_to_ev
 from .device import NAMES, Device, as_drawn, check_ends, tile
@@ -58,8 +59,8 @@ def write(
     _warn_of_tilt(stored)
     grid = [R for R in stored.symmetric_grid() if device is None or R[device.axis] == 0]
     with atomic_folder(out) as folder:
-        files = {name: h5py.File(folder / f"{name}.h5", "w") for name in NAMES}
-        try:
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(new_h5(folder / f"{name}.h5", Path(out) / f"{name}.h5")) for name in NAMES}
             for file in files.values():
                 _create_cells(file, grid, stored, device)
             for rows in stored.rows():
@@ -69,9 +70,6 @@ def write(
                             cells, row, column, values, device.n_orbitals if device else stored.n_orbitals
                         ):
                             _append(file[_key(R)], *element)
-        finally:
-            for file in files.values():
-                file.close()
         write_structure_file(folder / "structure.xyz", device.atoms if device else stored.atoms)
         lines = _report(stored, device, grid) + lines
         (folder / "device.toml").write_text(_device_toml(stored, device, grid, lines))

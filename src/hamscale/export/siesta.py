@@ -102,12 +102,8 @@ def write(stored: Stored, out: str | Path, suffix: str | None = None) -> list[st
         raise ValueError(f"{out}: suffix is {suffix!r}, expected .nc (netCDF, which TBtrans reads) or .TSHS.")
     sisl, H = _sisl(), hamiltonian(stored)
     with atomic(Path(out)) as temporary:
-        # sisl chooses the format by the suffix, and `out` may have any suffix
-        written = temporary.with_name(temporary.name + suffix)
-        try:
-            sisl.get_sile(written, "w").write_hamiltonian(H, Ef=stored.energies_ev().get("fermi_level", 0.0))
-            written.replace(temporary)
-        finally:
-            written.unlink(missing_ok=True)
+        written = temporary.with_name(f"hamiltonian{suffix}")  # sisl chooses the format by the suffix, and `out` may have any
+        sisl.get_sile(written, "w").write_hamiltonian(H, Ef=stored.energies_ev().get("fermi_level", 0.0))
+        written.replace(temporary)
     write_energies(Path(out).with_suffix(".energies.json"), stored)
     return [f"{H.geometry.na} atoms, {H.geometry.no} orbitals, cells {H.geometry.nsc.tolist()}, eV"]

@@ -113,12 +113,12 @@ class World:
         return {r: self.store.get(f"{kind}/{r}").decode() for r in ranks if self.store.check([f"{kind}/{r}"])}
 
     def stop_on_signals(self) -> None:
-        """Make SIGUSR1 and SIGTERM request a stop at the end of a step: they set `stop_requested` on this rank."""
+        """Make SIGUSR1, SIGTERM and SIGINT request a stop at the end of a step: they set `stop_requested` on this rank."""
 
         def ask(*_: object) -> None:
             self.stop_requested = True
 
-        for number in (signal.SIGUSR1, signal.SIGTERM):
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, ask)
 
 
