@@ -40,6 +40,7 @@ PROGRAMS = {
     "cp2k": Program("CP2K", "workflow/setup_cp2k.sh", _has_cp2k),
     "browser": Program("Chromium with its driver", "tests/setup_programs.sh", _has_chromium),
     "graphviz": Program("graphviz", "tests/setup_programs.sh", lambda: shutil.which("dot") is not None),
+    "mpirun": Program("mpirun (Open MPI)", "tests/setup_programs.sh", lambda: shutil.which("mpirun") is not None),
     "slurm": Program("Slurm (run as root)", "tests/setup_programs.sh", _has_slurm),
 }
 

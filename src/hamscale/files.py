@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import glob
+import hashlib
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import h5py
+import numpy as np
 
 from . import __version__
 
@@ -254,6 +256,40 @@ def open_h5(path: str | Path, schema: str) -> Iterator[h5py.File]:
         if found != schema:
             raise ValueError(f"{path}: schema is {found!r}, expected {schema!r}. Was it written by another version or step?")
         yield file
+
+
+FINGERPRINT = "sha256"
+BYTES_AT_ONCE = 2**24
+
+
+def store_fingerprint(file: h5py.File) -> None:
+    """Write a hash of all names, attributes and values of an HDF5 file, other than its provenance, as an attribute of it."""
+    digest = hashlib.sha256()
+
+    def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        attributes = [(key, np.asarray(value).tolist()) for key, value in item.attrs.items() if key not in provenance()]
+        digest.update(json.dumps([name, sorted(attributes)]).encode())
+        if isinstance(item, h5py.Dataset):
+            digest.update(f"{item.dtype.str} {item.shape}".encode())
+            at_once = max(1, BYTES_AT_ONCE // max(1, item.nbytes // max(1, len(item)))) if item.shape else 1
+            for first in range(0, len(item) if item.shape else 0, at_once):
+                digest.update(np.ascontiguousarray(item[first : first + at_once]).data)
+
+    add("", file)
+    file.visititems(add)
+    file.attrs[FINGERPRINT] = digest.hexdigest()
+
+
+def fingerprint(path: str | Path, schema: str) -> str:
+    """Return the hash that an HDF5 file carries (`store_fingerprint`), or else that of its bytes, read some at a time.
+
+    Raises ValueError as `open_h5` does.
+    """
+    with open_h5(path, schema) as file:
+        if FINGERPRINT in file.attrs:
+            return str(file.attrs[FINGERPRINT])
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 @lru_cache

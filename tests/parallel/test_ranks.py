@@ -14,6 +14,7 @@ from hamscale.graph.reference import fit_reference, write_reference
 from hamscale.inputs.model_folder import load_model, save_model
 from hamscale.inputs.ranks import rank_example
 from hamscale.inputs.tensors import build_network, differences_mev
+from hamscale.inputs.union import unions
 from hamscale.operators import read_operators
 from hamscale.parallel.env import World
 from hamscale.parallel.exchange import CupyExchange
@@ -142,6 +143,43 @@ def test_several_structures_at_once_with_several_ranks_each(cases):
     for result in on_ranks(4, two_groups, cases):
         for name, p in network.named_parameters():
             np.testing.assert_allclose(result[name], p.grad.numpy(), rtol=0, atol=1e-10 * max(1, p.grad.abs().max()))
+
+
+def a_batch(world: World, cases: dict, edges: int):
+    """Loss and gradients of a batch of structures, united up to so many edges, or one by one."""
+    result = {}
+    for names in (["crystal", "small cell", "crystal"], ["molecules", "molecules"]):
+        network = load_model(cases[names[0]][0] / "model")[0][0].double()
+        parts = []
+        for name in names:
+            _, reference, graph, operators = cases[name]
+            more = {"operators": operators, "directions": 3}
+            parts.append(rank_example(graph, reference, network.lmax, torch.float64, 200, world, world.size, **more))
+        losses = []
+        for union in unions(parts, edges, 200):
+            for part, predicted in union.split(network(union.inputs, union.exchange)):
+                offsite, onsite = differences = differences_mev(predicted, part)
+                losses += [l1_l2(d, 10.0, n) for d, n in zip(differences, part.counts)]
+                losses.append(0.3 * eigenvalue_error(part.directions[0] @ offsite + part.directions[1] @ onsite, world))
+            statistics = getattr(union.exchange, "statistics", None)
+        loss = sum(losses)
+        loss.backward()
+        (total,) = sum_gradients(network, world, loss.item())
+        result[names[0]] = total, {n: p.grad.numpy() for n, p in network.named_parameters()}, statistics
+    return result
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_batch_united_on_ranks_is_one_structure_after_another_on_one(cases, ranks):
+    expected = a_batch(World(), cases, 0)
+    for result in on_ranks(ranks, a_batch, cases, 10**9):
+        for name, (loss, gradients, _) in expected.items():
+            total, own, statistics = result[name]
+            assert total == pytest.approx(loss, rel=1e-10)
+            for weight, gradient in gradients.items():
+                np.testing.assert_allclose(own[weight], gradient, rtol=0, atol=1e-10 * max(1, np.abs(gradient).max()))
+            if ranks > 1 and statistics.messages:  # those of one structure for all
+                assert statistics.exchanges == {"nodes": LAYERS, "edges": 1, "nodes backward": LAYERS, "edges backward": 1}
 
 
 def test_cupy_exchange_without_cupy_or_a_gpu_is_refused(cases):

@@ -163,7 +163,7 @@ def test_partitions_from_files_are_used(data, undisturbed, tmp_path):
     for ours, one in zip(losses(tmp_path), undisturbed, strict=True):
         assert ours == pytest.approx(one, rel=2e-3)
     with pytest.raises(AssertionError, match="its structure is another one. Make it anew with `hamscale partition`"):
-        on_ranks(2, run, data, tmp_path, {"partitions": files[::-1]})
+        on_ranks(2, run, data, tmp_path / "exchanged", {"partitions": files[::-1]})
 
 
 def test_torchrun_starts_it_and_a_model_comes_out(data, undisturbed, tmp_path):

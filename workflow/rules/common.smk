@@ -141,9 +141,7 @@ def input_folder(wildcards, input):
 
 def model_settings(wildcards):
     """What a network's weights depend on."""
-    return MODELS[wildcards.model].model_dump(
-        mode="json", exclude={"description": True, "training": {"networks"}}
-    )
+    return MODELS[wildcards.model].of_weights()
 
 
 def networks_of_model(wildcards):

@@ -184,7 +184,7 @@ def train_network(
     """Train a network of a model, and resume from CHECKPOINT.
 
     Writes OUT/{weights.safetensors, config.json, reference.h5, train.csv}. On many ranks: torchrun --nproc-per-node P -m
-    hamscale train ..., or srun. On SIGUSR1, SIGTERM or SIGINT it writes a checkpoint and exits with code 85.
+    hamscale train ..., or srun, or mpirun. On SIGUSR1, SIGTERM or SIGINT it writes a checkpoint and exits with code 85.
     """
     from ..train import loop
 

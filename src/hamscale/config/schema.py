@@ -424,6 +424,11 @@ class Training(Section):
     )
     recompute: bool = Field(False, description="recompute chunks of edges in the backward pass: less memory, more time")
     chunk: PositiveInt = Field(768, description="edges per chunk, rounded to whole destinations")
+    cache_gib: NonNegativeFloat = Field(
+        2.0,
+        description="memory of each rank in which structures stay once they are read; others are read again whenever they are "
+        "needed, while a step computes (GiB)",
+    )
     tensorboard: bool = False
 
 
@@ -433,6 +438,10 @@ class Model(Section):
     description: str = ""
     network: Network = Network()
     training: Training = Training()
+
+    def of_weights(self) -> dict:
+        """Return the settings on which the weights of a network depend, in the types of JSON."""
+        return self.model_dump(mode="json", exclude={"description": True, "training": {"networks", "cache_gib"}})
 
 
 # -------------------------------------------------------------------------------------------------------------------- run

@@ -12,7 +12,7 @@ import numpy as np
 from ase import Atoms
 
 from ..basis import Basis
-from ..files import create_h5, open_h5
+from ..files import create_h5, open_h5, store_fingerprint
 from ..operators import read_basis, read_structure, write_basis, write_structure
 from ..pairs import ByElement, ByPair, PairList, place_in_element
 from .neighbours import edges_within
@@ -89,7 +89,7 @@ def elements_of(name: str) -> tuple[int, int]:
 
 
 def write_graph(path: str | Path, graph: Graph) -> None:
-    """Write a graph to a file of schema `graph/2`, atomically."""
+    """Write a graph to a file of schema `graph/2`, atomically, with a fingerprint by which a training knows it again."""
     with create_h5(path, SCHEMA, cutoff_angstrom=graph.cutoff_angstrom, **graph.attributes) as file:
         write_structure(file, graph.atoms)
         write_basis(file, graph.basis)
@@ -103,6 +103,7 @@ def write_graph(path: str | Path, graph: Graph) -> None:
             file[f"onsite/{z}"].attrs["unit"] = "Hartree"
             file[f"crystal_field/{z}"] = graph.crystal_field[z]
             file[f"crystal_field/{z}"].attrs["unit"] = "Hartree"
+        store_fingerprint(file)
 
 
 def read_graph(path: str | Path) -> Graph:

@@ -22,11 +22,13 @@ class RankPart:
     """The work of one rank: the edges into its own atoms, and the means to obtain data of other ranks.
 
     On a single rank it is the whole structure, without halo.
+    blocks: the read-out blocks that are exchanged, `tensors.block_plan`.
     """
 
     graph: Graph
     halo: Halo | None = None
     exchange: Exchange = NoExchange()
+    blocks: tuple[dict, dict] | None = None
 
 
 def rank_part(
@@ -49,7 +51,7 @@ def rank_part(
     part = graph.part(halo.owned)
     first = world.rank // ranks * ranks
     plan = block_plan(part, halo, sorted(reference.basis))
-    return RankPart(part, halo, EXCHANGES[exchange](halo, world, first, plan))
+    return RankPart(part, halo, EXCHANGES[exchange](halo, world, first, plan), plan)
 
 
 def rank_example(
@@ -71,7 +73,8 @@ def rank_example(
     """
     part = rank_part(graph, reference, world, ranks, partitions, exchange)
     result = example(part.graph, reference, lmax, dtype, chunk, part.halo)
-    result = replace(result, exchange=part.exchange, counts=count_components(graph))
+    result = replace(result, exchange=part.exchange, blocks=part.blocks)
+    result = replace(result, counts=count_components(graph), edges=len(graph.edges))
     if operators is not None:
         found = eigenvalue_directions(operators, part.graph, directions)
         result = replace(result, directions=flat_directions(found, result, sorted(reference.basis)))

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..config import Network
 from ..graph.graph import Graph
 from ..graph.reference import Reference
-from ..model.network import AtomInputs, Exchange, HamiltonianNetwork, Inputs, NoExchange, PairInputs, moved
+from ..model.network import AtomInputs, Exchange, HamiltonianNetwork, Inputs, NoExchange, PairInputs, bytes_of, moved
 from ..model.rotations import layout
 from ..pairs import flip, sort_keys
 from ..partition.halo import Halo
@@ -22,7 +22,9 @@ class Example:
 
     offsite {(s_i, s_j): (G, n)} in edge frames, onsite {s: (A_s, n)}, Hartree.
     counts: numbers of offsite and of onsite components of the whole structure.
+    edges: number of edges of the whole structure.
     exchange: communication with the ranks that have the other parts.
+    halo, blocks: of which the exchange is made, of a rank's part.
     directions: (D, offsite components) and (D, onsite components), whose products with the errors of components are sums of
     errors of eigenvalues (graph/states.py).
     """
@@ -31,13 +33,21 @@ class Example:
     offsite: dict
     onsite: dict
     counts: tuple[int, int]
+    edges: int
     exchange: Exchange = NoExchange()
+    halo: Halo | None = None
+    blocks: tuple[dict, dict] | None = None
     directions: tuple[Tensor, Tensor] | None = None
 
     def to(self, device: torch.device | str) -> "Example":
         """Return the same example on another device."""
         tensors = {name: moved(getattr(self, name), device) for name in ("inputs", "offsite", "onsite", "directions")}
         return replace(self, **tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of all tensors, bytes."""
+        return sum(bytes_of(part) for part in (self.inputs, self.offsite, self.onsite, self.directions))
 
 
 def build_network(network: Network, reference: Reference) -> HamiltonianNetwork:
@@ -221,7 +231,7 @@ def example(
     }
     onsite = {elements.index(z): torch.from_numpy(t).to(dtype) for z, t in graph.onsite.items() if len(t)}
     inputs = graph_inputs(graph, reference, lmax, dtype, chunk, halo)
-    return Example(inputs, offsite, onsite, count_components(graph))
+    return Example(inputs, offsite, onsite, count_components(graph), len(graph.edges), halo=halo)
 
 
 def count_components(graph: Graph) -> tuple[int, int]:

@@ -112,6 +112,16 @@ def moved(value: T, device: torch.device | str) -> T:
     return cast(T, result)
 
 
+def bytes_of(value: object) -> int:
+    """Return the size of a tensor, or of all tensors in a dict, tuple or dataclass, bytes."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if is_dataclass(value):
+        return sum(bytes_of(getattr(value, f.name)) for f in fields(value))
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else ()
+    return sum(map(bytes_of, parts))
+
+
 @dataclass
 class PairInputs:
     """The edges between elements s_i and s_j, and the data of their coupled components.

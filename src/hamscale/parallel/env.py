@@ -1,7 +1,7 @@
 """Set up the processes of a run, communicate between them, and end all of them if one fails.
 
-A run is started by torchrun (RANK, WORLD_SIZE, MASTER_ADDR ...) or by Slurm's srun (SLURM_PROCID, SLURM_STEP_NUM_TASKS
-...); otherwise it has one process.
+A run is started by torchrun (RANK, WORLD_SIZE, MASTER_ADDR ...), by Slurm's srun (SLURM_PROCID, SLURM_STEP_NUM_TASKS ...) or
+by mpirun (OMPI_COMM_WORLD_RANK ... of Open MPI, PMI_RANK ... of MPICH and Intel MPI); otherwise it has one process.
 """
 
 import logging
@@ -10,9 +10,11 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -32,7 +34,7 @@ class RankLost(RuntimeError):
 class World:
     """All ranks of a run. With one rank every method does nothing and no process group is made.
 
-    with world() as ranks:  # as torchrun or srun has started this process
+    with world() as ranks:  # as torchrun, srun or mpirun has started this process
         total = ranks.sum(torch.ones(1))
     """
 
@@ -132,7 +134,7 @@ def world(device: str | None = None) -> Iterator[World]:
 
     Raises ValueError if only some of the required environment variables are set.
     """
-    rank, size, local = _numbers()
+    rank, size, local = numbers(os.environ)
     if device is None:
         device = f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda"):
@@ -200,24 +202,84 @@ def first_host(hosts: str) -> str:
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0])
 
 
-def _numbers() -> tuple[int, int, int]:
-    """Return the rank, the number of ranks, and the rank on this host.
+def numbers(env: MutableMapping[str, str]) -> tuple[int, int, int]:
+    """Return the rank, the number of ranks, and the rank on this host, as the environment of a process tells them.
 
-    If Slurm started this process, the environment variables that torch's rendezvous reads are set as well.
+    MASTER_ADDR and MASTER_PORT, which torch's rendezvous reads, are set in it where the launcher does not set them.
+    Raises ValueError if variables are missing, or nothing tells where the ranks meet.
     """
-    env = os.environ
     if "RANK" in env:
         missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in env]
         if missing:
-            raise ValueError(f"RANK is set but {', '.join(missing)} not. Start with torchrun or srun, or unset RANK.")
+            raise ValueError(f"RANK is set but {', '.join(missing)} not. Start with torchrun, srun or mpirun, or unset RANK.")
         return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
     # only srun sets the number of tasks of a step; the shell of a batch script itself is not a rank
-    size = int(env.get("SLURM_STEP_NUM_TASKS", 1))
-    if size == 1:
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS", 1))
+    for names in MPI_VARIABLES:
+        # in a job of Slurm, mpirun may start its own helpers by srun, one for each node: the ranks are mpirun's
+        size = int(env.get(names.size, 1))
+        if names.rank in env and size > 1 and (names.sure or size != tasks):
+            return _of_mpirun(env, names)
+    if tasks == 1:
         return 0, 1, 0
     if "MASTER_ADDR" not in env:
         env["MASTER_ADDR"] = first_host(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_NODELIST", ""))
     # each step of a job, and each job of a node, needs a port of its own
     step = int(env.get("SLURM_JOB_ID", 0)) * 16 + int(env.get("SLURM_STEP_ID", 0))
     env.setdefault("MASTER_PORT", str(20000 + step % 20000))
-    return int(env["SLURM_PROCID"]), size, int(env.get("SLURM_LOCALID", 0))
+    return int(env["SLURM_PROCID"]), tasks, int(env.get("SLURM_LOCALID", 0))
+
+
+class _Variables(NamedTuple):
+    """Environment variables of an mpirun.
+
+    sure: no other launcher sets them; srun may set those of PMI too.
+    """
+
+    rank: str
+    size: str
+    local_rank: str
+    local_size: str
+    job: tuple[str, ...]
+    sure: bool
+
+
+MPI_VARIABLES = (
+    _Variables(
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+        ("OMPI_MCA_ess_base_jobid", "PMIX_NAMESPACE"),
+        True,
+    ),
+    _Variables("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", ("PMI_JOBID",), False),
+)
+
+
+def _of_mpirun(env: MutableMapping[str, str], names: _Variables) -> tuple[int, int, int]:
+    """Return rank, number of ranks and rank on this host as mpirun tells them, and find where the ranks meet.
+
+    On one host they meet there, at a port that follows from the name of mpirun's job, or from their parent process. On
+    several they meet at the first host of a job of Slurm. Raises ValueError where nothing tells the host or the port.
+    """
+    rank, size, local = (int(env.get(name, 0)) for name in (names.rank, names.size, names.local_rank))
+    alone = int(env.get(names.local_size, 0)) == size
+    job = next((env[name] for name in (*names.job, "SLURM_JOB_ID") if name in env), str(os.getppid()) if alone else "")
+    if "MASTER_ADDR" not in env:
+        hosts = env.get("SLURM_JOB_NODELIST") or env.get("SLURM_NODELIST", "")
+        if not alone and not hosts:
+            raise ValueError(
+                "mpirun started ranks on several hosts and does not tell which has rank 0. Set MASTER_ADDR to that host for "
+                "all ranks, e.g. mpirun -x MASTER_ADDR=node1 of Open MPI, -genv MASTER_ADDR node1 of others."
+            )
+        env["MASTER_ADDR"] = "127.0.0.1" if alone else first_host(hosts)
+    if "MASTER_PORT" not in env:
+        if not job:
+            raise ValueError(
+                "mpirun started ranks on several hosts and has no name for its job. Set MASTER_PORT to a free port of "
+                f"{env['MASTER_ADDR']} for all ranks."
+            )
+        # below 32768, from where on the kernel hands out ports
+        env["MASTER_PORT"] = str(20000 + zlib.crc32(job.encode()) % 12000)
+    return rank, size, local

@@ -122,6 +122,10 @@ class TorchExchange:
                 [[receive[n][pair] for n in neighbours] for pair in self.pairs],
             )
 
+    @staticmethod
+    def connect(world: World) -> None:
+        """Set up what all ranks of the world set up together, before the first exchange is made."""
+
     def __call__(self, x: Tensor) -> Tensor:
         """Return the features of owned atoms (A, K, C), followed by those of ghosts: (A + G, K, C)."""
         if not self.nodes.neighbours:
@@ -180,6 +184,11 @@ class CupyExchange(TorchExchange):
     def __init__(self, halo: Halo, world: World, first_rank: int = 0, edges: tuple[dict, dict] | None = None) -> None:
         super().__init__(halo, world, first_rank, edges)
         self.communicator = _communicator(world)
+
+    @staticmethod
+    def connect(world: World) -> None:
+        """Make NCCL's communicator."""
+        _communicator(world)
 
     def transfer(self, ranks: list[int], messages: list[Tensor], buffers: list[Tensor]) -> None:
         import cupy

@@ -1,6 +1,7 @@
 """Train a network: Adam on the L1 + L2 loss of blocks, with exact resume.
 
-A step has one or more structures, each on one or more ranks.
+A step has one or more structures, each on one or more ranks. They come from their files as they are needed
+(`structures.py`).
 """
 
 import csv
@@ -10,8 +11,10 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,24 +23,28 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .. import operators
 from ..config import Model, Training
-from ..files import write_text
-from ..graph.graph import read_graph
-from ..graph.reference import Reference, read_reference
+from ..files import fingerprint, write_text
+from ..graph import graph, reference
 from ..inputs.model_folder import save_model
 from ..inputs.ranks import rank_example
 from ..inputs.tensors import Example, differences_mev
+from ..inputs.union import Union, unions
 from ..model.network import HamiltonianNetwork
-from ..operators import read_operators
 from ..parallel.env import World
+from ..parallel.exchange import EXCHANGES
 from . import checkpoint
 from .learner import Learner, dtype_of
 from .loss import Errors, eigenvalue_error, l1_l2
+from .structures import Structures
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
+
+GPU_EDGES = 100_000  # about as many edges fill a GPU
 
 
 class Stopped(Exception):
@@ -53,6 +60,8 @@ class TrainingFiles:
     operators: those of the DFT calculation of every training structure, in the same order; needed if
     training.eigenvalue_weight is not zero.
     partitions: a file for every training structure, followed by one for every validation structure, or none.
+
+    Structures have numbers: the training structures, then the validation structures.
     """
 
     reference: Path
@@ -61,9 +70,10 @@ class TrainingFiles:
     operators: Sequence[Path] = ()
     partitions: Sequence[Path] = ()
 
-    def validated(self) -> Sequence[Path]:
-        """Return the graphs on which errors are measured; without validation structures these are the training structures."""
-        return self.validation or self.train
+    def validated(self) -> range:
+        """Return the numbers of the structures on which errors are measured; without others the training structures."""
+        first = len(self.train) if self.validation else 0
+        return range(first, first + len(self.validation or self.train))
 
 
 def train(
@@ -101,10 +111,10 @@ def _check(settings: Training, files: TrainingFiles, network: int, world: World,
         raise ValueError(f"network {network}: found training.networks {settings.networks}, expected 0 to {last}.")
     if world.size % ranks:
         raise ValueError(f"{world.size} ranks, {ranks} per structure: expected a divisor of the number of ranks.")
-    structures = len(files.train) + len(files.validated())
+    structures = len(files.train) + len(files.validation)
     if files.partitions and len(files.partitions) != structures:
         raise ValueError(
-            f"{len(files.partitions)} partitions for {len(files.train)} training and {len(files.validated())} validation "
+            f"{len(files.partitions)} partitions for {len(files.train)} training and {len(files.validation)} validation "
             "structures. Give one for each, in that order, or none."
         )
     weighted = settings.eigenvalue_weight > 0
@@ -138,13 +148,12 @@ class Trainer:
         self.files, self.directory, self.checkpoints = files, Path(directory), checkpoint_directory
         self.network, self.world, self.ranks = network, world, ranks
         self.group, self.groups = world.rank // ranks, world.size // ranks
-        reference = read_reference(files.reference)
-        self.learner = Learner(model_config, reference, world, self.settings.seed + network)
+        self.reference, self.exchange = reference.read_reference(files.reference), exchange
+        self.learner = Learner(model_config, self.reference, world, self.settings.seed + network)
         if not files.validation:
             self.report("no validation structures: the training structures are used instead")
-        self.training, validation = self._examples(reference, exchange)
-        self.validation = validation[self.group :: self.groups]
-        self.baseline = _evaluate(None, self.validation, world)
+        if ranks > 1:
+            EXCHANGES[exchange].connect(world)
         self._resume()
         self.bar = tqdm(
             disable=not (world.is_root and sys.stderr.isatty()), initial=self.state["step"], total=self.settings.steps
@@ -156,28 +165,61 @@ class Trainer:
         if self.world.is_root:
             log.info(message)
 
-    def _examples(self, reference: Reference, exchange: str) -> tuple[list[Example], list[Example]]:
-        """Read this rank's parts of the training and of the validation structures."""
+    def prepare(self, number: int) -> Example:
+        """Read this rank's part of a structure."""
         files, settings = self.files, self.settings
-        paths = [*files.train, *files.validated()]
-        partitions: Sequence[Path | None] = files.partitions or [None] * len(paths)
-        weighted = settings.eigenvalue_weight > 0
-        operators = [*(files.operators if weighted else []), *[None] * len(paths)]
-        parts = [
-            rank_example(
-                read_graph(path), reference, self.learner.model.lmax, dtype_of(settings), settings.chunk, self.world,
-                self.ranks, partition, exchange, read_operators(dft) if dft else None, settings.directions,
-            )
-            for path, partition, dft in zip(paths, partitions, operators)
-        ]  # fmt: skip
-        return parts[: len(files.train)], parts[len(files.train) :]
+        directed = settings.eigenvalue_weight > 0 and number < len(files.train)
+        return rank_example(
+            graph.read_graph([*files.train, *files.validation][number]),
+            self.reference,
+            self.learner.model.lmax,
+            dtype_of(settings),
+            settings.chunk,
+            self.world,
+            self.ranks,
+            files.partitions[number] if files.partitions else None,
+            self.exchange,
+            operators.read_operators(files.operators[number]) if directed else None,
+            settings.directions,
+        )
+
+    def share(self, step: int) -> list[int]:
+        """Return the training structures of a step that are this group's."""
+        batch = _batch(len(self.files.train), self.settings, self.network, step)
+        return shares(batch, self.groups)[self.group]
+
+    def order(self) -> Iterator[int]:
+        """Yield the structures that this group needs, in the order of the steps and validations that are left."""
+        for step in range(self.state["step"], self.settings.steps):
+            yield from self.share(step)
+            if self.is_validated(step):
+                yield from self.validated
+
+    @property
+    def validated(self) -> list[int]:
+        """Return the structures whose errors this group measures."""
+        return [number for number in self.files.validated() if self.is_mine(number)]
+
+    def is_mine(self, number: int) -> bool:
+        """Return whether this group keeps a structure in memory."""
+        return number % self.groups == self.group
+
+    def is_validated(self, step: int) -> bool:
+        """Return whether errors are measured after a step."""
+        return (step + 1) % self.settings.validate_every == 0 or step + 1 == self.settings.steps
+
+    def unions(self, structures: Iterator[Example], count: int) -> Iterator[Union]:
+        """Take the next structures, united where they are small."""
+        chunk = self.settings.chunk
+        edges = max(chunk, GPU_EDGES) if self.world.device.type == "cuda" else chunk
+        return unions(islice(structures, count), edges * self.ranks, chunk)
 
     def _resume(self) -> None:
         """Start at the first step, or resume from the checkpoint if there is one."""
-        fingerprint = _fingerprint(self.config, self.network, self.files)
-        self.state: dict[str, Any] = {"step": 0, "best": float("inf"), "rows": [], "seconds": 0.0, "fingerprint": fingerprint}
+        hashed = _fingerprint(self.config, self.network, self.files, self.world)
+        self.state: dict[str, Any] = {"step": 0, "best": float("inf"), "rows": [], "seconds": 0.0, "fingerprint": hashed}
         self.recent = Errors()
-        found = checkpoint.load_checkpoint(self.checkpoints, self.learner, fingerprint, self.world.is_root)
+        found = checkpoint.load_checkpoint(self.checkpoints, self.learner, hashed, self.world.is_root)
         if found:
             self.state = found
             self.recent = Errors(found["recent"]) if self.world.is_root else self.recent
@@ -187,28 +229,28 @@ class Trainer:
 
     def run(self) -> None:
         """Make all steps that are left. Raises Stopped if any rank received a signal."""
-        for step in range(self.state["step"], self.settings.steps):
-            rate = self.learner.set_rate(step)
-            stop = self.step(step)
-            last = step + 1 == self.settings.steps
-            if (step + 1) % self.settings.validate_every == 0 or last:
-                self.validate(step, rate)
-            self.bar.update()
-            if stop and not last:
-                self.save(step + 1)
-                raise Stopped(f"stopped by a signal after step {step + 1} of {self.settings.steps}; start again to go on")
+        with Structures(self.prepare, self.order(), self.is_mine, self.settings.cache_gib * 2**30) as structures:
+            for step in range(self.state["step"], self.settings.steps):
+                rate = self.learner.set_rate(step)
+                stop = self.step(step, structures)
+                if self.is_validated(step):
+                    self.validate(step, rate, structures)
+                self.bar.update()
+                if stop and step + 1 < self.settings.steps:
+                    self.save(step + 1)
+                    raise Stopped(f"stopped by a signal after step {step + 1} of {self.settings.steps}; start again to go on")
 
-    def step(self, step: int) -> float:
-        """Make one step of the optimiser.
+    def step(self, step: int, structures: Iterator[Example]) -> float:
+        """Make one step of the optimiser, with the next of the structures.
 
         Returns whether any rank was asked to stop. Raises ValueError if the loss is not finite.
         """
         settings, learner = self.settings, self.learner
         learner.optimizer.zero_grad(set_to_none=True)
-        batch = _batch(len(self.training), settings, self.network, step)
-        total = sum(self.forward_backward(self.training[k]) for k in batch[self.group :: self.groups])
+        total = sum(map(self.forward_backward, self.unions(structures, len(self.share(step)))))
         total, stop = sum_gradients(learner.model, self.world, total, float(self.world.stop_requested))
         if not np.isfinite(total):
+            batch = _batch(len(self.files.train), settings, self.network, step)
             raise ValueError(
                 f"step {step}: the loss of {', '.join(str(self.files.train[k]) for k in batch)} is {total}. Lower "
                 f"training.learning_rate; the last checkpoint is in {self.checkpoints}."
@@ -216,20 +258,26 @@ class Trainer:
         learner.step()
         return stop
 
-    def forward_backward(self, structure: Example) -> float:
-        """Add the gradients of this rank's share of a structure's loss to those of the weights, and return the share."""
-        loss, differences = _loss(self.learner.model, structure, self.settings, self.world if self.ranks > 1 else World())
+    def forward_backward(self, union: Union) -> float:
+        """Add the gradients of this rank's share of some structures' losses to those of the weights, and return the share."""
+        predicted = self.learner.model(union.inputs, union.exchange, self.settings.recompute)
+        losses = []
+        for structure, of_structure in union.split(predicted):
+            differences = differences_mev(of_structure, structure)
+            losses.append(_loss(differences, structure, self.settings, self.world if self.ranks > 1 else World()))
+            self.recent.add(*(d.detach() for d in differences))
+        loss = torch.stack(losses).sum()
         (loss / self.settings.batch).backward()
-        self.recent.add(*differences)
         return loss.item()
 
-    def validate(self, step: int, rate: float) -> None:
-        """Measure the errors of the validation structures, add a row to the table, and save a checkpoint.
+    def validate(self, step: int, rate: float, structures: Iterator[Example]) -> None:
+        """Measure the errors of the validation structures, the next ones, add a row to the table, and save a checkpoint.
 
         The weights are kept as the best ones if their error is the lowest so far.
         """
-        learner, baseline, world = self.learner, self.baseline, self.world
-        errors = _evaluate(learner.result, self.validation, world)
+        learner, world = self.learner, self.world
+        found = _evaluate(learner.result, self.unions(structures, len(self.validated)))
+        errors, baseline = (of.over_ranks(world).means() for of in found)
         learner.after_validation(errors["mae_mev"])
         row = {"network": self.network, "step": step + 1, "learning_rate": rate}
         row |= {"train_mae_mev": self.recent.over_ranks(world).means()["mae_mev"]}
@@ -267,7 +315,7 @@ class Trainer:
             raise ValueError("no validation error was a number. Lower training.learning_rate.")
         if self.world.is_root:
             write_text(self.directory / "train.csv", _table(self.state["rows"]))
-            record = self.settings.model_dump(exclude={"networks"}) | {
+            record = self.settings.model_dump(exclude={"networks", "cache_gib"}) | {
                 "validation_mae_mev": [self.state["best"]],
                 "seconds": [round(self.state["seconds"], 1)],
             }
@@ -276,36 +324,31 @@ class Trainer:
         self.world.barrier()
 
 
-def _loss(
-    model: HamiltonianNetwork, structure: Example, settings: Training, world: World
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Compute this rank's share of the loss of a structure, with its differences from the targets.
+def _loss(differences: tuple[Tensor, Tensor], structure: Example, settings: Training, world: World) -> Tensor:
+    """Compute this rank's share of the loss of a structure from its differences from the targets.
 
     The shares of the ranks of `world`, which have the parts of the structure, add up to the loss.
     """
-    predicted = model(structure.inputs, structure.exchange, settings.recompute)
-    offsite, onsite = differences_mev(predicted, structure)
+    offsite, onsite = differences
     n_offsite, n_onsite = structure.counts
     loss = l1_l2(offsite, settings.l2_scale_mev, n_offsite)
     loss = loss + settings.onsite_weight * l1_l2(onsite, settings.l2_scale_mev, n_onsite)
     if structure.directions is not None:
         of_offsite, of_onsite = structure.directions
         loss = loss + settings.eigenvalue_weight * eigenvalue_error(of_offsite @ offsite + of_onsite @ onsite, world)
-    return loss, (offsite.detach(), onsite.detach())
+    return loss
 
 
 @torch.no_grad()
-def _evaluate(model: HamiltonianNetwork | None, structures: list[Example], world: World) -> dict[str, float]:
-    """Measure the errors over the structures of all ranks; those of the reference alone if model is None."""
-    errors = Errors()
-    for structure in structures:
-        if model is None:
-            zero = lambda blocks: {k: torch.zeros_like(v) for k, v in blocks.items()}  # noqa: E731
-            predicted = zero(structure.offsite), zero(structure.onsite)
-        else:
-            predicted = model(structure.inputs, structure.exchange)
-        errors.add(*differences_mev(predicted, structure))
-    return errors.over_ranks(world).means()
+def _evaluate(model: HamiltonianNetwork, structures: Iterator[Union]) -> tuple[Errors, Errors]:
+    """Measure the errors of a model over structures, and those of the reference alone."""
+    errors, baseline = Errors(), Errors()
+    for union in structures:
+        for structure, predicted in union.split(model(union.inputs, union.exchange)):
+            errors.add(*differences_mev(predicted, structure))
+            zero = ({k: torch.zeros_like(v) for k, v in blocks.items()} for blocks in (structure.offsite, structure.onsite))
+            baseline.add(*differences_mev((next(zero), next(zero)), structure))
+    return errors, baseline
 
 
 def _batch(n: int, settings: Training, network: int, step: int) -> list[int]:
@@ -314,16 +357,41 @@ def _batch(n: int, settings: Training, network: int, step: int) -> list[int]:
     The choice is a function of seeds and step alone, so that a resumed run repeats it.
     """
     positions = range(step * settings.batch, (step + 1) * settings.batch)
-    return [int(np.random.default_rng([settings.seed + network, p // n]).permutation(n)[p % n]) for p in positions]
+    return [int(_epoch(n, settings.seed + network, p // n)[p % n]) for p in positions]
 
 
-def _fingerprint(model_config: Model, network: int, files: TrainingFiles) -> str:
-    """Compute a hash of the data and the settings on which the weights of a network depend."""
-    content = model_config.model_dump(mode="json", exclude={"description": True, "training": {"networks"}})
-    digest = hashlib.sha256(json.dumps([checkpoint.SCHEMA, network, content], sort_keys=True).encode())
-    for path in (files.reference, *files.train, *files.validated(), *files.operators):
-        digest.update(Path(path).read_bytes())
-    return digest.hexdigest()
+@lru_cache(2)
+def _epoch(n: int, seed: int, number: int) -> np.ndarray:
+    return np.random.default_rng([seed, number]).permutation(n)
+
+
+def shares(batch: list[int], groups: int) -> list[list[int]]:
+    """Divide the structures of a batch among groups of ranks as evenly as can be.
+
+    Structure k goes to group k % groups while that has room, so that a group meets its own again and again.
+    """
+    most = -(-len(batch) // groups)
+    result: list[list[int]] = [[] for _ in range(groups)]
+    left: list[int] = []
+    for k in batch:
+        own = result[k % groups]
+        (own if len(own) < most else left).append(k)
+    for k in left:
+        min(result, key=len).append(k)
+    return result
+
+
+def _fingerprint(model_config: Model, network: int, files: TrainingFiles, world: World) -> str:
+    """Compute a hash of the data and the settings on which the weights of a network depend; ranks share the files."""
+    hashed: list[tuple[Path, str]] = [(files.reference, reference.SCHEMA)]
+    hashed += [(path, graph.SCHEMA) for path in (*files.train, *files.validation)]
+    hashed += [(path, operators.SCHEMA) for path in files.operators]
+    digests = torch.zeros(len(hashed), 32, dtype=torch.int32, device=world.device)
+    for k in range(world.rank, len(hashed), world.size):
+        digests[k] = torch.tensor(list(bytes.fromhex(fingerprint(*hashed[k]))))
+    of_files = world.sum(digests).tolist()
+    content = [checkpoint.SCHEMA, network, model_config.of_weights(), len(files.train), of_files]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _table(rows: list[dict]) -> str:
