@@ -29,6 +29,8 @@ from hamscale.graph.crystal_field import CrystalField, features
 from hamscale.graph.graph import structure_graph
 from hamscale.graph.reference import Reference
 from hamscale.inputs.tensors import build_network, graph_inputs
+from hamscale.model.chunks import Way
+from hamscale.model.network import EDGES_AT_ONCE
 
 
 def hafnia(n_atoms: int) -> Atoms:
@@ -102,7 +104,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def options() -> argparse.Namespace:
+def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--graph", choices=["hfo2", "gst"], default="hfo2")
     parser.add_argument("--atoms", type=int, default=96)
@@ -117,9 +119,12 @@ def options() -> argparse.Namespace:
     parser.add_argument("--recompute", action="store_true")
     parser.add_argument("--dtype", choices=["float32", "float64", "mixed"], default="float32", help="mixed: bfloat16 messages")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--chunk", type=int, default=768, help="edges")
+    parser.add_argument("--chunk", type=int, default=768, help="edges; on a GPU as many as fit")
+    parser.add_argument(
+        "--way", choices=[way.value for way in Way], help="of arranging operations; default: as suits the device"
+    )
     parser.add_argument("--repeats", type=int, default=7)
-    o = parser.parse_args()
+    o = parser.parse_args(arguments)
     o.hidden = o.hidden or o.channels
     return o
 
@@ -141,7 +146,8 @@ def build(o: argparse.Namespace):
     model = build_network(settings, reference).to(o.device, dtype)
     if o.dtype == "mixed":
         model.messages_in(torch.bfloat16)
-    return model, graph_inputs(graph, reference, o.lmax, dtype, o.chunk).to(o.device)
+    inputs = graph_inputs(graph, reference, o.lmax, dtype, o.chunk).to(o.device)
+    return model, inputs if o.way is None else inputs.arranged(Way(o.way), EDGES_AT_ONCE)
 
 
 def main():

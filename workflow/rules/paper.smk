@@ -11,6 +11,8 @@ RAW_TABLES = [
     "ablation_hfo2.csv",
     "ablation_gst124.csv",
     "size.csv",
+    "roofline.csv",
+    "roofline_rates.csv",
     "dos_cell_1008-000.csv",
     "dos_tiled-000.csv",
 ]
@@ -22,7 +24,16 @@ rule figures:
     output:
         pdf=expand(
             "results/figures/{name}.pdf",
-            name=("fig3", "fig5", "fig6", "fig7", "fig8", "learning", "size"),
+            name=(
+                "fig3",
+                "fig5",
+                "fig6",
+                "fig7",
+                "fig8",
+                "learning",
+                "roofline",
+                "size",
+            ),
         ),
         fig3=report(
             "results/figures/fig3.png",
@@ -60,6 +71,12 @@ rule figures:
             category="Figures of the method",
             labels={"what": "errors against structures, steps and variants"},
         ),
+        roofline=report(
+            "results/figures/roofline.png",
+            caption="../report/roofline.rst",
+            category="Figures of the method",
+            labels={"what": "what a GPU could do at best"},
+        ),
         size=report(
             "results/figures/size.png",
             caption="../report/size.rst",
@@ -73,7 +90,7 @@ rule figures:
     params:
         raw=input_folder,
     message:
-        "figures 3 and 5 to 8, learning, size"
+        "figures 3 and 5 to 8, learning, roofline, size"
     shell:
         "hamscale plot-paper --raw {params.raw} --out results/figures > {log} 2>&1"
 
@@ -89,6 +106,22 @@ rule throughput:
         "measure messages per second"
     shell:
         "python benchmarks/throughput.py --raw results/raw > {log} 2>&1"
+
+
+# Counted and modelled, so it is the same on every machine.
+rule roofline:
+    output:
+        "results/raw/launches.csv",
+        "results/raw/roofline.csv",
+        "results/raw/roofline_rates.csv",
+    log:
+        "logs/raw/roofline.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    message:
+        "count operations, model GPUs"
+    shell:
+        "python benchmarks/launches.py --raw results/raw > {log} 2>&1"
 
 
 rule domains:

@@ -41,8 +41,8 @@ class Example:
 
     def to(self, device: torch.device | str) -> "Example":
         """Return the same example on another device."""
-        tensors = {name: moved(getattr(self, name), device) for name in ("inputs", "offsite", "onsite", "directions")}
-        return replace(self, **tensors)
+        tensors = {name: moved(getattr(self, name), device) for name in ("offsite", "onsite", "directions")}
+        return replace(self, inputs=self.inputs.to(device), **tensors)
 
     @property
     def nbytes(self) -> int:
@@ -132,17 +132,20 @@ def _inputs(
                 torch.from_numpy(reference.onsite_scale[z][pair.slot]).to(dtype),
                 torch.from_numpy(reference.crystal_field.deviation(z, crystal_field[z])).to(dtype),
             )
+    species = np.searchsorted(elements, graph.atoms.numbers[known])
     return Inputs(
-        torch.from_numpy(np.searchsorted(elements, graph.atoms.numbers[known])),
+        torch.from_numpy(species),
         torch.from_numpy(source),
         torch.from_numpy(destination),
+        torch.from_numpy(np.column_stack([source, destination]).ravel()),
+        torch.from_numpy(species[destination] * len(elements) + species[source]),
         torch.from_numpy(graph.edges.distances).to(dtype),
         layout(lmax).rotations(graph.edges.vectors, dtype),
         degrees.tolist(),
+        torch.from_numpy(np.concatenate([[0], np.cumsum(degrees)])),
         spans,
         pairs,
         atoms_of,
-        len(elements),
     )
 
 

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from enum import Enum
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Any, Protocol
 
@@ -18,12 +19,30 @@ from torch import Tensor
 Weights = dict[str, Tensor]  # weights of an update, or gradients of them, by name
 
 
+class Way(Enum):
+    """How the operations on a chunk are arranged; the results are the same.
+
+    CACHED, for a CPU: many operations on parts of the features, and one matrix product for each atom. An operation costs
+    little there, and what it touches stays in the cache.
+    BATCHED, for a GPU: few operations, each on all edges of a chunk. An operation is a launch there, whose cost does not
+    depend on its size. The number of operations does not depend on the number of atoms, and none waits for the device.
+    """
+
+    CACHED = "cached"
+    BATCHED = "batched"
+
+    @classmethod
+    def of(cls, device: torch.device | str) -> "Way":
+        """Return the way that suits a device."""
+        return cls.BATCHED if torch.device(device).type == "cuda" else cls.CACHED
+
+
 @dataclass
 class Chunk:
-    """A run of edges that contains all edges into the atoms first_atom..last_atom.
+    """A run of edges that contains all edges into a run of atoms.
 
-    source (E,): rows of node features.
-    target (E,): atom of the chunk into which each edge points.
+    degrees: number of edges into each of these atoms. offsets (atoms + 1,): the first of them, and the number of all edges.
+    destination (E,): rows of node features; ends (2 E,): those of the source and the destination of every edge in turn.
     pair (E,): index of the pair of elements, s_i species + s_j.
     pairs: PairInputs of the whole graph.
     """
@@ -31,15 +50,22 @@ class Chunk:
     edges: slice
     atoms: slice
     degrees: list[int]
-    source: Tensor
-    target: Tensor
+    offsets: Tensor
+    destination: Tensor
+    ends: Tensor
     pair: Tensor
     distances: Tensor
     rotations: Tensor
     pairs: dict
+    way: Way
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.destination)
+
+    @cached_property
+    def target(self) -> Tensor:
+        """Return the atom of the chunk into which each edge points, (E,)."""
+        return self.destination - self.atoms.start if self.atoms.start else self.destination
 
 
 class Buffers:
@@ -113,6 +139,7 @@ class ChunkedGraph(Protocol):
     rotations: Tensor
     spans: list[tuple[int, int, int, int]]
     pairs: dict
+    way: Way
 
     @property
     def atoms(self) -> int:
@@ -204,7 +231,7 @@ class _Update(torch.autograd.Function):
         sums: list[list[Tensor]] = []  # of each thread
 
         def start() -> Work:
-            d_weights = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+            d_weights = _zeros_like(weights)
             g = Gradients(d_weights, torch.zeros_like(x), d_distances, d_rotations)
             sums.append([g.x, *g.weights.values()])
 
@@ -216,6 +243,17 @@ class _Update(torch.autograd.Function):
         _over_chunks(graph, distances, rotations, start)
         d_x, *g = [sum(rest, first) for first, *rest in zip(*sums)]
         return None, None, None, None, None, d_x, d_distances, d_rotations, *d_edges[:n_edges], *g
+
+
+def _zeros_like(weights: Weights) -> Weights:
+    """Return zeros of the shapes of weights, all in one piece of memory, which one operation fills."""
+    memory = next(iter(weights.values())).new_zeros(sum(weight.numel() for weight in weights.values()))
+    parts = memory.split([weight.numel() for weight in weights.values()])
+    result = {}
+    for (name, weight), part in zip(weights.items(), parts):
+        transposed = weight.dim() == 2 and not weight.is_contiguous()  # so is the gradient, or it would be copied later
+        result[name] = part.view(weight.T.shape).T if transposed else part.view(weight.shape)
+    return result
 
 
 def _run(
@@ -289,7 +327,9 @@ def apply(
     edges: features by chunk, or empty. Without gradients, edges that are used for the last time are released chunk by
     chunk.
     """
-    w = {name: weight.contiguous() for name, weight in update.weights().items()}
+    w = update.weights()
+    if graph.way is Way.CACHED:  # products of many chunks use them; for one product a copy would not pay
+        w = {name: weight.contiguous() for name, weight in w.items()}
     if torch.is_grad_enabled():
         tensors = x, graph.distances, graph.rotations, *edges, *w.values()
         return list(_Update.apply(update, graph, keep, list(w), len(edges), *tensors))

@@ -19,17 +19,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from .chunks import Buffers, Chunk, Gradients, Task, Weights
+from .chunks import Buffers, Chunk, Gradients, Task, Way, Weights
+from .columns import Columns, Joined, JoinedColumns
 from .layers import NORM_EPS, SCALAR_EPS
-from .rotations import PARITIES, Layout
+from .rotations import PARITIES, DenseRotations, Layout
 
 
 def add_product(target: Tensor, a: Tensor, b: Tensor) -> None:
     """Add the product a b to target; half-precision factors are multiplied in it and added in the precision of target."""
-    if a.dtype == target.dtype:
-        target.addmm_(a, b)
-    else:
+    if a.dtype != target.dtype:
         target += a @ b
+    elif a.dim() == 3:
+        target.baddbmm_(a, b)
+    else:
+        target.addmm_(a, b)
 
 
 # ------------------------------------------------------------------------------------------------------------- radial network
@@ -69,18 +72,20 @@ def scale_groups(layout: Layout, x: Tensor, factors: Tensor, out: Tensor) -> Non
 
     The operation is in place if out is x.
     """
-    row = 0
-    for group, rows in layout.runs:
-        torch.mul(x[row : row + rows], factors[group : group + rows], out=out[row : row + rows])
-        row += rows
+    of_degrees = factors.unflatten(0, (len(PARITIES), -1))
+    for (m, rows), (_, result) in zip(layout.orders(x), layout.orders(out)):
+        torch.mul(rows, of_degrees[:, m:], out=result)
 
 
 def scale_groups_adjoint(layout: Layout, x: Tensor, d_out: Tensor, d_factors: Tensor) -> None:
-    """Add the gradient of the factors to d_factors; the gradient of x is `scale_groups` of d_out."""
-    row = 0
-    for group, rows in layout.runs:
-        d_factors[group : group + rows].addcmul_(x[row : row + rows], d_out[row : row + rows])
-        row += rows
+    """Write the gradient of the factors to d_factors; the gradient of x is `scale_groups` of d_out."""
+    of_degrees = d_factors.unflatten(0, (len(PARITIES), -1))
+    for (m, rows), (_, d_rows) in zip(layout.orders(x), layout.orders(d_out)):
+        for of_sign, d_of_sign in zip(rows, d_rows):
+            if m == 0:  # has all degrees
+                torch.mul(of_sign, d_of_sign, out=of_degrees)
+            else:
+                of_degrees[:, m:].addcmul_(of_sign, d_of_sign)
 
 
 # Norms: `layers.Norm` without its scales, which are multiplied into the weights of the next layer.
@@ -91,8 +96,8 @@ def inverse_norm(w: Weights, name: str, x: Tensor, buffers: Buffers) -> Tensor:
     rows, edges, channels = x.shape
     with buffers:
         square = torch.mul(x, x, out=buffers.like(x))
-        power = (w[f"{name}.balance"] @ square.view(rows, -1)).view(edges, channels).mean(1)
-    return power.add_(NORM_EPS).rsqrt_()
+        power = torch.addmv(w[f"{name}.one"], square.view(rows, -1).T, w[f"{name}.balance"], beta=NORM_EPS)
+        return power.view(edges, channels).mean(1).rsqrt_()
 
 
 def inverse_norm_adjoint(w: Weights, name: str, x: Tensor, inverse: Tensor, d_inverse: Tensor, d_x: Tensor) -> None:
@@ -129,7 +134,7 @@ def norm_adjoint(
     inverse, mean, deviation = saved
     with buffers:
         d_inverse = torch.mul(d_out[1:], x[1:], out=buffers.like(x[1:])).sum((0, 2))
-    d_x[0] += scalar_norm_adjoint(w, g, name, x[0], mean, deviation, d_out[0])
+    d_x[0].add_(scalar_norm_adjoint(w, g, name, x[0], mean, deviation, d_out[0]))
     d_x[1:].addcmul_(d_out[1:], inverse[:, None])
     inverse_norm_adjoint(w, name, x, inverse, d_inverse, d_x)
 
@@ -144,7 +149,7 @@ def feed_forward(layout: Layout, w: Weights, x: Tensor, out: Tensor | None, buff
     saved = norm(w, "ff.norm", x, normed, buffers)
     up = buffers(rows, edges, w["ff.up"].shape[2])
     torch.bmm(normed, w["ff.up"], out=up)
-    up[0] += w["ff.up.bias"]
+    up[0].add_(w["ff.up.bias"])
     gates = buffers(layout.groups, *up.shape[1:])
     gates[0] = up[0]  # silu(y) = y sigmoid(y)
     torch.baddbmm(w["ff.gates.bias"][:, None], normed[:1].expand(layout.groups - 1, -1, -1), w["ff.gates"], out=gates[1:])
@@ -153,7 +158,7 @@ def feed_forward(layout: Layout, w: Weights, x: Tensor, out: Tensor | None, buff
     scale_groups(layout, up, gates, gated)
     if out is not None:
         torch.baddbmm(x, gated, w["ff.down"], out=out)
-        out[0] += w["ff.down.bias"]
+        out[0].add_(w["ff.down.bias"])
     return normed, saved, up, gates, gated
 
 
@@ -166,156 +171,93 @@ def feed_forward_adjoint(
     g["ff.down.bias"] += d_out[0].sum(0)
     d_gated = torch.bmm(d_out, w["ff.down"].transpose(1, 2), out=gated)  # overwrites gated, which is not needed any more
     with buffers:
-        d_gates = buffers.like(gates).zero_()
+        d_gates = buffers.like(gates)
         scale_groups_adjoint(layout, up, d_gated, d_gates)
         scale_groups(layout, d_gated, gates, d_gated)
         d_gates = torch.ops.aten.sigmoid_backward(d_gates, gates)
-        d_gated[0] += d_gates[0]
+        d_gated[0].add_(d_gates[0])
         g["ff.up"].baddbmm_(normed.transpose(1, 2), d_gated)
         g["ff.up.bias"] += d_gated[0].sum(0)
         g["ff.gates"].baddbmm_(normed[:1].expand(layout.groups - 1, -1, -1).transpose(1, 2), d_gates[1:])
         g["ff.gates.bias"] += d_gates[1:].sum(1)
         d_normed = torch.bmm(d_gated, w["ff.up"].transpose(1, 2), out=buffers.like(x))
-        d_normed[0] += torch.bmm(d_gates[1:], w["ff.gates"].transpose(1, 2)).sum(0)
+        d_normed[0].add_(torch.bmm(d_gates[1:], w["ff.gates"].transpose(1, 2)).sum(0))
         norm_adjoint(w, g, "ff.norm", x, saved, d_normed, d_out, buffers)
 
 
 # ---------------------------------------------------------------------------------------------------------- SO(2) convolutions
 
 
-def _products(layout: Layout, w: Weights, name: str, x: Tensor, y: Tensor) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-    """Yield (product, weight, columns of x, columns of y); the columns of successive products follow one another."""
+def _products(
+    layout: Layout, way: Way, w: Weights, name: str, x: Tensor, y: Tensor
+) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    """Yield (matrix, weight, columns of x, columns of y); the columns of successive products follow one another.
+
+    The two signs of m > 0 come one after the other, or, in the batched way, together: (2, rows, columns), (2, E, columns).
+    """
     row, column = 0, 0
-    for product, _ in layout.products:
-        if (weight := w.get(f"{name}.{product}")) is not None:
-            rows, columns = weight.shape
-            yield product, weight, x[:, row : row + rows], y[:, column : column + columns]
-            row, column = row + rows, column + columns
+    for matrix in layout.matrices:
+        if (weight := w.get(f"{name}.{matrix}")) is None:
+            continue
+        rows, columns = weight.shape[-2:]
+        signs = len(weight) if weight.dim() == 3 else 1
+        a, b = x[:, row : row + signs * rows], y[:, column : column + signs * columns]
+        row, column = row + signs * rows, column + signs * columns
+        if signs == 1:
+            yield matrix, weight, a, b
+        elif way is Way.BATCHED:
+            yield matrix, weight, *(t.unflatten(1, (signs, -1)).transpose(0, 1) for t in (a, b))
+        else:
+            for s, of_sign in enumerate(weight):
+                yield matrix, of_sign, a[:, s * rows : (s + 1) * rows], b[:, s * columns : (s + 1) * columns]
 
 
-def so2(layout: Layout, w: Weights, name: str, x: Tensor, out: Tensor) -> None:
+def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    if a.dim() == 3:
+        torch.bmm(a, b, out=out)
+    else:
+        torch.mm(a, b, out=out)
+
+
+def so2(layout: Layout, way: Way, w: Weights, name: str, x: Tensor, out: Tensor) -> None:
     """Compute all products of an SO(2) convolution: x (E, columns) -> out (E, columns)."""
-    for product, weight, a, target in _products(layout, w, name, x, out):
-        if product == "0n":
+    for matrix, weight, a, target in _products(layout, way, w, name, x, out):
+        if matrix == "0n":
             torch.addmm(w[f"{name}.bias"], a, weight, out=target)
         else:
-            torch.mm(a, weight, out=target)
+            _multiply(a, weight, target)
 
 
-def so2_transposed(layout: Layout, w: Weights, name: str, d_out: Tensor, d_x: Tensor) -> None:
+def so2_transposed(layout: Layout, way: Way, w: Weights, name: str, d_out: Tensor, d_x: Tensor) -> None:
     """Compute the gradient of the input of `so2`."""
-    for _, weight, target, d in _products(layout, w, name, d_x, d_out):
-        torch.mm(d, weight.T, out=target)
+    for _, weight, target, d in _products(layout, way, w, name, d_x, d_out):
+        _multiply(d, weight.mT, target)
 
 
-def so2_gradient(layout: Layout, g: Weights, name: str, x: Tensor, d_out: Tensor) -> None:
+def so2_gradient(layout: Layout, way: Way, g: Weights, name: str, x: Tensor, d_out: Tensor) -> None:
     """Add the gradient of the weights of `so2`."""
-    for product, gradient, a, d in _products(layout, g, name, x, d_out):
-        add_product(gradient, a.T, d)
-        if product == "0n":
+    for matrix, gradient, a, d in _products(layout, way, g, name, x, d_out):
+        add_product(gradient, a.mT, d)
+        if matrix == "0n":
             g[f"{name}.bias"] += d.sum(0)
 
 
-class Columns:
-    """Positions of the values of each group in edge-first rows (E, columns), run by run.
-
-    runs: (first factor, columns here, columns there). Factors per group and channel are applied from the column `first
-    factor` on. "Here" are the rows of one input; "there" are the same values in a row that also holds other values.
-    """
-
-    def __init__(self) -> None:
-        self.runs: list[tuple[int, slice, slice]] = []
-
-    def scale(self, here: Tensor, factors: Tensor, there: Tensor) -> None:
-        """Set there = here, times the factor of each degree."""
-        for first, own, other in self.runs:
-            torch.mul(here[:, own], factors[:, first : first + own.stop - own.start], out=there[:, other])
-
-    def scale_back(self, there: Tensor, factors: Tensor, here: Tensor) -> None:
-        for first, own, other in self.runs:
-            torch.mul(there[:, other], factors[:, first : first + own.stop - own.start], out=here[:, own])
-
-    def scale_adjoint(self, here: Tensor, d_there: Tensor, d_factors: Tensor) -> None:
-        """Add the gradient of the factors to d_factors; the gradient of here is `scale_back` of d_there."""
-        for first, own, other in self.runs:
-            d_factors[:, first : first + own.stop - own.start].addcmul_(here[:, own], d_there[:, other])
-
-
-def joined_columns(layout: Layout, channels: int, ends: str, edge: bool) -> dict[str, Columns]:
-    """Place the inputs of a message side by side, one product of the SO(2) convolution after the other.
-
-    ends: of "n" and "u", the natural and the unnatural features of both ends of an edge, 2 C channels each, those that there
-    are; if there are none, the input "ends" are their scalars. edge: whether the input "e" has all groups or is scalars.
-    """
-    c, L = channels, layout.lmax
-    columns = {name: Columns() for name in ends or ("ends",)} | {"e": Columns()}
-    there, row = 0, 0
-
-    def place(name: str, factor: int, here: int, size: int) -> None:
-        nonlocal there
-        columns[name].runs.append((factor, slice(here, here + size), slice(there, there + size)))
-        there += size
-
-    for product, terms in layout.products:
-        for p, m in terms:
-            n = L + 1 - abs(m)
-            if "nu"[p] in ends:
-                place("nu"[p], abs(m) * 2 * c, layout.rotated_row[m] * 2 * c, n * 2 * c)
-            elif not ends and product == "0n":
-                place("ends", 0, 0, 2 * c)
-            if edge:
-                place("e", layout.group(p, abs(m)) * c, row * c, n * c)
-            elif product == "0n":
-                place("e", 0, 0, c)
-            row += n
-    return columns
-
-
-def gate_columns(layout: Layout, channels: int, scalars: int, axial: bool) -> Columns:
-    """Build the columns of a gate, between its output ("here") and its input ("there").
-
-    The output has the rows of an edge; if `axial` is true, only natural ones of m = 0. The input has the natural scalars,
-    then `scalars` other values, then all other rows.
-    """
-    columns = Columns()
-    columns.runs.append((0, slice(0, channels), slice(0, channels)))
-    for p, m, row, n in layout.placed_runs(axial):
-        skipped = 1 if row == 0 else 0  # the natural scalars have their place already
-        own = slice((row + skipped) * channels, (row + n) * channels)
-        factor = (layout.group(p, abs(m)) + skipped) * channels
-        columns.runs.append((factor, own, slice(own.start + scalars, own.stop + scalars)))
-    return columns
-
-
-def rotated_columns(layout: Layout, channels: int, axial: bool) -> list[Columns]:
-    """Build, for each parity, the columns between rows in the order of rotations ("here") and in that of edges ("there").
-
-    If `axial` is true there are only natural rows of m = 0.
-    """
-    columns = [Columns() for _ in PARITIES[: 1 if axial else None]]
-    for p, m, row, n in layout.placed_runs(axial):
-        here, there = layout.rotated_row[m] * channels, row * channels
-        columns[p].runs.append((abs(m) * channels, slice(here, here + n * channels), slice(there, there + n * channels)))
-    return columns
-
-
-def edge_gate(columns: Columns, y: Tensor, n_factors: int, out: Tensor) -> Tensor:
+def edge_gate(way: Way, columns: Columns, y: Tensor, n_factors: int, out: Tensor) -> Tensor:
     """Apply silu to l = 0, and sigmoid(gate_l) y_l to the other degrees: y (E, columns there) -> out (E, columns here).
 
     The gates follow the l = 0 channels in y. Returns the factors, which are the sigmoids (E, n_factors) of both.
     """
     factors = torch.sigmoid(y[:, :n_factors])
-    columns.scale_back(y, factors, out)
+    columns.scale_back(way, y, factors, out)
     return factors
 
 
-def edge_gate_adjoint(columns: Columns, y: Tensor, factors: Tensor, d_out: Tensor, d_y: Tensor) -> None:
+def edge_gate_adjoint(way: Way, columns: Columns, y: Tensor, factors: Tensor, d_out: Tensor, d_y: Tensor) -> None:
     """Write the gradient of y to d_y, in all columns except those of scalars that are not gates."""
-    d_factors, channels = torch.zeros_like(factors), columns.runs[0][1].stop
-    columns.scale_adjoint(d_out, y, d_factors)
-    columns.scale(d_out, factors, d_y)
+    d_factors, channels = columns.scale_adjoint(way, d_out, y, factors), columns.runs[0][1].stop
+    columns.scale(way, d_out, factors, d_y)
     d_factors = torch.ops.aten.sigmoid_backward(d_factors, factors)
-    d_y[:, :channels] += d_factors[:, :channels]
+    d_y[:, :channels].add_(d_factors[:, :channels])
     d_y[:, channels : factors.shape[1]] = d_factors[:, channels:]
 
 
@@ -329,35 +271,29 @@ class ScaledInputs:
     inputs: n and u, D x of both ends, natural and unnatural, edge-first (E, K 2C), n alone, or ends, their scalars (E, 2C);
     e, the features of the edge, edge-first (E, R C), or its scalars (E, C).
     gathered: features of both ends before they are rotated, of each parity (E, 2C, K); empty for scalars.
-    factors: for each input the factor of each degree, or group, and channel.
+    factors: of all inputs, the factor of each degree, or group, and channel.
     scaled: the inputs times their factors, side by side.
     """
 
     D: Tensor
-    inputs: dict[str, Tensor]
+    inputs: Joined
     gathered: list[Tensor]
-    factors: dict[str, Tensor]
+    factors: Tensor
     scaled: Tensor
 
 
 def gather_ends(task: Task, x: Tensor, width: int) -> Tensor:
     """Copy the features x (A, width) of both ends of every edge: the source's, then the target's, (E, 2 width)."""
-    chunk = task.chunk
-    ends = torch.stack([chunk.source, chunk.target + chunk.atoms.start], 1).flatten()
-    out = task.buffers(2 * len(chunk), width, dtype=x.dtype)
-    return torch.index_select(x, 0, ends, out=out).view(len(chunk), 2 * width)
+    out = task.buffers(2 * len(task.chunk), width, dtype=x.dtype)
+    return torch.index_select(x, 0, task.chunk.ends, out=out).view(-1, 2 * width)
 
 
 def scatter_ends(task: Task, d_ends: Tensor, d_x: Tensor) -> None:
     """Add the gradient of `gather_ends` to d_x (A, width)."""
-    chunk = task.chunk
-    ends = torch.stack([chunk.source, chunk.target + chunk.atoms.start], 1).flatten()
-    d_x.index_add_(0, ends, d_ends.view(len(ends), -1).to(d_x.dtype))
+    d_x.index_add_(0, task.chunk.ends, d_ends.reshape(2 * len(task.chunk), -1).to(d_x.dtype))
 
 
-def scale_inputs(
-    columns: dict[str, Columns], task: Task, D: Tensor, scalars: Tensor | None, factors: dict[str, Tensor]
-) -> ScaledInputs:
+def scale_inputs(columns: JoinedColumns, task: Task, D: Tensor, scalars: Tensor | None, factors: Tensor) -> ScaledInputs:
     """Build the inputs of the messages of a chunk from the features of sources, targets and edges.
 
     task.x: (2, A, C, K), natural and unnatural, normed, or natural alone (1, A, C, K), or scalars (A, C). task.e: (R, E, C), or
@@ -365,79 +301,86 @@ def scale_inputs(
     D and x have the type of messages, which may be shorter than that of e and the factors.
     scalars: the normed values that replace the scalars of e; None if e are scalars.
     """
-    chunk, x, e, buffers = task.chunk, task.x, task.e, task.buffers
-    edges, gathered = len(chunk), []
+    x, e, buffers, edges, gathered = task.x, task.e, task.buffers, len(task.chunk), []
+    inputs = columns.inputs(task.chunk.way, edges, buffers, x.dtype)
     if x.dim() == 2:
-        inputs = {"ends": gather_ends(task, x, x.shape[1])}
+        inputs.parts["ends"].copy_(gather_ends(task, x, x.shape[1]))
     else:
         C, K = x.shape[2:]
-        inputs = {}
         for name, of_parity in zip("nu", x):
             gathered.append(gather_ends(task, of_parity.view(-1, C * K), C * K).view(edges, 2 * C, K))
-            rotated = buffers(edges, K, 2 * C, dtype=x.dtype)
-            inputs[name] = torch.bmm(D, gathered[-1].transpose(1, 2), out=rotated).view(edges, -1)
+            torch.bmm(D, gathered[-1].transpose(1, 2), out=inputs.parts[name].unflatten(1, (K, 2 * C)))
     if scalars is None:
-        inputs["e"] = e
+        inputs.parts["e"].copy_(e)
     else:
-        inputs["e"] = buffers(edges, *e.shape[::2], dtype=x.dtype).copy_(e.transpose(0, 1)).view(edges, -1)
-        inputs["e"][:, : e.shape[2]] = scalars
-    scaled = buffers(edges, sum(value.shape[1] for value in inputs.values()), dtype=x.dtype)
-    for name, value in inputs.items():
-        columns[name].scale(value, factors[name], scaled)
+        inputs.parts["e"].unflatten(1, e.shape[::2]).copy_(e.transpose(0, 1))
+        inputs.parts["e"][:, : e.shape[2]] = scalars
+    scaled = buffers(edges, sum(columns.widths.values()), dtype=x.dtype)
+    columns.scale(task.chunk.way, inputs, factors, scaled)
     return ScaledInputs(D, inputs, gathered, factors, scaled)
 
 
 def scale_inputs_adjoint(
-    layout: Layout,
-    columns: dict[str, Columns],
+    dense: DenseRotations,
+    columns: JoinedColumns,
     task: Task,
     forward: ScaledInputs,
     d_scaled: Tensor,
-    d_factors: dict[str, Tensor],
     g: Gradients,
-) -> Tensor:
-    """Return the gradient of e; the gradients of the factors, x and the packed rotations are added to d_factors and g."""
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of e and of the factors; those of x and the packed rotations are added to g."""
     chunk, x, buffers = task.chunk, task.x, task.buffers
-    edges = len(chunk)
-    d: dict[str, Tensor] = {}
-    for name, value in forward.inputs.items():
-        d[name] = buffers.like(value)
-        columns[name].scale_adjoint(value, d_scaled, d_factors[name])
-        columns[name].scale_back(d_scaled, forward.factors[name], d[name])
+    edges, d = len(chunk), columns.inputs(chunk.way, len(chunk), buffers, x.dtype)
+    d_factors = columns.scale_adjoint(chunk.way, forward.inputs, d_scaled, forward.factors)
+    columns.scale_back(chunk.way, d_scaled, forward.factors, d)
     if x.dim() == 2:
-        scatter_ends(task, d["ends"], g.x)
+        scatter_ends(task, d.parts["ends"], g.x)
     else:
         C, K = x.shape[2:]
         for name, d_x, gathered in zip("nu", g.x, forward.gathered):
-            d_rotated = d[name].view(edges, K, 2 * C)
+            d_rotated = d.parts[name].unflatten(1, (K, 2 * C))
             if g.rotations is not None:
-                add_rotation_gradient(layout, chunk, d_rotated @ gathered, g.rotations)
+                dense.add_gradient(d_rotated @ gathered, g.rotations[chunk.edges])
             d_gathered = torch.bmm(d_rotated.transpose(1, 2), forward.D, out=buffers(edges, 2 * C, K, dtype=x.dtype))
             scatter_ends(task, d_gathered, d_x.view(-1, C * K))
     if task.e.dim() == 2:
-        return d["e"].clone()
+        return d.parts["e"].clone(), d_factors
     rows, _, C = task.e.shape
-    return buffers(rows, edges, C).copy_(d["e"].view(edges, rows, C).transpose(0, 1))
+    return buffers(rows, edges, C).copy_(d.parts["e"].unflatten(1, (rows, C)).transpose(0, 1)), d_factors
 
 
-def add_rotation_gradient(layout: Layout, chunk: Chunk, d_D: Tensor, d_rotations: Tensor) -> None:
-    """Add the gradient d_D (E, rows, K) of the dense matrices to that of the packed ones."""
-    dense = d_D.new_zeros(len(d_D), layout.size, layout.size)
-    dense[:, : d_D.shape[1]] = d_D
-    d_rotations[chunk.edges, :-1] += dense.flatten(1)[:, layout.dense_index.to(dense.device)]
+def segment_sum(chunk: Chunk, values: Tensor) -> Tensor:
+    """Sum values (E, ...) over the edges into each atom, (atoms, ...)."""
+    # `unsafe` leaves out a check of the offsets, which would wait for the device
+    return torch.segment_reduce(values, "sum", offsets=chunk.offsets, axis=0, unsafe=True)
 
 
-def aggregate(D: Tensor, chunk: Chunk, values: Tensor, out: Tensor) -> None:
-    """Rotate back and sum over the edges into each atom: D (E, rows, K), values (E, rows, V) -> out (atoms, K, V)."""
-    K, V = D.shape[2], values.shape[2]
-    # one product (K, degree rows) (degree rows, V) per atom
-    rows = [degree * D.shape[1] for degree in chunk.degrees]
-    for d, v, target in zip(D.view(-1, K).split(rows), values.view(-1, V).split(rows), out):
-        torch.mm(d.T, v, out=target)
+def aggregate(task: Task, D: Tensor, values: list[Tensor], out: Tensor) -> None:
+    """Rotate back and sum over the edges into each atom: D (E, rows, K), values of each parity (E, rows, V).
+
+    out: (atoms, 2, K, V), whose unnatural part stays as it is if there are natural values alone.
+    """
+    chunk, (_, rows, K), V = task.chunk, D.shape, values[0].shape[2]
+    if chunk.way is Way.BATCHED:
+        turned = task.buffers(len(chunk), len(values), K, V)
+        for p, v in enumerate(values):
+            torch.bmm(D.mT, v, out=turned[:, p])
+        out[:, : len(values)] = segment_sum(chunk, turned)
+        return
+    of_atoms = [degree * rows for degree in chunk.degrees]  # one product (K, degree rows) (degree rows, V) per atom
+    for p, v in enumerate(values):
+        for d, own, target in zip(D.view(-1, K).split(of_atoms), v.view(-1, V).split(of_atoms), out[:, p]):
+            torch.mm(d.T, own, out=target)
 
 
-def aggregate_adjoint(D: Tensor, chunk: Chunk, d_out: Tensor, d_values: Tensor) -> None:
-    K, V = D.shape[2], d_values.shape[2]
-    rows = [degree * D.shape[1] for degree in chunk.degrees]
-    for d, v, d_target in zip(D.view(-1, K).split(rows), d_values.view(-1, V).split(rows), d_out):
-        torch.mm(d, d_target, out=v)
+def aggregate_adjoint(task: Task, D: Tensor, d_out: Tensor, d_values: list[Tensor]) -> None:
+    """Write the gradients of the values of each parity (E, rows, V) from d_out (atoms, 2, K, V)."""
+    chunk, (_, rows, K), V = task.chunk, D.shape, d_values[0].shape[2]
+    if chunk.way is Way.BATCHED:
+        for p, d_v in enumerate(d_values):
+            torch.bmm(D, d_out[:, p].index_select(0, chunk.target), out=d_v)
+        return
+    of_atoms = [degree * rows for degree in chunk.degrees]
+    for p, d_v in enumerate(d_values):
+        for d, own, d_target in zip(D.view(-1, K).split(of_atoms), d_v.view(-1, V).split(of_atoms), d_out[:, p]):
+            torch.mm(d, d_target, out=own)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..angular import edge_rotations, generators
 
@@ -38,17 +38,12 @@ class Layout:
         for m in range(1, lmax + 1):
             self.products.append((f"{m}+", [(NATURAL, m), (UNNATURAL, -m)]))
             self.products.append((f"{m}-", [(NATURAL, -m), (UNNATURAL, m)]))
-        # runs of rows of edge features with one parity and signed m: their first group and their number of rows
-        self.runs = [(self.group(p, abs(m)), lmax + 1 - abs(m)) for _, terms in self.products for p, m in terms]
+        self.matrices = "0n", "0u", *map(str, range(1, lmax + 1))  # of an SO(2) convolution; both signs of m have one
         edge_rows = [(p, l, m) for _, terms in self.products for p, m in terms for l in range(abs(m), lmax + 1)]
         self.edge_row = {row: k for k, row in enumerate(edge_rows)}  # (parity, l, m) -> row
-        self.edge_group = torch.tensor([self.group(p, l) for p, l, _ in edge_rows])  # (R,): group of each row
-        self.group_sizes = [2 * l + 1 for _ in PARITIES for l in range(lmax + 1)]
-        # weights of squares whose sum is sum_groups (mean over the 2l+1 orders) / number of groups, scalars left out
-        self.balance = torch.tensor(
-            [1 / ((self.groups - 1) * (2 * l + 1)) if (p, l) != (NATURAL, 0) else 0.0 for p, l, _ in edge_rows],
-            dtype=torch.float64,
-        )
+        self.edge_group = torch.tensor([self.group(p, l) for p, l, _ in edge_rows])  # (R,): group of each row of an edge
+        node_groups = [self.group(p, l) for p in PARITIES for l in range(lmax + 1) for _ in range(2 * l + 1)]
+        self.node_group = torch.tensor(node_groups)  # (R,): group of each row of a node
         # rotated features of one parity are m-major: for every |m| first +m, then -m, l = |m|..lmax each
         self.rotated_row, order = {0: 0}, [(l, 0) for l in range(lmax + 1)]  # signed m -> its first row
         for m in range(1, lmax + 1):
@@ -96,19 +91,49 @@ class Layout:
                 column += n
         return packed
 
-    def dense(self, packed: Tensor, rows: int, out: Tensor | None = None) -> Tensor:
-        """Unpack matrices (E, P + 1) -> (E, rows, K), the first rows of the dense matrices.
+    def orders(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield |m| and the rows of that order of edge features (R, ...), as (signs, 2 parities, degrees, ...).
 
-        Rows are m-major in the edge frame, columns l-major in the global frame.
+        There is one sign for m = 0 and two for others; the degrees are |m|..lmax.
         """
-        index = self.packed_index[: rows * self.size].to(packed.device)
-        flat = torch.index_select(packed, 1, index, out=None if out is None else out.view(len(packed), -1))
-        return flat.view(-1, rows, self.size)
+        row = 0
+        for m in range(self.lmax + 1):
+            signs, n = min(m, 1) + 1, self.lmax + 1 - m
+            yield m, x[row : row + 2 * signs * n].unflatten(0, (signs, 2, n))
+            row += 2 * signs * n
 
 
 @lru_cache
 def layout(lmax: int) -> Layout:
     return Layout(lmax)
+
+
+class DenseRotations(nn.Module):
+    """Unpack Wigner matrices (E, P + 1) -> (E, rows, K), the first rows of the dense matrices.
+
+    Rows are m-major in the edge frame, columns l-major in the global frame.
+    """
+
+    packed_index: Tensor
+    dense_index: Tensor
+
+    def __init__(self, lmax: int, rows: int) -> None:
+        super().__init__()
+        own = layout(lmax)
+        self.shape = rows, own.size
+        self.register_buffer("packed_index", own.packed_index[: rows * own.size].clone(), persistent=False)
+        self.register_buffer("dense_index", own.dense_index, persistent=False)
+
+    def forward(self, packed: Tensor, out: Tensor) -> Tensor:
+        """Write the dense matrices to out and return it."""
+        torch.index_select(packed, 1, self.packed_index, out=out.view(len(packed), -1))
+        return out
+
+    def add_gradient(self, d_dense: Tensor, d_packed: Tensor) -> None:
+        """Add the gradient of the dense matrices to that of the packed ones."""
+        whole = d_dense.new_zeros(len(d_dense), self.shape[1], self.shape[1])
+        whole[:, : self.shape[0]] = d_dense
+        d_packed[:, :-1] += whole.flatten(1).index_select(1, self.dense_index)
 
 
 class EdgeRotations(torch.autograd.Function):

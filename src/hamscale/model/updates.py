@@ -9,15 +9,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, leaky_relu
+from torch.nn.functional import leaky_relu
 
 from ..config import Network
 from . import kernels
 from .chunks import Buffers, Chunk, ChunkedGraph, Gradients, Task, Weights
-from .kernels import aggregate, aggregate_adjoint, so2, so2_gradient, so2_transposed
-from .layers import DegreeLinear, FeedForward, Norm, RadialNetwork, SO2Convolution, envelope
+from .columns import Joined, gate_columns, joined_columns, rotated_columns
+from .kernels import aggregate, aggregate_adjoint, segment_sum, so2, so2_gradient, so2_transposed
+from .layers import DegreeLinear, FeedForward, Norm, RadialNetwork, SO2Convolution, constant, envelope
 from .readout import EdgeReadout, Slots
-from .rotations import PARITIES, layout
+from .rotations import PARITIES, DenseRotations, layout
 
 
 @dataclass
@@ -34,10 +35,13 @@ class Convolved:
 class _EdgeModule(nn.Module):
     """Base class of the updates, with a radial network of the distance and the two elements."""
 
+    centres: Tensor
+
     def __init__(self, lmax: int, species: int, cutoff: float, c: Network, outputs: int):
         super().__init__()
         self.lmax, self.cutoff, self.layout = lmax, cutoff, layout(lmax)
         self.radial = RadialNetwork(c.gaussians, c.radial, species, outputs)
+        constant(self, "centres", torch.arange(float(c.gaussians)))
 
     def weights(self) -> Weights:
         r = self.radial
@@ -63,11 +67,13 @@ class _EdgeModule(nn.Module):
 
         The centres d_k are evenly spaced from 0 to the cutoff, and s is their spacing.
         """
-        n = self.radial.distance.weight.shape[1]
-        basis = buffers(len(chunk), n)
-        torch.sub(chunk.distances[:, None] * ((n - 1) / self.cutoff), torch.arange(n).to(basis), out=basis)
+        inverse = (len(self.centres) - 1) / self.cutoff  # of the spacing
+        offset = torch.sub(
+            chunk.distances[:, None], self.centres, alpha=1 / inverse, out=buffers(len(chunk), len(self.centres))
+        )
+        basis = torch.addcmul(self.centres[:1], offset, offset, value=-0.5 * inverse**2, out=offset)  # the first centre is zero
         # exp(-80) is practically zero, and denormal results would take ten times as long
-        return basis.square_().mul_(-0.5).clamp_(min=-80).exp_()
+        return basis.clamp_(min=-80).exp_()
 
     def radial_adjoint(self, task: Task, g: Gradients, basis: Tensor, first: Tensor, second: Tensor, d_out: Tensor) -> None:
         """Add the gradients of the weights of the radial network, and of the distances, to g.
@@ -77,9 +83,8 @@ class _EdgeModule(nn.Module):
         chunk, w = task.chunk, task.weights
         d_first = kernels.radial_adjoint(w, g.weights, basis, chunk.pair, first, second, d_out)
         if g.distances is not None:
-            n = basis.shape[1]
-            inverse = (n - 1) / self.cutoff
-            offset = chunk.distances[:, None] * inverse - torch.arange(n).to(basis)
+            inverse = (len(self.centres) - 1) / self.cutoff
+            offset = chunk.distances[:, None] * inverse - self.centres
             g.distances[chunk.edges] -= (d_first @ w["radial.first"].T * basis * offset).sum(1) * inverse
 
 
@@ -110,6 +115,8 @@ class _MessageModule(_EdgeModule):
     edge: whether the features of the edge have all groups; otherwise they are scalars.
     """
 
+    no_scales: Tensor
+
     def __init__(
         self, lmax: int, species: int, cutoff: float, c: Network, ends: str, edge: bool, scalars: int, axial: bool
     ) -> None:
@@ -126,9 +133,11 @@ class _MessageModule(_EdgeModule):
         pseudo = "u" in ends
         self.convolution = SO2Convolution(lmax, natural, unnatural, invariants, H, self.gates + scalars, axial, pseudo)
         self.dtype: torch.dtype | None = None  # type of messages, if it differs from that of x
-        self.columns = kernels.joined_columns(own, C, ends, edge)
-        self.gate_columns = kernels.gate_columns(own, H, self.gates + scalars, axial)
+        self.columns = joined_columns(own, C, ends, edge)
+        self.dense = DenseRotations(lmax, min(self.rows, own.size))
+        self.gate_columns = gate_columns(own, H, self.gates + scalars, axial)
         self.edge_norm = Norm(lmax, C) if edge else None
+        constant(self, "no_scales", torch.ones(sum(widths.values()) - widths["e"]))
 
     def constants(self) -> Weights:
         return self.edge_norm.constants("edge_norm") if self.edge_norm else {}
@@ -137,14 +146,10 @@ class _MessageModule(_EdgeModule):
         w = super().weights() | self.convolution.weights("convolution")
         if self.edge_norm is None:
             return w
-        scales = self.edge_norm.scales()
-        for product, terms in self.layout.products:
-            # scales of the rows of e: those of x are part of x already
-            rows = []
-            for p, m in terms:
-                of_edge = scales[self.layout.group(p, abs(m)) :][: self.lmax + 1 - abs(m)].flatten()
-                rows += [of_edge.new_ones(2 * len(of_edge))] * ("nu"[p] in self.ends) + [of_edge]
-            w[f"convolution.{product}"] = torch.cat(rows)[:, None] * w[f"convolution.{product}"]
+        # the scales of e become part of its factors: those of x are part of x already
+        scales = torch.cat([self.no_scales, self.edge_norm.scales().flatten()])
+        for name in ("radial.out", "radial.out.bias"):
+            w[name] = w[name] * scales
         return w | self.edge_norm.weights("edge_norm")
 
     def y(self, chunk: Chunk, x: Tensor, keep: bool, buffers: Buffers) -> Tensor:
@@ -154,9 +159,7 @@ class _MessageModule(_EdgeModule):
 
     def rotations(self, chunk: Chunk, dtype: torch.dtype, buffers: Buffers) -> Tensor:
         """Compute the dense rotations of a chunk, (E, K, K), or the rows of m = 0 of those, (E, lmax + 1, K)."""
-        rows = min(self.rows, self.layout.size)
-        out = buffers(len(chunk), rows, self.layout.size, dtype=dtype)
-        return self.layout.dense(chunk.rotations.to(dtype), rows, out)
+        return self.dense(chunk.rotations.to(dtype), buffers(len(chunk), *self.dense.shape, dtype=dtype))
 
     def short(self, w: Weights, x: Tensor) -> tuple[Weights, Tensor]:
         """Convert the weights of convolutions and the node features to the type of messages."""
@@ -168,48 +171,70 @@ class _MessageModule(_EdgeModule):
         """Compute all steps up to the SO(2) convolution, which is `so2` of the message."""
         w, e, buffers = task.weights, task.e, task.buffers
         f, first, second = kernels.radial(w, basis := self.basis(task.chunk, buffers), task.chunk.pair)
-        factors, norm, scalars = self.by_input(f), None, None
+        norm, scalars = None, None
         if self.edge_norm:
-            C, inverse = self.channels, kernels.inverse_norm(w, "edge_norm", e, buffers)
+            inverse = kernels.inverse_norm(w, "edge_norm", e, buffers)
             scalars, mean, deviation = kernels.scalar_norm(w, "edge_norm", e[0])
-            norm = inverse, mean, deviation, factors["e"][:, C:].clone()
-            factors["e"][:, C:] *= inverse[:, None]
-        return Convolved(basis, first, second, norm, kernels.scale_inputs(self.columns, task, D, scalars, factors))
+            norm = inverse, mean, deviation, self.scaled_by_norm(f).clone()
+            self.scaled_by_norm(f).mul_(inverse[:, None])
+        return Convolved(basis, first, second, norm, kernels.scale_inputs(self.columns, task, D, scalars, f))
 
     def convolve_again(self, task: Task, y: Tensor | None) -> tuple[Tensor, Convolved, Tensor]:
         """Recompute the rotations, the input of the convolution and, if it was not kept, its output y."""
         D = self.rotations(task.chunk, task.x.dtype, task.buffers)
         c = self.convolve(task, D)
         if y is None:
-            so2(
-                self.layout, task.weights, "convolution", c.message.scaled, y := self.y(task.chunk, task.x, False, task.buffers)
-            )
+            y = self.y(task.chunk, task.x, False, task.buffers)
+            so2(self.layout, task.chunk.way, task.weights, "convolution", c.message.scaled, y)
         return D, c, y
 
-    def by_input(self, f: Tensor) -> dict[str, Tensor]:
-        """Split the output of the radial network into the factors of each input."""
-        return dict(zip(self.widths, f.split(list(self.widths.values()), 1)))
+    def scaled_by_norm(self, f: Tensor) -> Tensor:
+        """Return the factors of all groups of e but the scalars."""
+        return f[:, len(self.no_scales) + self.channels :]
 
     def convolve_adjoint(self, task: Task, c: Convolved, d_y: Tensor, d_e: Tensor | None, g: Gradients) -> Tensor:
         """Return the gradient of e, including the gradient d_e that reaches it on other paths."""
-        w, e, buffers = task.weights, task.e, task.buffers
+        w, e, buffers, way = task.weights, task.e, task.buffers, task.chunk.way
         d_scaled = buffers.like(c.message.scaled)
-        so2_gradient(self.layout, g.weights, "convolution", c.message.scaled, d_y)
-        so2_transposed(self.layout, w, "convolution", d_y, d_scaled)
-        d_f = task.chunk.distances.new_zeros(len(task.chunk), sum(self.widths.values()))
-        d_factors = self.by_input(d_f)
-        own = kernels.scale_inputs_adjoint(self.layout, self.columns, task, c.message, d_scaled, d_factors, g)
+        so2_gradient(self.layout, way, g.weights, "convolution", c.message.scaled, d_y)
+        so2_transposed(self.layout, way, w, "convolution", d_y, d_scaled)
+        own, d_f = kernels.scale_inputs_adjoint(self.dense, self.columns, task, c.message, d_scaled, g)
         if c.norm is None:
             d_e = own if d_e is None else own + d_e
         else:
             inverse, mean, deviation, f = c.norm
-            d_f_e = d_factors["e"][:, self.channels :]
+            d_f_e = self.scaled_by_norm(d_f)
             own[0] = kernels.scalar_norm_adjoint(w, g.weights, "edge_norm", e[0], mean, deviation, own[0])
             d_e = own.clone() if d_e is None else own + d_e
             kernels.inverse_norm_adjoint(w, "edge_norm", e, inverse, (d_f_e * f).sum(1), d_e)
             d_f_e *= inverse[:, None]
         self.radial_adjoint(task, g, c.basis, c.first, c.second, d_f)
         return d_e
+
+
+LEAK = 0.2  # slope of leaky_relu below zero
+
+
+@dataclass
+class Attention:
+    """The attention of every edge, and what its adjoint needs.
+
+    s, normed, kept (E, heads, alpha): its scalars, after the layer norm, and after leaky_relu. softmax (E, heads).
+    envelope (E, 1): of the distance.
+    """
+
+    s: Tensor
+    normed: Tensor
+    mean: Tensor
+    deviation: Tensor
+    kept: Tensor
+    softmax: Tensor
+    envelope: Tensor
+
+    @property
+    def alpha(self) -> Tensor:
+        """Return the weight of every message and head, (E, heads)."""
+        return self.softmax * self.envelope
 
 
 class MessageSum(_MessageModule):
@@ -229,7 +254,7 @@ class MessageSum(_MessageModule):
         self.values = SO2Convolution(
             lmax, self.hidden, 0 if first else self.hidden, 0, heads * V, axial=first, pseudo=layer > 1
         )
-        self.rotated_columns = kernels.rotated_columns(self.layout, heads * V, axial=first)
+        self.rotated_columns = rotated_columns(self.layout, heads * V, axial=first)
         self.attention_norm = nn.LayerNorm(alpha)
         self.attention = nn.Parameter(torch.randn(heads, alpha) / alpha**0.5)
 
@@ -244,20 +269,43 @@ class MessageSum(_MessageModule):
             }
         )
 
-    def attend(self, chunk: Chunk, w: Weights, scalars: Tensor, distances: Tensor) -> Tensor:
+    def attend(self, chunk: Chunk, w: Weights, y: Tensor) -> Attention:
         """Compute softmax over the edges into each atom of a . leaky_relu(norm(s)), times the envelope of the distance.
 
-        Returns (E, heads).
+        y: output of the convolution, which has s.
         """
         heads, alpha = w["attention"].shape
-        s = scalars.to(distances.dtype).unflatten(1, (heads, alpha))
-        s = layer_norm(s, [alpha], w["attention.norm.weight"], w["attention.norm.bias"], self.attention_norm.eps)
-        logits = (leaky_relu(s, 0.2) * w["attention"]).sum(-1)
-        lengths = torch.tensor(chunk.degrees, device=s.device)
-        top = torch.segment_reduce(logits.detach(), "max", lengths=lengths, axis=0)
-        weights = (logits - top[chunk.target]).exp()
-        total = torch.segment_reduce(weights, "sum", lengths=lengths, axis=0)
-        return weights / total[chunk.target] * envelope(distances, self.cutoff)[:, None]
+        s = y[:, self.attended].to(chunk.distances.dtype).unflatten(1, (heads, alpha))
+        normed, mean, deviation = torch.native_layer_norm(
+            s, [alpha], w["attention.norm.weight"], w["attention.norm.bias"], self.attention_norm.eps
+        )
+        kept = leaky_relu(normed, LEAK)
+        logits = (kept * w["attention"]).sum(-1)
+        top = torch.segment_reduce(logits, "max", offsets=chunk.offsets, axis=0, unsafe=True)
+        weights = logits.sub_(top.index_select(0, chunk.target)).exp_()
+        softmax = weights.div_(segment_sum(chunk, weights).index_select(0, chunk.target))
+        return Attention(s, normed, mean, deviation, kept, softmax, envelope(chunk.distances, self.cutoff)[:, None])
+
+    def attend_adjoint(self, task: Task, forward: Attention, d_alpha: Tensor, g: Gradients) -> Tensor:
+        """Return the gradient of s, (E, heads alpha), and add those of the weights and the distances to g."""
+        chunk, w, softmax = task.chunk, task.weights, forward.softmax
+        if g.distances is not None:
+            with torch.enable_grad():
+                distances = chunk.distances.detach().requires_grad_()
+                value = envelope(distances, self.cutoff)
+            g.distances[chunk.edges] += torch.autograd.grad(value, distances, (d_alpha * softmax).sum(1))[0]
+        products = d_alpha * forward.envelope * softmax
+        sums = segment_sum(chunk, products).index_select(0, chunk.target)
+        d_logits = products.addcmul_(softmax, sums, value=-1)[:, :, None]
+        g.weights["attention"] += (forward.kept * d_logits).sum(0)
+        d_normed = torch.ops.aten.leaky_relu_backward(d_logits * w["attention"], forward.normed, LEAK, False)
+        names = "attention.norm.weight", "attention.norm.bias"
+        d_s, *d_weights = torch.ops.aten.native_layer_norm_backward(
+            d_normed, forward.s, [d_normed.shape[2]], forward.mean, forward.deviation, *(w[n] for n in names), [True] * 3
+        )
+        for name, d in zip(names, d_weights):
+            g.weights[name] += d
+        return d_s.flatten(1)
 
     def outputs(self, graph: ChunkedGraph, x: Tensor) -> list[Tensor]:
         return [x.new_zeros(graph.atoms, len(PARITIES), self.layout.size, self.heads * self.value_channels)]
@@ -269,32 +317,28 @@ class MessageSum(_MessageModule):
 
     def of_degrees(self, alpha: Tensor) -> Tensor:
         """Repeat the attention (E, heads) for every degree and channel of the values."""
-        return alpha.repeat_interleave(self.value_channels, 1).repeat(1, self.lmax + 1)
+        return alpha[:, None, :, None].expand(-1, self.lmax + 1, -1, self.value_channels).flatten(1)
 
     def forward_chunk(self, task: Task, outputs: list[Tensor], keep: bool) -> Tensor | None:
         chunk, w, x, buffers = task.chunk, task.weights, task.x, task.buffers
         D, y = self.rotations(chunk, x.dtype, buffers), self.y(chunk, x, keep, buffers)
         with buffers:
-            so2(self.layout, w, "convolution", self.convolve(task, D).message.scaled, y)
+            so2(self.layout, chunk.way, w, "convolution", self.convolve(task, D).message.scaled, y)
         z = buffers(len(chunk), self.rows * self.hidden, dtype=x.dtype)
-        kernels.edge_gate(self.gate_columns, y, self.hidden + self.gates, z)
-        alpha = self.attend(chunk, w, y[:, self.attended], chunk.distances)
+        kernels.edge_gate(chunk.way, self.gate_columns, y, self.hidden + self.gates, z)
+        alpha = self.attend(chunk, w, y).alpha
         if self.dtype is not None:  # sums are computed in full precision
             D = self.rotations(chunk, buffers.dtype, buffers)
         values = buffers(len(chunk), self.rows * self.heads * self.value_channels, dtype=x.dtype)
-        so2(self.layout, w, "values", z, values)
-        for p, v in enumerate(self.weighted(values, self.of_degrees(alpha), buffers)):
-            aggregate(D, chunk, v, outputs[0][chunk.atoms, p])
+        so2(self.layout, chunk.way, w, "values", z, values)
+        v = self.rotated_columns.inputs(chunk.way, len(chunk), buffers, buffers.dtype)
+        self.rotated_columns.scale_back(chunk.way, values, self.of_degrees(alpha), v)
+        aggregate(task, D, self.of_parities(v), outputs[0][chunk.atoms])
         return y if keep else None
 
-    def weighted(self, values: Tensor, factors: Tensor, buffers: Buffers) -> list[Tensor]:
-        """Return the values of each parity, weighted, in the order of rotations: (E, rows, heads V) each."""
-        result = []
-        for columns in self.rotated_columns:
-            v = buffers(len(values), min(self.rows, self.layout.size), self.heads * self.value_channels)
-            columns.scale_back(values, factors, v.flatten(1))
-            result.append(v)
-        return result
+    def of_parities(self, v: Joined) -> list[Tensor]:
+        """Return the values of each parity in the order of rotations, (E, rows, heads V)."""
+        return [part.unflatten(1, (-1, self.heads * self.value_channels)) for part in v.parts.values()]
 
     def adjoint_chunk(self, task: Task, kept: Tensor | None, d_outputs: Sequence[Tensor], g: Gradients) -> Tensor:
         D, c, y = self.convolve_again(task, kept)
@@ -307,41 +351,27 @@ class MessageSum(_MessageModule):
 
     def _attend_adjoint(self, task: Task, y: Tensor, D: Tensor, d_sums: Tensor, d_y: Tensor, g: Gradients) -> None:
         """Compute the gradient of y from the gradient of the sums (atoms, 2, K, heads V)."""
-        chunk, w, buffers = task.chunk, task.weights, task.buffers
+        chunk, w, buffers, way = task.chunk, task.weights, task.buffers, task.chunk.way
         z = buffers(len(chunk), self.rows * self.hidden, dtype=y.dtype)
-        gates = kernels.edge_gate(self.gate_columns, y, self.hidden + self.gates, z)
-        names = ("attention", "attention.norm.weight", "attention.norm.bias")
-        with torch.enable_grad():  # there are few values here, so automatic differentiation is fast enough
-            leaves = {name: w[name].detach().requires_grad_() for name in names}
-            scalars, distances = (
-                y[:, self.attended].to(buffers.dtype, copy=True).requires_grad_(),
-                chunk.distances.detach().requires_grad_(),
-            )
-            alpha = self.attend(chunk, leaves, scalars, distances)
-        factors = self.of_degrees(alpha.detach())
+        gates = kernels.edge_gate(way, self.gate_columns, y, self.hidden + self.gates, z)
+        attention = self.attend(chunk, w, y)
+        factors = self.of_degrees(attention.alpha)
         values = buffers(len(chunk), self.rows * self.heads * self.value_channels, dtype=y.dtype)
-        so2(self.layout, w, "values", z, values)
-        d_values, d_factors = buffers.like(values), torch.zeros_like(factors)
+        so2(self.layout, way, w, "values", z, values)
+        d_values = buffers.like(values)
+        d_v = self.rotated_columns.inputs(way, len(chunk), buffers, buffers.dtype)
         if g.rotations is not None:
-            for p, v in enumerate(self.weighted(values, factors, buffers)):
-                d_D = torch.bmm(v, d_sums[chunk.target, p].transpose(1, 2))
-                kernels.add_rotation_gradient(self.layout, chunk, d_D, g.rotations)
-        for p, columns in enumerate(self.rotated_columns):
-            d_v = buffers(len(chunk), min(self.rows, self.layout.size), self.heads * self.value_channels)
-            aggregate_adjoint(D, chunk, d_sums[:, p], d_v)
-            columns.scale_adjoint(d_v.flatten(1), values, d_factors)
-            columns.scale(d_v.flatten(1), factors, d_values)
+            self.rotated_columns.scale_back(way, values, factors, d_v)  # the values themselves, overwritten below
+            for p, v in enumerate(self.of_parities(d_v)):
+                self.dense.add_gradient(torch.bmm(v, d_sums[:, p].index_select(0, chunk.target).mT), g.rotations[chunk.edges])
+        aggregate_adjoint(task, D, d_sums, self.of_parities(d_v))
+        d_factors = self.rotated_columns.scale_adjoint(way, d_v, values, factors)
+        self.rotated_columns.scale(way, d_v, factors, d_values)
         d_alpha = d_factors.view(len(chunk), self.lmax + 1, self.heads, self.value_channels).sum((1, 3))
-        so2_gradient(self.layout, g.weights, "values", z, d_values)
-        so2_transposed(self.layout, w, "values", d_values, d_z := buffers.like(z))
-        kernels.edge_gate_adjoint(self.gate_columns, y, gates, d_z, d_y)
-        d_y[:, self.attended], d_distance, *d_leaves = torch.autograd.grad(
-            alpha, [scalars, distances, *leaves.values()], d_alpha
-        )
-        for name, d in zip(names, d_leaves):
-            g.weights[name] += d
-        if g.distances is not None:
-            g.distances[chunk.edges] += d_distance
+        so2_gradient(self.layout, way, g.weights, "values", z, d_values)
+        so2_transposed(self.layout, way, w, "values", d_values, d_z := buffers.like(z))
+        kernels.edge_gate_adjoint(way, self.gate_columns, y, gates, d_z, d_y)
+        d_y[:, self.attended] = self.attend_adjoint(task, attention, d_alpha, g)
 
 
 class EdgeUpdate(_MessageModule):
@@ -367,8 +397,7 @@ class EdgeUpdate(_MessageModule):
         return c | self.readout.constants() if self.readout else c
 
     def weights(self) -> Weights:
-        rows = self.layout.edge_group.to(self.out.weight.device)
-        w = super().weights() | {"out": self.out.weight[rows], "out.bias": self.out.bias} | self.feed_forward.weights("ff")
+        w = super().weights() | {"out": self.out.of_edges(), "out.bias": self.out.bias} | self.feed_forward.weights("ff")
         return w | self.readout.weights() if self.readout else w
 
     def outputs(self, graph: ChunkedGraph, x: Tensor) -> list[Tensor]:
@@ -383,14 +412,15 @@ class EdgeUpdate(_MessageModule):
         """
         w, edges, buffers = task.weights, len(y), task.buffers
         z, gated = buffers(self.rows, edges, self.hidden), buffers(edges, self.rows, self.hidden, dtype=y.dtype)
-        factors = kernels.edge_gate(self.gate_columns, y, self.hidden + self.gates, gated.view(edges, -1))
+        flat = gated.view(edges, -1)
+        factors = kernels.edge_gate(task.chunk.way, self.gate_columns, y, self.hidden + self.gates, flat)
         z.copy_(gated.transpose(0, 1))
         if self.first:
             u[0], u[1:] = task.e, 0
         else:
             u.copy_(task.e)
         u.baddbmm_(z, w["out"])
-        u[0] += w["out.bias"]
+        u[0].add_(w["out.bias"])
         return z, factors, gated
 
     def forward_chunk(self, task: Task, outputs: list[Tensor], keep: bool) -> Tensor | None:
@@ -398,7 +428,7 @@ class EdgeUpdate(_MessageModule):
         y = self.y(chunk, x, keep, buffers)
         with buffers:
             D = self.rotations(chunk, x.dtype, buffers)
-            so2(self.layout, w, "convolution", self.convolve(task, D).message.scaled, y)
+            so2(self.layout, chunk.way, w, "convolution", self.convolve(task, D).message.scaled, y)
         shape = (self.rows, len(chunk), self.channels)
         if self.readout is None:
             outputs[task.number] = u = chunk.distances.new_empty(shape)  # memory released by an earlier chunk of e is reused
@@ -441,4 +471,4 @@ class EdgeUpdate(_MessageModule):
         g["out.bias"] += d_u[0].sum(0)
         d_z = torch.bmm(d_u, w["out"].transpose(1, 2), out=buffers.like(z))
         d_gated.copy_(d_z.transpose(0, 1))
-        kernels.edge_gate_adjoint(self.gate_columns, y, factors, d_gated.view(len(task.chunk), -1), d_y)
+        kernels.edge_gate_adjoint(task.chunk.way, self.gate_columns, y, factors, d_gated.view(len(task.chunk), -1), d_y)

@@ -31,6 +31,7 @@ from ..figures.style import (
 from ..files import facts, read_table
 from .accuracy import figure_learning, figure_size
 from .figure_8 import atoms_3d, figure_8
+from .roofline import figure_roofline
 
 PARTS_OF_EXCHANGE = {"pack": COLOURS[4], "exchange": COLOURS[5], "unpack": COLOURS[3]}
 PUBLISHED_WEAK_EFFICIENCY = (512, 0.87)  # number of GPUs and efficiency in figure 7 of the paper
@@ -281,6 +282,7 @@ PAPER = {
     "fig7": (figure_7, ("scaling_measured.csv", "scaling_modelled.csv", "topology.csv")),
     "fig8": (figure_8, tuple(f"fig8_{name}.csv" for name in ("summary", "decay", "blocks", "bands", "dos", "atoms", "image"))),
     "learning": (figure_learning, ("ablation_hfo2.csv", "ablation_gst124.csv")),
+    "roofline": (figure_roofline, ("roofline.csv", "roofline_rates.csv")),
     "size": (figure_size, ("size.csv", "dos_cell_1008-000.csv", "dos_tiled-000.csv")),
 }
 
