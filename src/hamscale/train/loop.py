@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..config import Model, Training
 from ..files import write_text
-from ..graph.graph import read_graph
+from ..graph.graph import GraphFile
 from ..graph.reference import Reference, read_reference
 from ..inputs.model_folder import save_model
 from ..inputs.ranks import rank_example
@@ -165,7 +165,7 @@ class Trainer:
         operators = [*(files.operators if weighted else []), *[None] * len(paths)]
         parts = [
             rank_example(
-                read_graph(path), reference, self.learner.model.lmax, dtype_of(settings), settings.chunk, self.world,
+                GraphFile(path), reference, self.learner.model.lmax, dtype_of(settings), settings.chunk, self.world,
                 self.ranks, partition, exchange, read_operators(dft) if dft else None, settings.directions,
             )
             for path, partition, dft in zip(paths, partitions, operators)
