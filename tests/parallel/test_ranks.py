@@ -23,6 +23,7 @@ from hamscale.parallel.exchange import CupyExchange
 from hamscale.partition import partition
 from hamscale.predict import predict
 from hamscale.predict.in_parts import forward_in_parts
+from hamscale.structures import with_vacuum, wrap_as_cp2k
 from hamscale.train.loop import sum_gradients
 from hamscale.train.loss import eigenvalue_error, l1_l2
 from helpers import WATER, hafnia, model_hamiltonian, rattled
@@ -39,6 +40,13 @@ def molecules() -> Atoms:
     return Atoms((water + far + alone).get_chemical_symbols(), (water + far + alone).positions)
 
 
+def slab(seed: int) -> Atoms:
+    """Two cells of hafnia that repeat along two directions alone."""
+    atoms = hafnia(seed).repeat((2, 1, 1))
+    atoms.pbc = (True, True, False)
+    return wrap_as_cp2k(with_vacuum(atoms, 6.0))
+
+
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory, szv):
     """name -> (folder of a model, reference, graph)."""
@@ -49,6 +57,7 @@ def cases(tmp_path_factory, szv):
     for name, basis, train, atoms in (
         ("crystal", szv, [hafnia(s) for s in range(2)], rattled(hafnia().repeat((2, 2, 1)), 3)),
         ("small cell", szv, [hafnia(s) for s in range(2)], hafnia(4)),
+        ("slab", szv, [slab(s) for s in range(2)], slab(4)),
         ("molecules", wet, [rattled(WATER, s) for s in range(3)], molecules()),
     ):
         folder = tmp_path_factory.mktemp(name.replace(" ", "-"))
