@@ -27,6 +27,7 @@ from hamscale.files import provenance
 from hamscale.graph.coupling import Coupling
 from hamscale.graph.crystal_field import CrystalField, features
 from hamscale.graph.graph import structure_graph
+from hamscale.graph.polarization import potential_count
 from hamscale.graph.reference import Reference
 from hamscale.inputs.tensors import build_network, graph_inputs
 from hamscale.model.chunks import Way
@@ -67,9 +68,13 @@ def gst(n_atoms: int) -> Atoms:
     return Atoms(symbols, positions, cell=[edge] * 3, pbc=True)
 
 
-def unit_reference(basis: Basis, cutoff: float) -> Reference:
-    """Make a reference of the right shapes: time does not depend on its numbers."""
-    coupling, charges = Coupling(basis), np.empty((len(basis), 0))
+def unit_reference(basis: Basis, cutoff: float, charges: dict[int, float] | None = None) -> Reference:
+    """Make a reference of the right shapes: time does not depend on its numbers.
+
+    charges: formal ones by element; without them nothing acts beyond the cutoff.
+    """
+    coupling = Coupling(basis)
+    charges = np.array([[charges[z]] for z in sorted(basis)]) if charges else np.empty((len(basis), 0))
     one_each = Atoms(list(basis), [(2.0 * k, 0, 0) for k in range(len(basis))], cell=[20.0] * 3, pbc=True)
     of_atoms = features(structure_graph(one_each, basis, cutoff), sorted(basis), coupling.lmax, 4.5, charges)
     each = lambda value: {a: np.full(coupling[a, a].n_slots, value) for a in basis}  # noqa: E731
@@ -77,7 +82,8 @@ def unit_reference(basis: Basis, cutoff: float) -> Reference:
     tables = {
         a: [np.zeros((of_atoms.by_degree[L].shape[2], len(slots))) for L, slots in coupling[a, a].slots.items()] for a in basis
     }
-    field = CrystalField(coupling, 4.5, charges, each(0.0), each(0.0), tables, np.zeros(0), overlap, each(1.0))
+    potentials = np.zeros(potential_count(*charges.shape))
+    field = CrystalField(coupling, 4.5, charges, each(0.0), each(0.0), tables, potentials, overlap, each(1.0))
     of_pairs = lambda value: {  # noqa: E731
         (a, b): np.full((int(cutoff * 4) + 3, coupling[a, b].n_slots), value) for a in basis for b in basis
     }

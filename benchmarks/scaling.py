@@ -37,6 +37,7 @@ from hamscale.paper.scaling import Machine, efficiency, per_rank, step_seconds
 from hamscale.parallel.env import World, world
 from hamscale.parallel.exchange import TorchExchange
 from hamscale.partition import METHODS, TiledEdges, partition
+from hamscale.partition.halo import halo_of
 from network import hafnia, unit_reference
 
 LAYERS, CHANNELS, LMAX, CUTOFF = 3, 16, 4, 6.0
@@ -74,7 +75,8 @@ def measure(w: World, mode: str, atoms: Atoms) -> list[dict]:
     basis, reference, network = parts_of_network()
     graph, halo, swap = structure_graph(atoms, basis, CUTOFF), None, None
     if w.size > 1:
-        graph, halo, swap = rank_part(graph, reference, w, w.size)
+        part = rank_part(graph, reference, w, w.size)
+        graph, halo, swap = part.graph, part.halo, part.exchange
     inputs = graph_inputs(graph, reference, LMAX, torch.float32, halo=halo)
     run = lambda: network(inputs, swap) if swap else network(inputs)  # noqa: E731
     names = {"mode": mode, "what": "forward", "method": "min-nn" if swap else "one rank"}
@@ -87,9 +89,10 @@ def measure_node_update(w: World, atoms: Atoms, method: str) -> list[dict]:
     basis, reference, network = parts_of_network()
     graph, halo, swap = structure_graph(atoms, basis, CUTOFF), None, None
     if w.size > 1:
-        parts = partition(graph.atoms, [(graph.edges[:, 0], graph.edges[:, 1])], CUTOFF, w.size, method)
-        halo = parts.halo(w.rank)
-        graph, swap = graph.part(halo.owned), TorchExchange(halo, w)
+        owner = partition(graph.atoms, [(graph.edges[:, 0], graph.edges[:, 1])], CUTOFF, w.size, method).owner
+        graph = graph.part(np.flatnonzero(owner == w.rank))
+        halo = halo_of(graph.edges, owner, w.rank)
+        swap = TorchExchange(halo, w)
     inputs = graph_inputs(graph, reference, LMAX, torch.float32, halo=halo)
     K = (LMAX + 1) ** 2
     x = torch.randn(len(inputs.species), K, CHANNELS)

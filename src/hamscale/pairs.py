@@ -105,7 +105,8 @@ class PairList:
     def elements(self) -> list[tuple[int, int]]:
         """Return the pairs of elements (z_i, z_j) that occur, ascending."""
         numbers = self.atoms.numbers
-        return [(int(z_i), int(z_j)) for z_i, z_j in np.unique(numbers[self.table[:, :2]].reshape(-1, 2), axis=0)]
+        counts = np.bincount(numbers[self.table[:, 0]] * 1000 + numbers[self.table[:, 1]])
+        return [(z_i, z_j) for z_i, z_j in (divmod(key, 1000) for key in np.flatnonzero(counts).tolist())]
 
     def between(self, z_i: int, z_j: int) -> np.ndarray:
         """Return the rows of the pairs of two elements, ascending."""
@@ -153,12 +154,18 @@ def sort_keys(table: np.ndarray) -> np.ndarray:
 
     A single array is then sorted or searched instead of five.
     """
+    if not len(table):
+        return np.zeros(0, np.int64)
+    low = table.min(0)
+    return _keys(table, low, table.max(0) - low + 1)
+
+
+def _keys(table: np.ndarray, low: np.ndarray, span: np.ndarray) -> np.ndarray:
+    """Return one integer per row, (E,), for columns of at least `low` and less than `low + span`."""
     key = np.zeros(len(table), np.int64)
-    if len(table):
-        low = table.min(0)
-        span = table.max(0) - low + 1
-        for column in range(table.shape[1]):
-            key = key * span[column] + (table[:, column] - low[column])
+    for column in range(table.shape[1]):
+        key *= span[column]
+        key += table[:, column] - low[column]
     return key
 
 
@@ -173,11 +180,13 @@ def block_offsets(pairs: "PairList | np.ndarray", orbitals: np.ndarray) -> np.nd
 
 def find_pairs(wanted: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Find the row of each wanted pair (i, j, R) in a sorted table; -1 if it is missing, (M,)."""
-    if not len(table):
+    if not len(table) or not len(wanted):
         return np.full(len(wanted), -1)
-    key = sort_keys(np.concatenate([table, wanted]))
-    rows = np.minimum(np.searchsorted(key[: len(table)], key[len(table) :]), len(table) - 1)
-    return np.where(key[rows] == key[len(table) :], rows, -1)
+    low = np.minimum(table.min(0), wanted.min(0))
+    span = np.maximum(table.max(0), wanted.max(0)) - low + 1
+    key, key_wanted = _keys(table, low, span), _keys(wanted, low, span)
+    rows = np.minimum(np.searchsorted(key, key_wanted), len(table) - 1)
+    return np.where(key[rows] == key_wanted, rows, -1)
 
 
 def place_in_element(numbers: np.ndarray) -> np.ndarray:

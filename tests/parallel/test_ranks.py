@@ -1,5 +1,6 @@
 """P ranks give what one gives: loss, every gradient, H; on structures that fill all ranks, some, or one."""
 
+import gc
 from collections import Counter
 
 import numpy as np
@@ -10,16 +11,20 @@ from ranks import on_ranks
 
 from hamscale.config import Network
 from hamscale.graph.codec import BlockCodec
+from hamscale.graph.graph import UnbuiltGraph
 from hamscale.graph.reference import fit_reference, write_reference
 from hamscale.inputs.model_folder import load_model, save_model
-from hamscale.inputs.ranks import rank_example
-from hamscale.inputs.tensors import build_network, differences_mev
+from hamscale.inputs.ranks import MOST_EDGES, rank_example, rank_part
+from hamscale.inputs.tensors import build_network, differences_mev, graph_inputs
 from hamscale.inputs.union import unions
 from hamscale.operators import read_operators
+from hamscale.pairs import PairList
 from hamscale.parallel.env import World
 from hamscale.parallel.exchange import CupyExchange
 from hamscale.partition import partition
 from hamscale.predict import predict
+from hamscale.predict.in_parts import forward_in_parts
+from hamscale.structures import with_vacuum, wrap_as_cp2k
 from hamscale.train.loop import sum_gradients
 from hamscale.train.loss import eigenvalue_error, l1_l2
 from helpers import WATER, hafnia, model_hamiltonian, rattled
@@ -36,6 +41,13 @@ def molecules() -> Atoms:
     return Atoms((water + far + alone).get_chemical_symbols(), (water + far + alone).positions)
 
 
+def slab(seed: int) -> Atoms:
+    """Two cells of hafnia that repeat along two directions alone."""
+    atoms = hafnia(seed).repeat((2, 1, 1))
+    atoms.pbc = (True, True, False)
+    return wrap_as_cp2k(with_vacuum(atoms, 6.0))
+
+
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory, szv):
     """name -> (folder of a model, reference, graph)."""
@@ -46,6 +58,7 @@ def cases(tmp_path_factory, szv):
     for name, basis, train, atoms in (
         ("crystal", szv, [hafnia(s) for s in range(2)], rattled(hafnia().repeat((2, 2, 1)), 3)),
         ("small cell", szv, [hafnia(s) for s in range(2)], hafnia(4)),
+        ("slab", szv, [slab(s) for s in range(2)], slab(4)),
         ("molecules", wet, [rattled(WATER, s) for s in range(3)], molecules()),
     ):
         folder = tmp_path_factory.mktemp(name.replace(" ", "-"))
@@ -122,6 +135,46 @@ def _check_statistics(graph, ranks, statistics):
         assert s.bytes_sent["edges"] == 8 * sum(n * components[pair] for pair, n in kinds.items())
 
 
+def what_a_rank_holds(world: World, cases: dict):
+    """Of every case: edges in memory and its own, and the difference of a forward pass in parts from one in whole."""
+    result = {}
+    for name, (folder, reference, graph, _) in cases.items():
+        source = UnbuiltGraph(graph.atoms.copy(), graph.basis, CUTOFF)
+        part = rank_part(source, reference, world, world.size)
+        held = {id(table.base if table.base is not None else table): len(table) for table in _tables(source.atoms)}
+        (network,), _ = load_model(folder / "model")
+        networks, options = [network.double()], {"halo": part.halo, "exchange": part.exchange}
+        found = forward_in_parts(networks, part.graph, reference, torch.float64, edges_at_once=50, **options)
+        inputs = graph_inputs(part.graph, reference, network.lmax, torch.float64, 200, part.halo)
+        with torch.inference_mode():
+            expected = network(inputs, part.exchange)
+        elements = sorted(reference.basis)
+        differences = [found[0][elements[i], elements[j]] - v.numpy() for (i, j), v in expected[0].items()]
+        differences += [found[1][elements[s]][0] - v.numpy() for s, v in expected[1].items()]
+        result[name] = (
+            sum(held.values()),
+            len(part.graph.edges),
+            max((np.abs(d).max(initial=0) for d in differences), default=0),
+        )
+    return result
+
+
+def _tables(atoms: Atoms) -> list[np.ndarray]:
+    """The tables of all pairs of atoms of a structure that are in memory."""
+    gc.collect()
+    return [pairs.table for pairs in gc.get_objects() if type(pairs) is PairList and pairs.atoms is atoms]
+
+
+@pytest.mark.parametrize("ranks", [2, 8])
+def test_a_rank_holds_its_own_edges_alone_and_predicts_some_at_a_time(cases, ranks):
+    results = on_ranks(ranks, what_a_rank_holds, cases)
+    for name, (_, _, graph, _) in cases.items():
+        assert sum(own for _, own, _ in (result[name] for result in results)) == len(graph.edges)
+        for held, own, difference in (result[name] for result in results):
+            assert held <= MOST_EDGES * own
+            assert difference < 1e-12
+
+
 def two_groups(world: World, cases: dict):
     """Each pair of ranks has a structure of its own; gradients are summed over all."""
     names = ["crystal", "small cell"]
@@ -184,7 +237,7 @@ def test_a_batch_united_on_ranks_is_one_structure_after_another_on_one(cases, ra
 
 def test_cupy_exchange_without_cupy_or_a_gpu_is_refused(cases):
     graph = cases["crystal"][2]
-    halo = partition(graph.atoms, [(graph.edges[:, 0], graph.edges[:, 1])], CUTOFF, 2).halo(0)
+    halo = rank_part(graph, cases["crystal"][1], World(0, 2), 2).halo
     with pytest.raises(ValueError, match="exchange 'cupy': .*use 'torch'|exchange 'cupy': the device is cpu"):
         CupyExchange(halo, World(0, 2))
 

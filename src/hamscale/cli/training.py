@@ -120,8 +120,11 @@ def cut(
     ranks_per_node: int,
     out: Path,
 ) -> None:
-    """Decide which rank owns which atom and what ranks send to one another, and print the quality as JSON."""
-    from ..graph.neighbours import edges_within
+    """Decide which rank owns which atom, and print the quality as JSON: what ranks have and send to one another.
+
+    The edges are never in memory together, except for metis.
+    """
+    from ..graph.neighbours import Neighbourhood
     from ..graph.reference import read_reference
     from ..partition import partition
     from ..partition.halo import write_partition
@@ -133,8 +136,8 @@ def cut(
         cutoff = read_reference(reference).cutoff_angstrom
     assert cutoff is not None, "one of the two was given"
     atoms = wrap_as_cp2k(read_structure_file(structure, frame))
-    edges = edges_within(atoms, cutoff)
-    result = partition(atoms, [(edges[:, 0], edges[:, 1])], cutoff, parts, method, ranks_per_node=ranks_per_node)
+    edges = Neighbourhood(atoms, cutoff)
+    result = partition(atoms, edges, cutoff, parts, method, ranks_per_node=ranks_per_node)
     write_partition(out, result, atoms)
     print(json.dumps({"method": method, "parts": parts} | result.quality() | {"seconds": result.attributes["seconds"]}))
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..angular import edge_rotations
 from ..operators import Operators, Piece, group_by_species
-from ..pairs import ByElement, ByPair, PairList, block_offsets, place_in_element
+from ..pairs import ByElement, ByPair, PairList, block_offsets
 from .coupling import coupled_groups
 from .crystal_field import onsite_blocks, shifted
 from .graph import Graph, structure_graph
@@ -99,26 +99,38 @@ class BlockCodec:
         ]
         return float(sum(sums) / sum(target.size for target in targets.values()))
 
+    def pairs(self, graph: Graph) -> PairList:
+        """Find the pairs of the owned atoms of a graph that overlap by more than 1e-8 or lie within the cutoff, sorted."""
+        return overlap_table(self.reference.basis).pairs(graph.atoms, graph.cutoff_angstrom, graph.owned)
+
     def decode(
-        self, graph: Graph, offsite: ByPair, onsite: ByElement, crystal_field: ByElement | None = None
+        self,
+        graph: Graph,
+        offsite: ByPair,
+        onsite: ByElement,
+        pairs: PairList | None = None,
+        others: tuple[np.ndarray, ByElement] | None = None,
     ) -> "DecodedBlocks":
         """Combine the reference and a residual into blocks, which are computed only when they are requested.
 
         offsite: (z_i, z_j) -> (G, n) in edge frames, and onsite: z -> (A_z, n), in Hartree. A pair of elements, or an
         element, that is missing there has no residual.
-        crystal_field: z -> (A_z, n), the reference blocks of all atoms of the structure. It is needed when graph is only a
-        rank's part of the structure.
+        pairs: the result of `pairs`, if it has been computed already.
+        others: the atoms j of these pairs that other ranks own, (N,), and z -> (N_z, n), their reference blocks. They are
+        needed when graph is only a rank's part of the structure: bonds reach such atoms, also beyond the cutoff.
         """
         reference = self.reference
-        own = reference.crystal_field.known_of(graph)
-        pairs = overlap_table(reference.basis).pairs(graph.atoms, at_least_angstrom=graph.cutoff_angstrom)
-        mine = np.zeros(len(graph.atoms), bool)
-        mine[graph.owned] = True
-        # the shifts of all atoms are needed: bonds reach atoms of other ranks, also beyond the cutoff
-        whole = own if crystal_field is None else crystal_field
-        shifts = {z: reference.crystal_field.shifts(z, blocks) for z, blocks in whole.items()}
+        own, numbers = reference.crystal_field.known_of(graph), graph.atoms.numbers
+        beyond, of_beyond = others or (np.empty(0, np.int64), {})
+        places, shifts = np.full(len(numbers), -1), {}
+        for z in own.keys() | of_beyond.keys():
+            atoms = np.concatenate([graph.atoms_of(z), beyond[numbers[beyond] == z]])
+            places[atoms] = np.arange(len(atoms))
+            known = np.concatenate([of_atoms[z] for of_atoms in (own, of_beyond) if z in of_atoms])
+            shifts[z] = reference.crystal_field.shifts(z, known)
         blocks = {z: of_z + onsite[z] if z in onsite else of_z for z, of_z in own.items()}
-        return DecodedBlocks(graph, reference, pairs.take(mine[pairs[:, 0]]), offsite, blocks, shifts)
+        pairs = self.pairs(graph) if pairs is None else pairs
+        return DecodedBlocks(graph, reference, pairs, offsite, blocks, places, shifts)
 
 
 @dataclass
@@ -128,7 +140,8 @@ class DecodedBlocks:
     pairs: all pairs that overlap or lie within the cutoff.
     offsite: coupled residuals in edge frames.
     onsite: coupled blocks.
-    shifts: z -> (A_z, n, n) of all atoms of the structure (CrystalField.shifts).
+    places (A,): place of every atom that the pairs reach among those of its element.
+    shifts: z -> (N_z, n, n) of these atoms (CrystalField.shifts).
     """
 
     graph: Graph
@@ -136,10 +149,8 @@ class DecodedBlocks:
     pairs: PairList
     offsite: ByPair
     onsite: ByElement
+    places: np.ndarray
     shifts: ByElement
-
-    def __post_init__(self) -> None:
-        self.places = place_in_element(self.graph.atoms.numbers)
 
     def operators(self) -> Operators:
         """Compute all of H and S in memory."""
@@ -164,23 +175,23 @@ class DecodedBlocks:
         graph, basis = self.graph, self.reference.basis
         orbitals = basis.n_orbitals(graph.atoms.numbers)
         offsets = block_offsets(self.pairs, orbitals)
-        lesser, turned = self.pairs.canonical()
-        # rows holds the edge of each pair as given, which is the flipped edge where canonical() turned the pair
+        # rows holds the edge of each pair as given, which is the flipped edge where canonical() turns the pair
         rows, atom_rows = graph.edges.find_in_elements(self.pairs), graph.atom_rows()
         bounds = np.unique(
-            np.searchsorted(offsets, np.arange(0, offsets[-1] + VALUES_AT_ONCE, VALUES_AT_ONCE)).clip(max=len(lesser))
+            np.searchsorted(offsets, np.arange(0, offsets[-1] + VALUES_AT_ONCE, VALUES_AT_ONCE)).clip(max=len(self.pairs))
         )
         for first, last in pairwise(bounds):
             within = offsets[first : last + 1] - offsets[first]
             H, S = self._empty(within[-1]), np.empty(within[-1])
             matrices = [*np.atleast_2d(H), S]
-            for z_i, z_j, blocks, places in group_by_species(graph.atoms.numbers, orbitals, lesser[first:last], within):
+            lesser, turned = self.pairs.take(slice(first, last)).canonical()
+            for z_i, z_j, blocks, places in group_by_species(graph.atoms.numbers, orbitals, lesser, within):
                 of = first + blocks
-                h, s = self._blocks(z_i, z_j, lesser.take(of), turned[of], rows[of], atom_rows)
+                h, s = self._blocks(z_i, z_j, lesser.take(blocks), turned[blocks], rows[of], atom_rows)
                 shape = (-1, basis[z_i].n_orbitals, basis[z_j].n_orbitals)
                 for values, block in zip(matrices, [*np.split(h, self.reference.spins, 1), s]):
                     transposed = block.reshape(shape).transpose(0, 2, 1).reshape(places.shape)
-                    places.put(values, np.where(turned[of, None], transposed, block))
+                    places.put(values, np.where(turned[blocks, None], transposed, block))
             yield slice(int(offsets[first]), int(offsets[last])), H, S
 
     def _blocks(

@@ -26,6 +26,7 @@ II.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -55,7 +56,8 @@ def densities(
     """
     owned, cutoff = graph.owned[atoms], min(graph.cutoff_angstrom, reach_angstrom)
     first, last = np.searchsorted(graph.edges[:, 0], [owned[0], owned[-1] + 1]) if len(owned) else (0, 0)
-    edges, vectors = graph.edges[first:last], graph.edges.vectors[first:last]
+    some = graph.edges.take(slice(first, last))
+    edges, vectors = some.table, some.vectors
     if reach_angstrom < graph.cutoff_angstrom:
         near = np.linalg.norm(vectors, axis=1) < reach_angstrom
         edges, vectors = edges[near], vectors[near]
@@ -140,16 +142,16 @@ def features(
     charges (n, m): as from `Ions.distributions`.
     In a periodic structure the features of L = 0 and 1 are sums over near neighbours, together with the squares of fields
     (L = 0) and the fields (L = 1) that represent all other atoms.
-    far: the result of `potentials` for all atoms, if it has been computed already.
+    far: the result of `potentials` for all owned atoms, if it has been computed already.
     """
     whole = _by_degree(densities(graph, elements, lmax, atoms))
     owned = graph.owned[atoms]
     if not graph.atoms.pbc.any():
         return Features(whole, np.empty((len(owned), 0)))
-    felt, squares, fields = potentials(graph.atoms, elements, charges) if far is None else far
+    felt, squares, fields = potentials(graph.atoms, elements, charges, graph.owned) if far is None else far
     near = _by_degree(densities(graph, elements, min(1, lmax), atoms, near_angstrom))
-    near = [np.concatenate([n, f[owned]], 2) for n, f in zip(near, (squares[:, None], fields))]
-    return Features(near + whole[2:], felt[owned])
+    near = [np.concatenate([n, f[atoms]], 2) for n, f in zip(near, (squares[:, None], fields))]
+    return Features(near + whole[2:], felt[atoms])
 
 
 def _by_degree(values: np.ndarray) -> list[np.ndarray]:
@@ -239,13 +241,14 @@ class CrystalField:
             result += np.outer(of_z.potentials @ self.coefficients, self.overlap[z])
         return result
 
-    def of_graph(self, graph: Graph) -> ByElement:
+    def of_graph(self, graph: Graph, gather: Callable[[np.ndarray], np.ndarray] | None = None) -> ByElement:
         """Compute z -> (A_z, n), the coupled onsite blocks of the owned atoms of each element in their order, Hartree.
 
         Only some atoms are processed at a time, to bound the memory.
+        gather: see `polarization.potentials`.
         """
         numbers, elements = graph.atoms.numbers[graph.owned], sorted(self.coupling.basis)
-        far = potentials(graph.atoms, elements, self.charges) if graph.atoms.pbc.any() else None
+        far = potentials(graph.atoms, elements, self.charges, graph.owned, gather) if graph.atoms.pbc.any() else None
         parts: dict[int, list[np.ndarray]] = {int(z): [] for z in np.unique(numbers)}
         for first in range(0, len(numbers), ATOMS_AT_ONCE):
             some = slice(first, first + ATOMS_AT_ONCE)

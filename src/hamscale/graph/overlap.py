@@ -19,7 +19,7 @@ from ..basis import Basis, ElementBasis
 from ..pairs import PairList
 from ..units import angstrom_to_bohr, bohr_to_angstrom
 from .coupling import Coupling, PairCoupling
-from .neighbours import edges_within
+from .neighbours import Neighbourhood
 
 SPACING_BOHR = 0.02  # error of the quintic spline below 1e-10 for exponents up to 12 / Bohr^2
 LONGEST_BOHR = 50.0
@@ -101,22 +101,22 @@ class OverlapTable:
                 bound = np.maximum(bound, terms.sum((0, 1)))
         return float(bohr_to_angstrom(d[np.flatnonzero(bound > negligible)[-1]] + 0.1))
 
-    def pairs(self, atoms: Atoms, at_least_angstrom: float = 0.0) -> PairList:
+    def pairs(self, atoms: Atoms, at_least_angstrom: float = 0.0, owned: np.ndarray | None = None) -> PairList:
         """Find all pairs (i, j, R) that overlap by more than 1e-8 or lie within a distance, sorted.
 
         Onsite pairs are included.
+        owned: atoms i whose pairs are sought, ascending; all atoms by default.
         """
         numbers = np.unique(atoms.numbers)
         reach = {(a, b): max(at_least_angstrom, self.reach(a, b)) for a in numbers for b in numbers}
-        pairs = edges_within(atoms, max(reach.values()))
         limit = np.zeros((numbers.max() + 1,) * 2)
         for key, value in reach.items():
             limit[key] = value
-        i, j = pairs[:, 0], pairs[:, 1]
-        near = pairs[pairs.distances < limit[atoms.numbers[i], atoms.numbers[j]]]
-        onsite = np.zeros((len(atoms), 5), np.int64)
-        onsite[:, 0] = onsite[:, 1] = np.arange(len(atoms))
-        return PairList(atoms, np.concatenate([onsite, near])).sorted()
+        parts = [np.empty((0, 5), np.int32)]
+        for some in Neighbourhood(atoms, max(reach.values()), owned).tables(onsite=True):
+            near = some.distances < limit[atoms.numbers[some[:, 0]], atoms.numbers[some[:, 1]]]
+            parts.append(some[near].astype(np.int32))
+        return PairList(atoms, np.concatenate(parts))
 
     def blocks(self, z_i: int, z_j: int, vectors: np.ndarray) -> np.ndarray:
         """Compute the overlap blocks (G, n_i n_j) of edges between two elements.

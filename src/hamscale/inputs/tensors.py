@@ -70,9 +70,8 @@ def graph_inputs(
 
     chunk: number of edges that are processed together, rounded so that all edges into an atom are in one chunk.
     """
-    if halo is None:
-        return _inputs(graph, reference, lmax, dtype, chunk, np.empty(0, np.int64), _flipped_rows(graph, None))
-    return _inputs(graph, reference, lmax, dtype, chunk, halo.ghosts, _flipped_rows(graph, _cut_edges(graph, halo)))
+    ghosts = np.empty(0, np.int64) if halo is None else halo.ghosts
+    return _inputs(graph, reference, lmax, dtype, chunk, ghosts, flipped_rows(graph, halo))
 
 
 def piece_inputs(
@@ -175,13 +174,15 @@ def _cut_edges(graph: Graph, halo: Halo) -> CutEdges:
     return CutEdges(cut, neighbour[cut], cut[np.lexsort((theirs, neighbour[cut]))])
 
 
-def _flipped_rows(graph: Graph, cut: CutEdges | None) -> np.ndarray:
+def flipped_rows(graph: Graph, halo: Halo | None = None) -> np.ndarray:
     """Find the row of the flipped edge of every edge among those of its pair of elements, (E,).
 
     Edges of this rank are counted first, then the flipped edges that other ranks own.
+    Raises ValueError for an edge without a flipped edge.
     """
     rows = graph.edges.find_in_elements(flip(graph.edges.table))
-    if cut is not None:
+    if halo is not None:
+        cut = _cut_edges(graph, halo)
         numbers = graph.atoms.numbers[graph.edges[cut.partners, :2]]
         for z_i, z_j in graph.elements:
             of_pair = cut.partners[(numbers == (z_i, z_j)).all(1)]
@@ -234,12 +235,7 @@ def example(
     }
     onsite = {elements.index(z): torch.from_numpy(t).to(dtype) for z, t in graph.onsite.items() if len(t)}
     inputs = graph_inputs(graph, reference, lmax, dtype, chunk, halo)
-    return Example(inputs, offsite, onsite, count_components(graph), len(graph.edges), halo=halo)
-
-
-def count_components(graph: Graph) -> tuple[int, int]:
-    """Count the offsite and the onsite components of the targets of a graph."""
-    return sum(t.size for t in graph.offsite.values()), sum(t.size for t in graph.onsite.values())
+    return Example(inputs, offsite, onsite, graph.components, len(graph.edges), halo=halo)
 
 
 def flat_directions(directions: tuple[dict, dict], example: Example, elements: list[int]) -> tuple[Tensor, Tensor]:

@@ -89,17 +89,22 @@ def unite(members: list[Example], chunk: int) -> Union:
         for e, last_e, a, last_a in i.spans
     ]
     runs = _runs([last - first for first, last, *_ in spans], chunk)
+    source = torch.cat([places[i.source] for i, places in zip(inputs, rows)])
+    destination = torch.cat([i.destination + first for i, first in zip(inputs, first_atom)])
     united = Inputs(
         species,
-        torch.cat([places[i.source] for i, places in zip(inputs, rows)]),
-        torch.cat([i.destination + first for i, first in zip(inputs, first_atom)]),
+        source,
+        destination,
+        torch.stack([source, destination], 1).flatten(),
+        torch.cat([i.pair for i in inputs]),
         torch.cat([i.distances for i in inputs]),
         torch.cat([i.rotations for i in inputs]),
         [degree for i in inputs for degree in i.degrees],
+        torch.cat([inputs[0].offsets[:1], *(i.offsets[1:] + first for i, first in zip(inputs, first_edge))]),
         [(spans[a][0], spans[b - 1][1], spans[a][2], spans[b - 1][3]) for a, b in runs],
         {pair: _pair(members, pair, of_pair, first_edge, runs) for pair in pairs},
         _atoms(inputs, first_atom),
-        inputs[0].n_species,
+        inputs[0].way,
     )
     return Union(united, _exchange(members, of_pair, received, first_atom), members)
 

@@ -31,6 +31,9 @@ class Exchange(Protocol):
     def edges(self, blocks: dict[tuple[int, int], Tensor]) -> dict[tuple[int, int], Tensor]:
         """Append the read-outs of the flipped edges that other ranks own."""
 
+    def partners(self, blocks: dict[tuple[int, int], Tensor]) -> dict[tuple[int, int], Tensor]:
+        """Return these read-outs alone; empty if there are no other ranks."""
+
 
 class NoExchange:
     """Exchange of a single process, which owns every atom and every edge."""
@@ -40,6 +43,9 @@ class NoExchange:
 
     def edges(self, blocks: dict[tuple[int, int], Tensor]) -> dict[tuple[int, int], Tensor]:
         return blocks
+
+    def partners(self, blocks: dict[tuple[int, int], Tensor]) -> dict[tuple[int, int], Tensor]:
+        return {}
 
 
 @dataclass

@@ -135,10 +135,13 @@ class TorchExchange:
 
     def edges(self, blocks: dict) -> dict:
         """Return the read-out (G, n) of edges between any two elements, followed by that of reversed edges of other ranks."""
+        return blocks | {pair: torch.cat([blocks[pair], ghosts]) for pair, ghosts in self.partners(blocks).items()}
+
+    def partners(self, blocks: dict) -> dict:
+        """Return the read-out of reversed edges of other ranks alone."""
         if not self.pairs:
-            return blocks
-        ghosts = _Swap.apply(self, self.blocks, "edges", *[blocks[pair] for pair in self.pairs])
-        return blocks | {pair: torch.cat([blocks[pair], g]) for pair, g in zip(self.pairs, ghosts)}
+            return {}
+        return dict(zip(self.pairs, _Swap.apply(self, self.blocks, "edges", *[blocks[pair] for pair in self.pairs])))
 
     def swap(self, neighbours: list[int], packed: list, sizes: list, kind: str, started: float) -> list[Tensor]:
         """Send packed[t][n] to neighbour n, and receive tensors of sizes[t][n].

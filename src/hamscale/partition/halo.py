@@ -1,6 +1,8 @@
-"""Describe the data that travel between parts, made once from the graph and stored.
+"""Describe the data that travel between parts, and store which part owns which atom.
 
-The schema `partition/1` is described in docs/files.md.
+A rank derives its own lists, its halo, from the edges into its atoms (`halo_of`). The lists of all ranks together
+(`Partition`) are made for their numbers alone: the quality of a partition, and which ranks should share a node. The schema
+`partition/2` is described in docs/files.md.
 """
 
 from collections.abc import Iterable
@@ -12,8 +14,9 @@ from ase import Atoms
 
 from ..files import create_h5, open_h5
 from ..operators import read_structure, write_structure
+from ..pairs import PairList
 
-SCHEMA = "partition/1"
+SCHEMA = "partition/2"
 
 
 @dataclass
@@ -32,6 +35,31 @@ class Halo:
     receive: dict[int, slice]
 
 
+def halo_of(pairs: PairList, owner: np.ndarray, rank: int) -> Halo:
+    """Derive the halo of a rank from the pairs (i, j, R) whose atoms i it owns, and the owners of all atoms, (A,).
+
+    Nothing need be asked of other ranks. Every pair (i, j, R) is accompanied by (j, i, -R), so an atom i with a source j of
+    another rank is itself a source for that rank, which needs it. Both sides order the atoms of a message by their numbers.
+    """
+    owned = np.flatnonzero(owner == rank)
+    cut = np.flatnonzero(owner[pairs[:, 1]] != rank)
+    i, j = pairs[cut, 0], pairs[cut, 1]
+    needed = np.zeros(len(owner), bool)
+    needed[j] = True
+    ghosts = np.flatnonzero(needed)
+    ghosts = ghosts[np.argsort(owner[ghosts], kind="stable")]
+    neighbours, first = np.unique(owner[ghosts], return_index=True)
+    receiver, atom = np.divmod(np.unique(owner[j] * len(owner) + i), len(owner)) if len(cut) else (neighbours, neighbours)
+    ends = np.append(first[1:], len(ghosts))
+    return Halo(
+        rank,
+        owned,
+        ghosts,
+        {n: np.searchsorted(owned, atom[receiver == n]) for n in neighbours.tolist()},
+        {n: slice(*span) for n, *span in zip(neighbours.tolist(), first.tolist(), ends.tolist())},
+    )
+
+
 @dataclass
 class Partition:
     """Parts of a structure, and the messages between them.
@@ -42,8 +70,8 @@ class Partition:
     edges     # (parts,) | number of edges of every rank
     attributes: method, cutoff_angstrom, seconds.
 
-    parts = partition(atoms, edges, cutoff_angstrom=8.0, parts=4)
-    parts.halo(0).ghosts  # the atoms of other ranks that rank 0 needs
+    parts = partition(atoms, Neighbourhood(atoms, 8.0), cutoff_angstrom=8.0, parts=4)
+    halo_of(edges_within(atoms, 8.0, np.flatnonzero(parts.owner == 0)), parts.owner, 0)  # what rank 0 exchanges
     """
 
     owner: np.ndarray
@@ -52,20 +80,6 @@ class Partition:
     messages: np.ndarray
     edges: np.ndarray
     attributes: dict = field(default_factory=dict)
-
-    def halo(self, rank: int) -> Halo:
-        owned = np.flatnonzero(self.owner == rank)
-        receiver, sender, first, last = self.messages.T
-        incoming, outgoing = np.flatnonzero(receiver == rank), np.flatnonzero(sender == rank)
-        start = first[incoming].min() if len(incoming) else 0
-        stop = last[incoming].max() if len(incoming) else 0
-        return Halo(
-            rank,
-            owned,
-            self.ghosts[start:stop],
-            {int(receiver[m]): np.searchsorted(owned, self.ghosts[first[m] : last[m]]) for m in outgoing},
-            {int(sender[m]): slice(int(first[m] - start), int(last[m] - start)) for m in incoming},
-        )
 
     def per_rank(self) -> dict[str, np.ndarray]:
         """Count the neighbours, sent and received embeddings per exchange, nodes, and edges of every rank, (parts,) each."""
@@ -175,15 +189,13 @@ def write_partition(path: str | Path, partition: Partition, atoms: Atoms) -> Non
     with create_h5(path, SCHEMA, parts=partition.parts, **attributes) as file:
         write_structure(file, atoms)
         file["owner"] = partition.owner.astype(np.int32)
-        file["ghosts"] = partition.ghosts.astype(np.int32)
-        file["messages"] = partition.messages.astype(np.int64)
         file["edges"] = partition.edges
 
 
-def read_partition(path: str | Path, atoms: Atoms, parts: int, cutoff_angstrom: float) -> Partition:
-    """Read a partition from a file of schema `partition/1`.
+def read_owner(path: str | Path, atoms: Atoms, parts: int, cutoff_angstrom: float) -> np.ndarray:
+    """Read the owner of every atom, (A,), from a file of schema `partition/2`.
 
-    Raises ValueError if the file is of another structure, number of parts or cutoff, or its lists do not fit together.
+    Raises ValueError if the file is of another structure, number of parts or cutoff, or names a part that does not exist.
     """
     with open_h5(path, SCHEMA) as file:
         for name, found, expected in (
@@ -194,20 +206,10 @@ def read_partition(path: str | Path, atoms: Atoms, parts: int, cutoff_angstrom: 
                 raise ValueError(f"{path}: {name} is {found}, expected {expected}. Make it anew with `hamscale partition`.")
         if not _same(read_structure(file), atoms):
             raise ValueError(f"{path}: its structure is another one. Make it anew with `hamscale partition`.")
-        arrays = {name: file[name][:].astype(np.int64) for name in ("owner", "ghosts", "messages", "edges")}
-        attributes = {name: file.attrs[name] for name in ("method", "cutoff_angstrom", "seconds")}
-    owner, ghosts, messages = arrays["owner"], arrays["ghosts"], arrays["messages"]
-    ends = np.concatenate([[0], messages[:, 3]])
-    good = (
-        len(owner) == len(atoms)
-        and ((owner >= 0) & (owner < parts)).all()
-        and (messages[:, 2] == ends[:-1]).all()
-        and ends[-1] == len(ghosts)
-        and (owner[ghosts] == np.repeat(messages[:, 1], messages[:, 3] - messages[:, 2])).all()
-    )
-    if not good:
-        raise ValueError(f"{path}: owners and messages do not fit together. Make it anew with `hamscale partition`.")
-    return Partition(owner, parts, ghosts, messages, arrays["edges"], attributes)
+        owner = file["owner"][:].astype(np.int64)
+    if len(owner) != len(atoms) or not ((owner >= 0) & (owner < parts)).all():
+        raise ValueError(f"{path}: its owners are not those of {len(atoms)} atoms in {parts} parts. Make it anew.")
+    return owner
 
 
 def _same(a: Atoms, b: Atoms) -> bool:

@@ -1,4 +1,4 @@
-"""Apply a trained model to a structure, on one rank in bounded memory, or on many ranks."""
+"""Apply a trained model to a structure in bounded memory, on one rank or on many."""
 
 import warnings
 from dataclasses import dataclass, replace
@@ -10,15 +10,15 @@ import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from ..graph.codec import BlockCodec
-from ..graph.graph import structure_graph
+from ..graph.codec import BlockCodec, DecodedBlocks
+from ..graph.graph import Graph, UnbuiltGraph
 from ..graph.reference import Reference
 from ..inputs.model_folder import load_model
 from ..inputs.ranks import RankPart, rank_part
-from ..inputs.tensors import graph_inputs
 from ..model.network import HamiltonianNetwork
-from ..pairs import ByElement
 from ..parallel.env import World
+from ..parallel.exchange import TorchExchange
+from ..partition.halo import halo_of
 from ..structures import longest_period, wrap_as_cp2k
 from ..units import hartree_to_mev
 from .in_parts import forward_in_parts
@@ -42,13 +42,26 @@ class Residual:
 
 
 @dataclass(frozen=True)
+class _Gather:
+    """Function that puts values of the owned atoms (O, ...) of all ranks together, (A, ...)."""
+
+    graph: Graph
+    world: World
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        whole = np.zeros((len(self.graph.atoms), *values.shape[1:]))
+        whole[self.graph.owned] = values
+        return self.world.sum(torch.from_numpy(whole).to(self.world.device)).cpu().numpy()
+
+
+@dataclass(frozen=True)
 class TrainedModel:
     """Networks whose mean is the prediction, and the reference that they were trained with.
 
     model = TrainedModel.load("resources/models/hfo2")
     part = model.part(atoms)
     residual = model.residual(part)
-    model.codec.decode(part.graph, residual.offsite, residual.onsite).operators()
+    model.decode(part, residual).operators()
     """
 
     name: str
@@ -74,17 +87,18 @@ class TrainedModel:
         self._check(atoms)
         if world.is_root:
             self._warn_of_length(atoms)
-        graph = structure_graph(wrap_as_cp2k(atoms), self.reference.basis, self.reference.cutoff_angstrom)
-        part = rank_part(graph, self.reference, world, world.size, exchange=exchange)
-        return replace(part, graph=replace(part.graph, crystal_field=self.reference.crystal_field.of_graph(part.graph)))
+        source = UnbuiltGraph(wrap_as_cp2k(atoms), self.reference.basis, self.reference.cutoff_angstrom)
+        part = rank_part(source, self.reference, world, world.size, exchange=exchange)
+        gather = None if world.size == 1 else _Gather(part.graph, world)
+        crystal_field = self.reference.crystal_field.of_graph(part.graph, gather)
+        return replace(part, graph=replace(part.graph, crystal_field=crystal_field))
 
     def residual(self, part: RankPart, dtype: torch.dtype = torch.float32, world: World = World()) -> Residual:  # noqa: B008
-        """Compute the mean of the networks: some atoms at a time on one rank, with exchanges on several ranks."""
+        """Compute the mean of the networks, some atoms at a time, with exchanges between layers if there are several ranks."""
         networks = [network.to(world.device, dtype) for network in self.networks]
-        if world.size == 1:
-            offsite, of_networks = forward_in_parts(networks, part.graph, self.reference, dtype)
-        else:
-            offsite, of_networks = self._on_ranks(networks, part, dtype)
+        offsite, of_networks = forward_in_parts(
+            networks, part.graph, self.reference, dtype, halo=part.halo, exchange=part.exchange
+        )
         onsite = {z: values.mean(0) for z, values in of_networks.items()}
         if len(networks) == 1:
             return Residual(offsite, onsite)
@@ -93,37 +107,25 @@ class TrainedModel:
         total, count = world.sum(torch.tensor(sums, dtype=torch.float64, device=world.device)).tolist()
         return Residual(offsite, onsite, hartree_to_mev((total / count) ** 0.5))
 
-    @torch.inference_mode()
-    def _on_ranks(self, networks: list[HamiltonianNetwork], part: RankPart, dtype: torch.dtype) -> tuple[dict, dict]:
-        """Compute the result of `forward_in_parts` for a rank's part, with exchanges between layers."""
-        device, elements = next(networks[0].parameters()).device, sorted(self.reference.basis)
-        inputs = graph_inputs(part.graph, self.reference, networks[0].lmax, dtype, halo=part.halo).to(device)
-        means: dict[tuple[int, int], torch.Tensor] = {}
-        onsite: dict[int, list[np.ndarray]] = {}
-        for network in networks:
-            offsite, of_network = network(inputs, part.exchange)
-            for pair, values in offsite.items():
-                values /= len(networks)
-                means[pair] = means[pair].add_(values) if pair in means else values
-            for s, values in of_network.items():
-                onsite.setdefault(elements[s], []).append(values.cpu().numpy())
-        offsite = {(elements[i], elements[j]): v.cpu().numpy() for (i, j), v in means.items()}
-        return offsite, {z: np.stack(of_networks) for z, of_networks in onsite.items()}
+    def decode(self, part: RankPart, residual: Residual, world: World = World()) -> DecodedBlocks:  # noqa: B008
+        """Combine the reference and a residual into H and S of a structure, or of this rank's rows.
 
-    def crystal_field(self, part: RankPart, world: World = World()) -> ByElement:  # noqa: B008
-        """Return the coupled reference blocks z -> (A_z, n) of all atoms of a structure, gathered from all ranks, Hartree."""
-        graph, result = part.graph, {}
-        crystal_field = self.reference.crystal_field.known_of(graph)
-        if world.size == 1:
-            return crystal_field
-        for z in np.unique(graph.atoms.numbers).tolist():
-            atoms, here = np.flatnonzero(graph.atoms.numbers == z), graph.atoms_of(z)
-            whole = torch.zeros(len(atoms), self.reference.coupling[z, z].size, dtype=torch.float64, device=world.device)
-            if len(here):
-                own = torch.from_numpy(crystal_field[z]).to(world.device)
-                whole[torch.from_numpy(np.searchsorted(atoms, here))] = own
-            result[z] = world.sum(whole).cpu().numpy()
-        return result
+        Pairs that overlap reach farther than the edges of the graph. The reference blocks of the atoms that they reach, and
+        no others, are fetched from the ranks that own them.
+        """
+        graph, pairs = part.graph, self.codec.pairs(part.graph)
+        if part.owner is None:
+            return self.codec.decode(graph, residual.offsite, residual.onsite, pairs)
+        halo = halo_of(pairs, part.owner, world.rank)
+        own, numbers = self.reference.crystal_field.known_of(graph), graph.atoms.numbers
+        sizes = {z: self.reference.coupling[z, z].size for z in np.unique(numbers).tolist()}
+        blocks = np.zeros((len(graph.owned), max(sizes.values())))  # blocks of all elements in rows of one length
+        for z, of_z in own.items():
+            blocks[numbers[graph.owned] == z, : sizes[z]] = of_z
+        known = TorchExchange(halo, world)(torch.from_numpy(blocks).to(world.device)).cpu().numpy()
+        ghosts, received = halo.ghosts, known[len(blocks) :]
+        others = {z: received[numbers[ghosts] == z, :size] for z, size in sizes.items() if (numbers[ghosts] == z).any()}
+        return self.codec.decode(graph, residual.offsite, residual.onsite, pairs, (ghosts, others))
 
     def _check(self, atoms: Atoms) -> None:
         unknown = sorted(set(atoms.numbers.tolist()) - set(self.reference.basis))

@@ -117,7 +117,7 @@ def predict(
     model = TrainedModel.load(model_directory)
     part = model.part(atoms, world, exchange)
     residual = Residual({}, {}) if reference_only else model.residual(part, dtype, world)
-    blocks = model.codec.decode(part.graph, residual.offsite, residual.onsite, model.crystal_field(part, world))
+    blocks = model.decode(part, residual, world)
     attributes = {
         "source": "reference" if reference_only else "predicted",
         "model": model.name,

@@ -170,7 +170,7 @@ class Trainer:
         files, settings = self.files, self.settings
         directed = settings.eigenvalue_weight > 0 and number < len(files.train)
         return rank_example(
-            graph.read_graph([*files.train, *files.validation][number]),
+            graph.GraphFile([*files.train, *files.validation][number]),
             self.reference,
             self.learner.model.lmax,
             dtype_of(settings),
