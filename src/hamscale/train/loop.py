@@ -31,7 +31,8 @@ from ..inputs.model_folder import save_model
 from ..inputs.ranks import rank_example
 from ..inputs.tensors import Example, differences_mev
 from ..inputs.union import Union, unions
-from ..model.network import HamiltonianNetwork
+from ..model.chunks import Way
+from ..model.network import HamiltonianNetwork, edges_that_fit
 from ..parallel.env import World
 from ..parallel.exchange import EXCHANGES
 from . import checkpoint
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GPU_EDGES = 100_000  # about as many edges fill a GPU
 
 
 class Stopped(Exception):
@@ -210,9 +210,9 @@ class Trainer:
 
     def unions(self, structures: Iterator[Example], count: int) -> Iterator[Union]:
         """Take the next structures, united where they are small."""
-        chunk = self.settings.chunk
-        edges = max(chunk, GPU_EDGES) if self.world.device.type == "cuda" else chunk
-        return unions(islice(structures, count), edges * self.ranks, chunk)
+        device = self.world.device
+        edges = edges_that_fit(device) if Way.of(device) is Way.BATCHED else self.settings.chunk
+        return unions(islice(structures, count), edges * self.ranks, edges)
 
     def _resume(self) -> None:
         """Start at the first step, or resume from the checkpoint if there is one."""
