@@ -1,10 +1,10 @@
-# make demo | hfo2 | gst | figures | test | bench | setup | lint | clean
+# make demo | hfo2 | gst | figures | test | bench | bench-gpu | setup | lint | clean
 PYTHON ?= python3
 CORES ?= $(shell nproc)
 RUN := . .venv/bin/activate &&
 SNAKEMAKE := $(RUN) snakemake --cores $(CORES) --show-failed-logs --rerun-incomplete --quiet rules reason host
 
-.PHONY: demo hfo2 gst figures test bench setup lint clean
+.PHONY: demo hfo2 gst figures test bench bench-gpu setup lint clean
 
 demo: setup
 	$(SNAKEMAKE) --configfile config/demo.yaml
@@ -31,6 +31,14 @@ test: setup
 
 bench: setup
 	$(RUN) python benchmarks/standard.py
+
+# the network, figure 3, and scaling over the GPUs of this machine (GPUS of them): results/benchmarks, results/raw
+DEVICE ?= cuda
+GPUS ?= 1
+bench-gpu: .venv/installed
+	$(RUN) python benchmarks/standard.py --device $(DEVICE)
+	$(RUN) python benchmarks/throughput.py --device $(DEVICE) --raw results/raw
+	$(RUN) python benchmarks/scaling.py measure --device $(DEVICE) --ranks $(GPUS) --raw results/raw
 
 lint: .venv/installed
 	$(RUN) ruff check . && ruff format --check . && snakefmt --check Snakefile workflow && lint-imports && mypy && snakemake --lint

@@ -5,12 +5,11 @@ placing, 0.0325 atoms/A^3, DZVP. Prints one JSON line last. us_per_edge is CPU t
 the least of --repeats: neighbours on the machine can only add to it; wall_s likewise; us_per_edge_median their median;
 kb_per_edge the growth of the peak resident memory of this process over what it was with graph and model in place.
 floor_us_per_edge: the least matrix work of the general layers (2.54 MFLOP forward and backward at C = 16, quadratic in C) at
-the rate of this machine's own matrix product.
+the rate of this machine's own matrix product. --device cuda: seconds are of wall time, memory is the GPU's.
 """
 
 import argparse
 import json
-import platform
 import resource
 import time
 
@@ -21,6 +20,7 @@ from ase.neighborlist import neighbor_list
 from ase.spacegroup import crystal
 from torch.utils.flop_counter import FlopCounterMode
 
+import devices
 from hamscale.basis import Basis, read_element_basis
 from hamscale.config import Network
 from hamscale.files import provenance
@@ -90,13 +90,14 @@ def unit_reference(basis: Basis, cutoff: float, charges: dict[int, float] | None
     return Reference(basis, True, cutoff, cutoff, 0.0, field, of_pairs(0.0), of_pairs(1.0), each(1.0), 0.0)
 
 
-def gemm_rate() -> float:
+def gemm_rate(device: str = "cpu") -> float:
     """Floating-point operations per second of a square matrix product."""
-    a = torch.randn(2048, 2048)
+    a = torch.randn(2048, 2048, device=device)
     times = []
     for _ in range(5):
         start = time.perf_counter()
         a @ a
+        devices.finish(device)
         times.append(time.perf_counter() - start)
     return 2 * 2048**3 / min(times)
 
@@ -106,8 +107,8 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak_bytes(device: str = "cpu") -> int:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -124,14 +125,15 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mode", choices=["forward", "train"], default="train")
     parser.add_argument("--recompute", action="store_true")
     parser.add_argument("--dtype", choices=["float32", "float64", "mixed"], default="float32", help="mixed: bfloat16 messages")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--chunk", type=int, default=768, help="edges; on a GPU as many as fit")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--chunk", type=int, help="edges; default: 768 on a CPU, all that fit on a GPU")
     parser.add_argument(
         "--way", choices=[way.value for way in Way], help="of arranging operations; default: as suits the device"
     )
     parser.add_argument("--repeats", type=int, default=7)
     o = parser.parse_args(arguments)
     o.hidden = o.hidden or o.channels
+    devices.check(o.device)
     return o
 
 
@@ -152,7 +154,7 @@ def build(o: argparse.Namespace):
     model = build_network(settings, reference).to(o.device, dtype)
     if o.dtype == "mixed":
         model.messages_in(torch.bfloat16)
-    inputs = graph_inputs(graph, reference, o.lmax, dtype, o.chunk).to(o.device)
+    inputs = graph_inputs(graph, reference, o.lmax, dtype, devices.chunk(o, len(graph.edges))).to(o.device)
     return model, inputs if o.way is None else inputs.arranged(Way(o.way), EDGES_AT_ONCE)
 
 
@@ -167,22 +169,21 @@ def main():
                 model(inputs)
         else:
             train()
-        if torch.device(o.device).type == "cuda":
-            torch.cuda.synchronize()
+        devices.finish(o.device)
 
     def train():
         model.zero_grad(set_to_none=True)
         offsite, onsite = model(inputs, recompute=o.recompute)
         sum(v.abs().mean() for v in (*offsite.values(), *onsite.values())).backward()
 
-    before = peak_bytes()
+    before = peak_bytes(o.device)
     step()  # warms up, and its peak is the peak
     times, walls = [], []
     for _ in range(o.repeats):
         start, wall = cpu_seconds(), time.perf_counter()
         step()
-        times.append(cpu_seconds() - start)
         walls.append(time.perf_counter() - wall)
+        times.append(walls[-1] if o.device == "cuda" else cpu_seconds() - start)
     edges = len(inputs.source)
     torch.set_num_threads(1)  # products are counted in the thread that does them
     with FlopCounterMode(display=False) as counter:
@@ -192,11 +193,11 @@ def main():
         "us_per_edge": round(1e6 * min(times) / edges, 1),
         "us_per_edge_median": round(1e6 * float(np.median(times)) / edges, 1),
         "wall_s": round(min(walls), 4),
-        "kb_per_edge": round((peak_bytes() - before) / 1024 / edges, 2),
+        "kb_per_edge": round((peak_bytes(o.device) - before) / 1024 / edges, 2),
         "edges": edges,
         "params": sum(p.numel() for p in model.parameters()),
-        "floor_us_per_edge": round(1e6 * flop / gemm_rate(), 1),
-        "machine": platform.processor() or platform.machine(),
+        "floor_us_per_edge": round(1e6 * flop / gemm_rate(o.device), 1),
+        "machine": devices.name(o.device, f"{o.threads} threads"),
         "torch": torch.__version__,
     }
     print(json.dumps(result | provenance()))

@@ -1,13 +1,15 @@
 """Scaling over ranks: measured for those there are, modelled from exact partitions beyond.
 
-python benchmarks/scaling.py measure     # constants of this machine, strong and weak scaling on --ranks, forward, one thread
-                                         # each, and strong scaling of one node update by method of partition
+python benchmarks/scaling.py measure     # on --ranks, of --device: strong and weak scaling, forward, strong scaling of one node
+                                         # update by method of partition, and the constants of this machine
 python benchmarks/scaling.py partitions  # exact counts for 8 to 8,192 ranks, up to 3 million atoms, the graph streamed by tiles
 python benchmarks/scaling.py model       # time per step for both, and the paper's numbers beside what geometry gives; that of a
                                          # node update by rank from partition_ranks.csv (domains.py) and fig3.csv
                                          # (throughput.py)
 
-Tables go to --raw, scaling_*.csv; a column `kind` says measured or modelled. One JSON line last.
+`measure` starts its ranks by torchrun, a core or a GPU each. Started by torchrun or srun itself it takes the ranks that there
+are: the first P of them for each P of --ranks, while the others wait. Tables go to --raw, scaling_*.csv; a column `kind` says
+measured or modelled, `device` on what. One JSON line last.
 """
 
 import argparse
@@ -15,39 +17,42 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
 from ase import Atoms
 
+import devices
 from data import disordered
 from hamscale.basis import Basis, read_element_basis
-from hamscale.config import Network
-from hamscale.files import machine, provenance, read_table, write_table, write_text
-from hamscale.graph.graph import structure_graph
+from hamscale.config import EXCHANGES, Network
+from hamscale.files import provenance, read_table, write_table, write_text
+from hamscale.graph.graph import Graph, structure_graph
 from hamscale.graph.neighbours import edges_within
-from hamscale.inputs.ranks import rank_part
+from hamscale.inputs.ranks import RankPart, rank_part
 from hamscale.inputs.tensors import build_network, graph_inputs
+from hamscale.model.network import Inputs
 from hamscale.paper.scaling import Machine, efficiency, per_rank, step_seconds
-from hamscale.parallel.env import World, world
-from hamscale.parallel.exchange import TorchExchange
+from hamscale.parallel import exchange
+from hamscale.parallel.env import World
 from hamscale.partition import METHODS, TiledEdges, partition
 from hamscale.partition.halo import halo_of
 from network import hafnia, unit_reference
 
-LAYERS, CHANNELS, LMAX, CUTOFF = 3, 16, 4, 6.0
+LAYERS, CHANNELS, LMAX = 3, 16, 4
 EMBEDDING_BYTES = (LMAX + 1) ** 2 * CHANNELS * 4
 WARM, REPEATS = 2, 10
 
 
-def parts_of_network():
+def parts_of_network(cutoff: float):
     basis = Basis(read_element_basis(e, "SZV-MOLOPT-SR-GTH", "GTH-PBE", "BASIS_MOLOPT", "GTH_POTENTIALS") for e in ("Hf", "O"))
-    reference = unit_reference(basis, CUTOFF)
+    reference = unit_reference(basis, cutoff)
     torch.manual_seed(0)
     network = build_network(Network(channels=CHANNELS, layers=LAYERS, lmax=LMAX), reference)
     return basis, reference, network
@@ -56,92 +61,117 @@ def parts_of_network():
 # ------------------------------------------------------------------------------------------------------------ on each rank
 
 
-def run_rank(atoms_strong: int, atoms_weak: int, only: str, out: Path):
-    """All scalings on this world, then, on two ranks or more, the constants of the exchange; rank 0 writes."""
-    with world("cpu") as w:
-        torch.set_num_threads(1)
-        rows = []
-        if only != "node-update":
-            for mode, atoms in (("strong", hafnia(atoms_strong)), ("weak", hafnia(atoms_weak * w.size))):
-                rows += measure(w, mode, atoms)
-        for method in METHODS if w.size > 1 else ("one rank",):
-            rows += measure_node_update(w, hafnia(atoms_strong), method)
-        constants = exchange_constants(w) if w.size > 1 else {}
-        if w.is_root:
-            write_text(out, json.dumps({"rows": rows, "constants": constants}))
+@dataclass(frozen=True)
+class Run:
+    """One measurement: the world, of which the first `ranks` ranks work and the others wait, and the options."""
+
+    world: World
+    ranks: int
+    o: argparse.Namespace
+
+    @property
+    def works(self) -> bool:
+        return self.world.rank < self.ranks
+
+    def inputs(self, part: RankPart, reference) -> Inputs:
+        chunk = devices.chunk(self.o, len(part.graph.edges))
+        return graph_inputs(part.graph, reference, LMAX, torch.float32, chunk, part.halo).to(self.world.device)
 
 
-def measure(w: World, mode: str, atoms: Atoms) -> list[dict]:
-    basis, reference, network = parts_of_network()
-    graph, halo, swap = structure_graph(atoms, basis, CUTOFF), None, None
-    if w.size > 1:
-        part = rank_part(graph, reference, w, w.size)
-        graph, halo, swap = part.graph, part.halo, part.exchange
-    inputs = graph_inputs(graph, reference, LMAX, torch.float32, halo=halo)
-    run = lambda: network(inputs, swap) if swap else network(inputs)  # noqa: E731
-    names = {"mode": mode, "what": "forward", "method": "min-nn" if swap else "one rank"}
-    with torch.inference_mode():
-        return timed(w, run, swap, names | {"atoms": len(atoms), "edges": len(graph.edges)})
-
-
-def measure_node_update(w: World, atoms: Atoms, method: str) -> list[dict]:
-    """The node update of the second layer and the exchange after it."""
-    basis, reference, network = parts_of_network()
-    graph, halo, swap = structure_graph(atoms, basis, CUTOFF), None, None
-    if w.size > 1:
-        owner = partition(graph.atoms, [(graph.edges[:, 0], graph.edges[:, 1])], CUTOFF, w.size, method).owner
-        graph = graph.part(np.flatnonzero(owner == w.rank))
-        halo = halo_of(graph.edges, owner, w.rank)
-        swap = TorchExchange(halo, w)
-    inputs = graph_inputs(graph, reference, LMAX, torch.float32, halo=halo)
-    K = (LMAX + 1) ** 2
-    x = torch.randn(len(inputs.species), K, CHANNELS)
-    edges = [torch.randn(K, last - first, CHANNELS) for first, last, _, _ in inputs.spans]
-
-    def run():
-        features = network.node_updates[1](x, edges, inputs, False)
-        return swap(features) if swap else features
-
-    names = {"mode": "strong", "what": "node update", "method": method}
-    with torch.inference_mode():
-        return timed(w, run, swap, names | {"atoms": len(atoms), "edges": len(graph.edges)})
-
-
-def timed(w: World, run, swap, names: dict) -> list[dict]:
-    """A row per repeat and rank: seconds of packing, exchange (waiting included), unpacking and, of CPU time, the rest.
-
-    Of all repeats those REPEATS stay in which the exchange, summed over ranks, was shortest: on a machine with neighbours a
-    rank that is not running lets the others wait.
-    """
+def measure_all(w: World, ranks: list[int], o: argparse.Namespace) -> tuple[list[dict], dict]:
+    """All scalings, and the constants of the machine; on every rank, of which the first has all of them."""
     rows = []
-    for repeat in range(WARM + REPEATS * (1 if swap is None else 4)):
-        if swap:
-            swap.statistics.clear()
+    for run in (Run(w, n, o) for n in ranks):
+        if o.only == "all":
+            rows += measure(run, "strong", hafnia(o.strong_atoms))
+        if o.only != "node-update":
+            tiled = o.tiling == "1-D"
+            weak = hafnia(o.weak_atoms).repeat((run.ranks, 1, 1)) if tiled else hafnia(o.weak_atoms * run.ranks)
+            rows += measure(run, "weak 1-D" if tiled else "weak", weak)
+        if o.only != "weak":
+            for method in METHODS if run.ranks > 1 else ("one rank",):
+                rows += measure_node_update(run, hafnia(o.strong_atoms), method)
+    if o.only == "node-update" or w.size == 1:
+        return rows, {}
+    constants = exchange_constants(w)
+    if w.is_root:
+        constants |= compute_constants(o) | copy_constants(o)
+    w.barrier()
+    return rows, constants
+
+
+def measure(run: Run, mode: str, atoms: Atoms) -> list[dict]:
+    basis, reference, network = parts_of_network(run.o.cutoff)
+    names = {"mode": mode, "what": "forward", "method": "min-nn" if run.ranks > 1 else "one rank", "atoms": len(atoms)}
+    if not run.works:
+        return timed(run, None, RankPart(None), names)
+    graph = structure_graph(atoms, basis, run.o.cutoff)
+    part = rank_part(graph, reference, run.world, run.ranks, exchange=run.o.exchange)
+    inputs, network = run.inputs(part, reference), network.to(run.world.device)
+    return timed(run, lambda: network(inputs, part.exchange), part, names)
+
+
+def measure_node_update(run: Run, atoms: Atoms, method: str) -> list[dict]:
+    """The node update of the second layer and the exchange after it."""
+    basis, reference, network = parts_of_network(run.o.cutoff)
+    names = {"mode": "strong", "what": "node update", "method": method, "atoms": len(atoms)}
+    if not run.works:
+        return timed(run, None, RankPart(None), names)
+    part = RankPart(structure_graph(atoms, basis, run.o.cutoff))
+    if run.ranks > 1:
+        part = cut(part.graph, run, method)
+    inputs, update = run.inputs(part, reference), network.node_updates[1].to(run.world.device)
+    rows, channels = 2 * (LMAX + 1) ** 2, CHANNELS // 2
+    x = torch.randn(len(inputs.species), rows, channels, device=run.world.device)
+    edges = [torch.randn(rows, last - first, channels, device=run.world.device) for first, last, _, _ in inputs.spans]
+    return timed(run, lambda: part.exchange(update(x, edges, inputs, False)), part, names)
+
+
+def cut(graph: Graph, run: Run, method: str) -> RankPart:
+    edges = [(graph.edges[:, 0], graph.edges[:, 1])]
+    owner = partition(graph.atoms, edges, graph.cutoff_angstrom, run.ranks, method).owner
+    part = graph.part(np.flatnonzero(owner == run.world.rank))
+    halo = halo_of(part.edges, owner, run.world.rank)
+    return RankPart(part, halo, exchange.EXCHANGES[run.o.exchange](halo, run.world))
+
+
+@torch.inference_mode()
+def timed(run: Run, work: Callable | None, part: RankPart, names: dict) -> list[dict]:
+    """A row per repeat and rank: seconds of packing, exchange (waiting included), unpacking and the rest.
+
+    On a CPU the rest is of CPU time, and of all repeats those REPEATS stay in which the exchange, summed over ranks, was
+    shortest: on a machine with neighbours a rank that is not running lets the others wait. Ranks without work wait too.
+    """
+    w, rows = run.world, []
+    statistics = exchange.Statistics()
+    if isinstance(part.exchange, exchange.TorchExchange):
+        part.exchange.exact, statistics = True, part.exchange.statistics
+    for repeat in range(WARM + REPEATS * (1 if run.ranks == 1 else 4)):
+        statistics.clear()
         w.barrier()
-        start = time.thread_time()
-        run()
-        own = time.thread_time() - start
-        s = swap.statistics if swap else None
-        split = [s.pack_s, s.exchange_s, s.unpack_s] if s else [0.0] * 3
-        everyone = torch.zeros(w.size, 5, dtype=torch.float64)
-        everyone[w.rank] = torch.tensor([names["edges"], *split, own - split[0] - split[2]])
-        w.sum(everyone)
+        start = devices.clock(run.o.device)
+        if work:
+            work()
+        own = devices.clock(run.o.device) - start
+        split = [statistics.pack_s, statistics.exchange_s, statistics.unpack_s]
+        waited = split[1] if run.o.device == "cuda" else 0.0  # a thread that waits does not run
+        everyone = torch.zeros(w.size, 5, dtype=torch.float64, device=w.device)
+        everyone[w.rank] = torch.tensor([len(part.graph.edges) if work else 0, *split, own - split[0] - waited - split[2]])
         if repeat >= WARM:
-            for rank, (edges, pack, exchange, unpack, compute) in enumerate(everyone.tolist()):
-                of_rank = {"rank": rank, "edges": int(edges), "pack_s": pack, "exchange_s": exchange, "unpack_s": unpack}
-                times = of_rank | {"compute_s": compute}
-                rows.append({"kind": "measured"} | names | {"ranks": w.size, "repeat": repeat - WARM} | times)
+            for rank, (edges, pack, wait, unpack, compute) in enumerate(w.sum(everyone)[: run.ranks].tolist()):
+                of_rank = {"rank": rank, "edges": int(edges), "pack_s": pack, "exchange_s": wait, "unpack_s": unpack}
+                rows.append({"kind": "measured"} | names | {"ranks": run.ranks, "repeat": repeat - WARM} | of_rank)
+                rows[-1]["compute_s"] = compute
     table = pd.DataFrame(rows)
-    waited = table.groupby("repeat").exchange_s.transform("sum").rank(method="dense")
-    return table[waited <= REPEATS].to_dict("records") if swap else rows
+    order = table.groupby("repeat").exchange_s.transform("sum").rank(method="dense")
+    return table[order <= REPEATS].to_dict("records")
 
 
 def exchange_constants(w: World) -> dict:
-    """Latency and bandwidth between ranks 0 and 1, by the exchange's own transfer."""
-    import torch.distributed as dist
+    """Latency and bandwidth between ranks 0 and 1, by messages both ways as the exchange sends them."""
 
     def seconds(n_bytes: int, repeats: int) -> float:
-        message, buffer = torch.zeros(n_bytes // 4), torch.empty(n_bytes // 4)
+        message, buffer = (torch.zeros(n_bytes // 4, device=w.device) for _ in range(2))
         times = []
         for _ in range(repeats):
             w.barrier()
@@ -151,6 +181,7 @@ def exchange_constants(w: World) -> dict:
                 requests = dist.batch_isend_irecv([dist.P2POp(dist.irecv, buffer, peer), dist.P2POp(dist.isend, message, peer)])
                 for r in requests:
                     r.wait()
+            devices.finish(w.device.type)
             times.append(time.perf_counter() - start)
         return float(np.median(times))
 
@@ -158,91 +189,100 @@ def exchange_constants(w: World) -> dict:
     return {"latency_s": small, "bandwidth_bytes_s": size / (large - small)}
 
 
-# -------------------------------------------------------------------------------------------------------------- in one process
+# -------------------------------------------------------------------------------------------------- on the first rank alone
 
 
-def compute_constants() -> dict:
-    """Message rate of a layer (node and edge update) against the number of messages; one thread."""
-    torch.set_num_threads(1)
-    basis, reference, network = parts_of_network()
-    messages, rates = [], []
-    for n in (12, 24, 48, 96, 192, 384, 768):
-        graph = structure_graph(hafnia(n), basis, CUTOFF)
-        inputs = graph_inputs(graph, reference, LMAX, torch.float32)
+def compute_constants(o: argparse.Namespace) -> dict:
+    """Message rate of a layer (node and edge update) against the number of messages, on one core or GPU."""
+    basis, reference, network = parts_of_network(o.cutoff)
+    network, messages, rates = network.to(o.device), [], []
+    for n in (12, 24, 48, 96, 192, 384, 768, *((1536, 3072) if o.device == "cuda" else ())):
+        graph = structure_graph(hafnia(n), basis, o.cutoff)
+        inputs = graph_inputs(graph, reference, LMAX, torch.float32, devices.chunk(o, len(graph.edges))).to(o.device)
         times = []
         with torch.inference_mode():
             for _ in range(WARM + REPEATS):
                 start = time.perf_counter()
                 network(inputs)
+                devices.finish(o.device)
                 times.append(time.perf_counter() - start)
         messages.append(len(graph.edges))
         rates.append(len(graph.edges) * LAYERS / float(np.median(times[WARM:])))
     return {"messages": messages, "messages_per_second": rates}
 
 
-def copy_constants() -> dict:
-    """Rates of packing and unpacking, as TorchExchange.swap does them; the least of 200."""
-    x, rows = torch.randn(4000, (LMAX + 1) ** 2, CHANNELS), torch.randperm(4000)[:2000]
+def copy_constants(o: argparse.Namespace) -> dict:
+    """Rates of packing and unpacking, as TorchExchange does them; the least of 200."""
+    x, rows = torch.randn(4000, (LMAX + 1) ** 2, CHANNELS, device=o.device), torch.randperm(4000, device=o.device)[:2000]
     received, times = x[:2000].clone(), {"pack_bytes_s": [], "unpack_bytes_s": []}
     for _ in range(200):
+        devices.finish(o.device)
         start = time.perf_counter()
         torch.cat([x.index_select(0, rows).reshape(-1)])
+        devices.finish(o.device)
         packed = time.perf_counter()
         torch.cat([received])
+        devices.finish(o.device)
         times["unpack_bytes_s"].append(time.perf_counter() - packed)
         times["pack_bytes_s"].append(packed - start)
     return {name: 2000 * EMBEDDING_BYTES / min(t) for name, t in times.items()}
 
 
-def launch(ranks: int, o) -> dict:
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "result.json"
-        arguments = [
-            __file__,
-            "rank",
-            "--strong-atoms",
-            o.strong_atoms,
-            "--weak-atoms",
-            o.weak_atoms,
-            "--only",
-            o.only,
-            "--out",
-            out,
-        ]
-        runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
-        command = [sys.executable] if ranks == 1 else runner
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run([str(a) for a in [*command, *arguments]], check=True, env=environment, stderr=subprocess.DEVNULL)
-        return json.loads(out.read_text())
+def do_measure(o: argparse.Namespace):
+    """Measure on the ranks of this run, or, if it is of one process, on as many as are asked for, started here."""
+    with devices.ranks(o.device) as w:
+        ranks = sorted(o.ranks or ([2**k for k in range(w.size.bit_length())] if w.size > 1 else [1, 2]))
+        if w.size > 1 and max(ranks) > w.size:
+            sys.exit(f"--ranks {max(ranks)}: this run has {w.size} ranks. Start it on more, or give fewer.")
+        if w.size > 1 or max(ranks) == 1:
+            rows, constants = measure_all(w, ranks, o)
+            if w.is_root:
+                write(rows, constants, w.size, o)
+            return
+    devices.check(o.device, max(ranks))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(max(ranks))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    sys.exit(subprocess.run([*launcher, __file__, *sys.argv[1:]], env=environment).returncode)
 
 
-def do_measure(o):
-    results = {ranks: launch(ranks, o) for ranks in o.ranks}
-    rows = pd.DataFrame([row for r in results.values() for row in r["rows"]]).assign(**provenance())
+SAME, KEYS = ["device", "exchange", "cutoff_angstrom"], ["mode", "what", "ranks"]
+
+
+def write(rows: list[dict], constants: dict, size: int, o: argparse.Namespace):
+    """Write the table and the constants, and print a summary.
+
+    Other rows of the table stay if they are of the same device, exchange and cutoff.
+    """
     path, constants_path = o.raw / "scaling_measured.csv", o.raw / "scaling_machine.json"
-    if o.only == "all":
-        found = compute_constants() | next((r["constants"] for r in results.values() if r["constants"]), {})
-    else:
-        known, found = pd.read_csv(path), json.loads(constants_path.read_text())
-        rows = pd.concat([known[known.what != "node update"], rows])
-    constants = asdict(Machine(**{
-        k: found[k] for k in ("messages", "messages_per_second", "latency_s", "bandwidth_bytes_s")
-    } | {
-        "name": f"{machine()['processor']}, a core per rank",
-        "source": f"benchmarks/scaling.py measure, {os.cpu_count()} cores, gloo",
-    } | copy_constants()))  # fmt: skip
-    write_text(path, rows.to_csv(index=False, float_format="%.5g"))
-    write_text(constants_path, json.dumps(constants | provenance(), indent=2) + "\n")
+    device = devices.name(o.device, "a core per rank")
+    about = {"device": device, "exchange": o.exchange, "cutoff_angstrom": o.cutoff}
+    table = pd.DataFrame(rows).assign(**about, **provenance())
+    if path.is_file():
+        known = read_table(path)
+        same = (known[SAME] == [about[name] for name in SAME]).all(axis=1)
+        again = known.set_index(KEYS).index.isin(table.set_index(KEYS).index)
+        table = pd.concat([known[same & ~again], table])
+    write_text(path, table.to_csv(index=False, float_format="%.5g"))
+    if constants:
+        source = f"benchmarks/scaling.py measure, {size} ranks, {'gloo' if o.device == 'cpu' else 'NCCL'}"
+        constants = asdict(Machine(**constants | {"name": device, "source": source}))
+        write_text(constants_path, json.dumps(constants | provenance(), indent=2) + "\n")
+    print(json.dumps({"measured": efficiencies(table), "constants": constants} | about | provenance()))
+
+
+def efficiencies(rows: pd.DataFrame) -> list[dict]:
+    """Median over repeats of the slowest rank's seconds, and the efficiency, of every mode and number of ranks."""
     table = []
     for (mode, ranks), group in rows[rows.what == "forward"].groupby(["mode", "ranks"]):
         total = group.assign(seconds=group.pack_s + group.exchange_s + group.unpack_s + group.compute_s)
         seconds = total.groupby("repeat").seconds.max().median()
         table.append({"mode": mode, "ranks": int(ranks), "seconds": round(float(seconds), 5)})
-    for mode in ("strong", "weak"):
+    for mode in ("strong", "weak", "weak 1-D"):
         of_mode = pd.DataFrame([row for row in table if row["mode"] == mode])
-        for row, e in zip((r for r in table if r["mode"] == mode), efficiency(of_mode, mode)):
-            row["efficiency"] = round(float(e), 3)
-    print(json.dumps({"measured": table, "constants": constants} | provenance()))
+        if len(of_mode):
+            for row, e in zip((r for r in table if r["mode"] == mode), efficiency(of_mode, mode)):
+                row["efficiency"] = round(float(e), 3)
+    return table
 
 
 # ---------------------------------------------------------------------------------------------------------------- partitions
@@ -369,23 +409,24 @@ def compare(partitions: pd.DataFrame) -> pd.DataFrame:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["measure", "partitions", "model", "rank"])
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("what", choices=["measure", "partitions", "model"])
+    parser.add_argument(
+        "--ranks", type=int, nargs="+", help="default: 1 and 2; of a run that torchrun or srun started: its powers of two"
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--exchange", choices=EXCHANGES, default="torch")
     parser.add_argument("--strong-atoms", type=int, default=768)
     parser.add_argument("--weak-atoms", type=int, default=384, help="per rank")
-    parser.add_argument(
-        "--only", choices=["all", "node-update"], default="all", help="of `measure`; other rows and constants stay"
-    )
-    parser.add_argument("--cutoff", type=float, default=12.0, help="Angstrom, of `partitions`")
+    parser.add_argument("--tiling", choices=["3-D", "1-D"], default="3-D", help="of weak scaling: a block, or cells in a row")
+    parser.add_argument("--chunk", type=int, help="messages worked on together; default: 768 on a CPU, all on a GPU")
+    parser.add_argument("--only", choices=["all", "node-update", "weak"], default="all", help="of `measure`; other rows stay")
+    parser.add_argument("--cutoff", type=float, help="Angstrom; default: 6 of `measure`, 12 of `partitions`")
     parser.add_argument("--most-ranks", type=int, default=8192)
     parser.add_argument("--metis-atoms", type=int, default=192000)
     parser.add_argument("--raw", type=Path, default=Path("resources/raw"))
-    parser.add_argument("--out", type=Path)
     o = parser.parse_args()
-    if o.what == "rank":
-        run_rank(o.strong_atoms, o.weak_atoms, o.only, o.out)
-    else:
-        {"measure": do_measure, "partitions": do_partitions, "model": do_model}[o.what](o)
+    o.cutoff = o.cutoff or (6.0 if o.what == "measure" else 12.0)
+    {"measure": do_measure, "partitions": do_partitions, "model": do_model}[o.what](o)
 
 
 if __name__ == "__main__":

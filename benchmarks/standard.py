@@ -1,5 +1,9 @@
-"""The standard set of `benchmarks/network.py`, one fresh process each, into results/benchmarks/network.csv: make bench"""
+"""The standard set of `benchmarks/network.py`, one fresh process each, into results/benchmarks/network.csv: make bench
 
+--device cuda leaves out what differs in threads alone, and adds what fills a GPU: into network_cuda.csv, make bench-gpu
+"""
+
+import argparse
 import json
 import subprocess
 import sys
@@ -7,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+import devices
 from hamscale.files import write_text
 
 CASES = [
@@ -22,16 +27,21 @@ CASES = [
     "--atoms 324 --layers 3 --mode forward",
     "--atoms 324 --layers 3 --mode forward --threads 2",
 ]
+LARGE = ["--atoms 1536 --layers 3 --recompute", "--atoms 3072 --layers 3 --mode forward"]
 
 
 def main():
-    rows = []
-    for case in CASES:
-        command = [sys.executable, Path(__file__).with_name("network.py"), *case.split()]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    o = parser.parse_args()
+    devices.check(o.device)
+    rows, cases = [], CASES if o.device == "cpu" else [case for case in CASES if "--threads" not in case] + LARGE
+    for case in cases:
+        command = [sys.executable, Path(__file__).with_name("network.py"), *case.split(), "--device", o.device]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         rows.append({"case": case} | json.loads(output.splitlines()[-1]))
         print(case, {key: rows[-1][key] for key in ("us_per_edge", "wall_s", "kb_per_edge", "floor_us_per_edge")}, flush=True)
-    out = Path("results/benchmarks/network.csv")
+    out = Path(f"results/benchmarks/network{'' if o.device == 'cpu' else '_cuda'}.csv")
     write_text(out, pd.DataFrame(rows).to_csv(index=False))
     print(out)
 

@@ -95,6 +95,7 @@ rule figures:
         "hamscale plot-paper --raw {params.raw} --out results/figures > {log} 2>&1"
 
 
+# Measured on the device that a profile names, started by its `launch`: docs/alps.md
 rule throughput:
     output:
         "results/raw/fig3.csv",
@@ -102,10 +103,13 @@ rule throughput:
         "logs/raw/throughput.log",
     conda:
         "../../envs/hamscale.yaml"
+    resources:
+        launch="",
+        device="cpu",
     message:
         "measure messages per second"
     shell:
-        "python benchmarks/throughput.py --raw results/raw > {log} 2>&1"
+        "{resources.launch} python benchmarks/throughput.py --device {resources.device} --raw results/raw > {log} 2>&1"
 
 
 # Counted and modelled, so it is the same on every machine.
@@ -161,10 +165,15 @@ rule scaling_measured:
     conda:
         "../../envs/hamscale.yaml"
     threads: 2
+    resources:
+        launch="",
+        device="cpu",
+        sizes="",
     message:
         "measure scaling over ranks"
     shell:
-        "python benchmarks/scaling.py measure --raw results/raw > {log} 2>&1"
+        "{resources.launch} python benchmarks/scaling.py measure --device {resources.device} {resources.sizes}"
+        " --raw results/raw > {log} 2>&1"
 
 
 rule scaling_partitions:

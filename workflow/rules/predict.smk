@@ -11,6 +11,7 @@ rule predict:
     threads: 2
     resources:
         launch="",
+        exchange="torch",
     params:
         model=input_folder,
         file="config/materials/{material}.yaml",
@@ -18,7 +19,8 @@ rule predict:
         "predict H and S: {wildcards.material} {wildcards.id}"
     shell:
         "OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}} {resources.launch}"
-        " hamscale predict {params.model} {input.structure} --material {params.file} --out {output} > {log} 2>&1"
+        " hamscale predict {params.model} {input.structure} --material {params.file} --out {output}"
+        " --exchange {resources.exchange} > {log} 2>&1"
 
 
 rule export:

@@ -21,6 +21,8 @@ rule train:
     resources:
         # what starts one process per GPU, e.g. srun --nodes=2 --ntasks-per-node=4; a profile sets it
         launch="",
+        # how these processes exchange features: torch, cupy, or either with -float16 or -bfloat16
+        exchange="torch",
     params:
         file="config/models/{model}.yaml",
         settings=model_settings,
@@ -34,7 +36,7 @@ rule train:
     shell:
         "OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}} {resources.launch} hamscale train {params.file} {input.reference} --train {params.train}"
         " --validation {params.validation} --operators {input.operators} --network {wildcards.network} --out {params.out}"
-        " --checkpoint {params.checkpoint} > {log} 2>&1"
+        " --checkpoint {params.checkpoint} --exchange {resources.exchange} > {log} 2>&1"
 
 
 rule join:

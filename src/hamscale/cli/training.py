@@ -20,7 +20,7 @@ EXCHANGE = argument(
     "--exchange",
     choices=list(config.EXCHANGES),
     default="torch",
-    help="torch.distributed, or NCCL through CuPy",
+    help="torch.distributed, or NCCL through CuPy; -float16, -bfloat16: what travels between ranks has 16 bits",
 )
 FRAME = argument("--frame", type=int, metavar="N", help="which structure of a trajectory, from 0")
 

@@ -215,7 +215,7 @@ def _exchange(
             of_members = [(of.get(n, {}), start) for (of, _), start in zip(blocks, starts[pair])]
             rows[n][pair] = _joined(of[pair] + start for of, start in of_members if pair in of)
             counts[n][pair] = sum(of.get(n, {}).get(pair, 0) for _, of in blocks)
-    return type(first)(halo, first.world, first.first_rank, (rows, counts))
+    return type(first)(halo, first.world, first.first_rank, (rows, counts), first.wire)
 
 
 def _keys(dictionaries: Iterable[Mapping[int, Any]]) -> list[int]:

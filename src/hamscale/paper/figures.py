@@ -231,7 +231,11 @@ def figure_6(raw: Path) -> Figure:
     figure = new_figure(PAGE_INCHES, 6.2)
     times, exchange, graphs = figure.subfigures(3, 1, squeeze=False, height_ratios=(1, 1.25, 0.9)).ravel()
     top, middle, bottom = (part.subplots(1, 3) for part in (times, exchange, graphs))
-    panel(boxes(runs, measured(top[0]), hatched=False), "a", f"{runs['atoms'].iloc[0]} atoms, 6 Å")
+    panel(
+        boxes(runs, measured(top[0]), hatched=False),
+        "a",
+        f"{runs['atoms'].iloc[0]:,} atoms, {runs['cutoff_angstrom'].iloc[0]:g} Å",
+    )
     panel(split(runs[runs["ranks"] > 1], measured(middle[0]), hatched=False), "d")
     for k, (cutoff, of_cutoff) in enumerate(model.groupby("cutoff_angstrom"), start=1):
         panel(boxes(of_cutoff, modelled(top[k]), hatched=True), "abc"[k], f"24,000 atoms, {cutoff:g} Å")
@@ -249,12 +253,13 @@ def figure_6(raw: Path) -> Figure:
 def figure_7(raw: Path) -> Figure:
     runs, model = pd.read_csv(raw / "scaling_measured.csv"), pd.read_csv(raw / "scaling_modelled.csv")
     runs, links = runs[runs["mode"] == "weak"], read_table(raw / "topology.csv")
+    per_rank = (runs["atoms"] / runs["ranks"]).iloc[0]
     figure = new_figure(PAGE_INCHES, 6.2)
     times, exchange, graphs = figure.subfigures(3, 1, squeeze=False, height_ratios=(1, 1.25, 0.8)).ravel()
     top, middle, bottom = times.subplots(1, 3), exchange.subplots(1, 3), graphs.subplots(1, 6)
     boxes(runs, measured(top[0]), hatched=False).set_ylabel("forward pass (s)")
     top[0].set_ylim(0, 1.3 * top[0].get_ylim()[1])
-    panel(top[0], "a", f"{runs['atoms'].min()} atoms per rank, 6 Å")
+    panel(top[0], "a", f"{per_rank:g} atoms per rank, {runs['cutoff_angstrom'].iloc[0]:g} Å")
     panel(split(runs[runs["ranks"] > 1], measured(middle[0]), hatched=False), "d")
     middle[0].set_ylabel("per forward pass (ms)")
     for k, tiling in enumerate(("3-D", "1-D"), start=1):

@@ -34,7 +34,7 @@ from ..inputs.union import Union, unions
 from ..model.chunks import Way
 from ..model.network import HamiltonianNetwork, edges_that_fit
 from ..parallel.env import World
-from ..parallel.exchange import EXCHANGES
+from ..parallel.exchange import connect
 from . import checkpoint
 from .learner import Learner, dtype_of
 from .loss import Errors, eigenvalue_error, l1_l2
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
-
 
 
 class Stopped(Exception):
@@ -153,7 +152,7 @@ class Trainer:
         if not files.validation:
             self.report("no validation structures: the training structures are used instead")
         if ranks > 1:
-            EXCHANGES[exchange].connect(world)
+            connect(exchange, world)
         self._resume()
         self.bar = tqdm(
             disable=not (world.is_root and sys.stderr.isatty()), initial=self.state["step"], total=self.settings.steps
