@@ -108,7 +108,7 @@ def _inputs(
     for z_i, z_j in graph.elements:
         edges, pair = graph.edges.between(z_i, z_j), coupling[z_i, z_j]
         index, sign = pair.edge_adjoint
-        scale = reference.offsite_scale(z_i, z_j, graph.edges.distances[edges])[:, pair.slot]
+        scale = torch.from_numpy(reference.offsite_scale(z_i, z_j, graph.edges.distances[edges])).to(dtype)
         ends = np.searchsorted(edges, [[first, last] for first, last, _, _ in spans]).tolist()
         pairs[elements.index(z_i), elements.index(z_j)] = PairInputs(
             torch.from_numpy(edges),
@@ -116,7 +116,7 @@ def _inputs(
             torch.from_numpy(flipped[edges]),
             torch.from_numpy(index),
             torch.from_numpy(sign).to(dtype),
-            torch.from_numpy(scale).to(dtype),
+            scale[:, torch.from_numpy(pair.slot)],
         )
     crystal_field = reference.crystal_field.known_of(graph)
     atoms_of = {}

@@ -76,11 +76,12 @@ class Layout:
                 yield p, m, row, n
                 row += n
 
-    def rotations(self, vectors: np.ndarray, dtype: torch.dtype, chunk: int = 8192) -> Tensor:
+    def rotations(self, vectors: np.ndarray, dtype: torch.dtype, chunk: int = 960) -> Tensor:
         """Compute the packed Wigner matrices of edges (E, 3), `angular.edge_rotations`: (E, P + 1), P = sum (2l+1)^2.
 
         The last column is zero. The result is deterministic: the third Euler angle is zero, and so is the first along +z;
         along -z it is pi.
+        chunk: edges at a time, so few that intermediate arrays use memory again that is there, without page faults.
         """
         packed = torch.zeros(len(vectors), self.packed_size + 1, dtype=dtype)
         for first in range(0, len(vectors), chunk):
