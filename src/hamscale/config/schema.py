@@ -434,7 +434,7 @@ Export = Literal["quatrex", "tbtrans", "tshs", "deeph", "cp2k", "cp2k-text", "ma
 PARTITIONERS = ("low-nn", "metis", "min-nn")
 EXCHANGES = ("torch", "cupy")
 EXPORTS = ("sisl", *typing.get_args(Export))
-PAPER_FIGURES = ("fig3", "fig5", "fig6", "fig7", "fig8", "learning", "size")
+PAPER_FIGURES = ("fig3", "fig5", "fig6", "fig7", "fig8", "learning", "roofline", "size")
 
 
 class Figure8(Section):
