@@ -35,6 +35,7 @@ ON_REQUEST = {
         "scaling_partitions",
         "throughput",
     ),
+    "roofline",
 }
 MODEL = {"network": {"layers": 1, "channels": 4, "hidden": 4}, "training": {"steps": 6, "validate_every": 3}}
 
