@@ -6,7 +6,7 @@ import shutil
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from scipy.linalg import eigh
 
 from hamscale.basis import Basis, material_basis, read_element_basis
 from hamscale.config import Material
+from hamscale.container import Source, new_h5
 from hamscale.dft.inputs import cp2k_input
 from hamscale.dft.log import parse_output
 from hamscale.dft.outputs import read_run
@@ -219,3 +220,12 @@ def shared_by_workers(tmp_path_factory, name: str) -> Iterator[Path]:
         base = base.parent  # that of the session; a worker has one of its own in it
     with FileLock(base / f"{name}.lock"):
         yield base / name
+
+
+@contextmanager
+def forged(path):
+    """Open a protected file for changes, as someone does who then gives it the digests of what is in it."""
+    with closing(Source(path)) as source:
+        os.truncate(path, source.size)
+        with new_h5(path, path, source.schema, source) as file:
+            yield file

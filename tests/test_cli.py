@@ -12,8 +12,9 @@ import yaml
 
 import hamscale.cli
 from hamscale import config
+from hamscale.container import Array, Layout, create_h5
 from hamscale.export import TARGETS
-from hamscale.files import create_h5, write_text
+from hamscale.files import write_text
 from hamscale.paper import PAPER
 from hamscale.parallel.exchange import EXCHANGES
 from hamscale.partition import METHODS
@@ -66,8 +67,11 @@ def small_disk(tmp_path):
     subprocess.run(["umount", disk], check=True)
 
 
+ANY = Layout("any/1", {"values": Array("f8", ("n",)), "more": Array("f8", ("m",))})
+
+
 def write_numbers(path, n):
-    with create_h5(path, "any/1") as file:
+    with create_h5(path, ANY) as file:
         file["values"], file["more"] = np.ones(n), np.ones(500)
 
 
@@ -89,11 +93,12 @@ def test_a_file_size_limit_is_a_full_disk(tmp_path):
     """At every size up to that of the whole file: of files of HDF5, which crashes if it cannot finish one."""
     code = f"""
 import resource, numpy as np
-from hamscale.files import create_h5
+from hamscale.container import Array, Layout, create_h5
+layout = Layout("any/1", {{"*/values": Array("f8", (200,))}})
 for limit in range(0, 60_000, 1000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
-        with create_h5("{tmp_path}/a.h5", "any/1") as file:
+        with create_h5("{tmp_path}/a.h5", layout) as file:
             for n in range(5):
                 file[f"group {{n}}/values"] = np.ones(200)
                 file.attrs[f"text {{n}}"] = "x" * 1000

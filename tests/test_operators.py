@@ -1,9 +1,8 @@
-import h5py
 import numpy as np
 import pytest
 
 from hamscale.operators import read_operators, write_operators
-from helpers import hafnia, model_hamiltonian
+from helpers import forged, hafnia, model_hamiltonian
 
 
 @pytest.fixture
@@ -48,14 +47,14 @@ def test_h_of_k_is_the_phased_sum_over_cells(operators):
 
 
 def _spoil(path, how):
-    with h5py.File(path, "a") as file:
+    with forged(path) as file:
         how(file)
 
 
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        (lambda f: f.attrs.__setitem__("schema", "operators/9"), "schema is 'operators/9', expected 'operators/1'"),
+        (lambda f: f.attrs.__setitem__("schema", "operators/9"), "schema is 'operators/9', expected 'operators/2'"),
         (lambda f: f["hamiltonian"].__setitem__(5, np.nan), "hamiltonian holds NaN"),
         (lambda f: f["overlap"].attrs.__setitem__("unit", "eV"), "overlap has unit 'eV', expected '1'"),
         (lambda f: f["pairs"].__setitem__((3, slice(2, 5)), [7, 7, 7]), "has no transposed block"),
@@ -77,7 +76,7 @@ def test_a_file_cut_short_is_refused(operators, tmp_path):
     path = tmp_path / "a.h5"
     write_operators(path, operators)
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match="not a complete HDF5 file"):
+    with pytest.raises(ValueError, match="damaged or cut short"):
         read_operators(path)
     with pytest.raises(ValueError, match="no such file"):
         read_operators(tmp_path / "b.h5")

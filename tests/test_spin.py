@@ -30,7 +30,7 @@ from hamscale.graph.reference import fit_reference, read_reference, write_refere
 from hamscale.graph.states import directions
 from hamscale.inputs.model_folder import save_model
 from hamscale.inputs.tensors import build_network
-from hamscale.operators import SHARD, SPINS, join_shards, read_operators, write_pieces
+from hamscale.operators import SHARD, SPINS, join_shards, read_operators, shard_path, write_pieces
 from hamscale.page import index_page
 from hamscale.predict import predict
 from hamscale.workers import eigh
@@ -198,13 +198,12 @@ def test_densities_of_clusters_add_up(crystal, tmp_path):
 
 
 def test_shards_of_ranks_are_joined(crystal, tmp_path):
-    shards = []
     for rank, atoms in enumerate(([0, 2], [1])):
         part = crystal.select(np.isin(crystal.pairs[:, 0], atoms))
-        shards.append(tmp_path / "a.h5.shards" / f"rank-{rank}.h5")
         piece = (slice(0, len(part.overlap)), part.hamiltonian, part.overlap)
-        write_pieces(shards[-1], part.atoms, part.basis, part.pairs, [piece], {}, schema=SHARD, spins=2)
-    join_shards(tmp_path / "a.h5", shards, {})
+        shard, named = shard_path(tmp_path / "a.h5", "ab12", rank), {"prediction": "ab12"}
+        write_pieces(shard, part.atoms, part.basis, part.pairs, [piece], named, layout=SHARD, spins=2)
+    join_shards(tmp_path / "a.h5", "ab12", 2, {})
     assert np.array_equal(read_operators(tmp_path / "a.h5").hamiltonian, crystal.hamiltonian)
 
 

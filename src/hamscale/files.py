@@ -1,10 +1,8 @@
-"""Write files so that a crash or a full disk never leaves half of one, and read HDF5 files that state their schema."""
+"""Write files so that a crash or a full disk never leaves half of one, and say where they come from."""
 
 import errno
 import fcntl
 import glob
-import hashlib
-import io
 import json
 import os
 import platform
@@ -13,21 +11,17 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import h5py
-import numpy as np
-
 from . import __version__
 
 if TYPE_CHECKING:
     import pandas as pd
-    from typing_extensions import Buffer
 
 
 @contextmanager
@@ -145,151 +139,6 @@ def facts(path: str | Path) -> dict:
     with open(path) as file:
         line = file.readline()
     return json.loads(line[1:]) if line.startswith("#") else {}
-
-
-class _Sink(io.RawIOBase):
-    """File that libhdf5 writes to. It crashes the interpreter if it cannot finish a file, so after the first error it is told
-    that all goes well, and the error is kept: `close` raises it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path, self.file, self.finishing = path, open(path, "w+b", buffering=0), False  # noqa: SIM115
-        self.error: OSError | None = None
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self.file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self.file.tell()
-
-    def readinto(self, buffer: "Buffer") -> int:
-        view = memoryview(buffer).cast("B")
-        found = self.file.readinto(view) or 0
-        view[found:] = bytes(len(view) - found)  # what was not written for want of space
-        return len(view)
-
-    def write(self, data: "Buffer") -> int:
-        view = memoryview(data).cast("B")
-        rest = view
-        with self._kept():
-            while len(rest) and not self.error:
-                rest = rest[self.file.write(rest) :]
-        return len(view)
-
-    def truncate(self, size: int | None = None) -> int:
-        with self._kept():
-            if not self.error:
-                self.file.truncate(size)
-        return size or 0
-
-    @contextmanager
-    def _kept(self) -> Iterator[None]:
-        """Keep an error; while the file is not being finished it is raised as well, so that no work is done in vain."""
-        try:
-            yield
-        except OSError as error:
-            self.error = error
-            if not self.finishing:
-                raise
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
-
-
-@contextmanager
-def new_h5(temporary: Path, path: Path) -> Iterator[h5py.File]:
-    """Open a new HDF5 file for writing at a temporary place that will be `path`.
-
-    Raises OSError, with the path and the cause, if it cannot be written, e.g. because the disk is full.
-    """
-    with closing(_Sink(temporary)) as sink:
-        try:
-            with h5py.File(sink, "w") as file:
-                try:
-                    yield file
-                finally:
-                    sink.finishing = True
-        except (OSError, RuntimeError):
-            if not sink.error:
-                raise
-        if sink.error:  # what h5py says of it takes many lines
-            raise OSError(f"{path}: cannot be written: {sink.error.strerror}. What was there is unchanged.")
-
-
-@contextmanager
-def create_h5(path: str | Path, schema: str, **attributes: object) -> Iterator[h5py.File]:
-    """Open a new HDF5 file for writing, atomically, and set its attributes: `schema`, provenance and those given.
-
-    Raises OSError as `new_h5` does.
-    """
-    with atomic(path) as temporary, new_h5(temporary, Path(path)) as file:
-        file.attrs["schema"] = schema
-        for name, value in (provenance() | attributes).items():
-            file.attrs[name] = value
-        yield file
-
-
-def read_h5(path: str | Path) -> h5py.File:
-    """Open an HDF5 file for reading, without a lock: files are replaced as a whole, and not every file system has locks."""
-    return h5py.File(path, "r", locking=False)
-
-
-@contextmanager
-def open_h5(path: str | Path, schema: str) -> Iterator[h5py.File]:
-    """Open an HDF5 file of the given schema for reading.
-
-    Raises ValueError (file, what was found, what was expected) if the file is missing, cut short or of another schema.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file. Expected an HDF5 file of schema {schema}.")
-    try:
-        file = read_h5(path)
-    except OSError as error:
-        raise ValueError(
-            f"{path}: not a complete HDF5 file ({error}). Expected schema {schema}; was it cut short? Make it again."
-        ) from None
-    with file:
-        found = file.attrs.get("schema", "none")
-        if found != schema:
-            raise ValueError(f"{path}: schema is {found!r}, expected {schema!r}. Was it written by another version or step?")
-        yield file
-
-
-FINGERPRINT = "sha256"
-BYTES_AT_ONCE = 2**24
-
-
-def store_fingerprint(file: h5py.File) -> None:
-    """Write a hash of all names, attributes and values of an HDF5 file, other than its provenance, as an attribute of it."""
-    digest = hashlib.sha256()
-
-    def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        attributes = [(key, np.asarray(value).tolist()) for key, value in item.attrs.items() if key not in provenance()]
-        digest.update(json.dumps([name, sorted(attributes)]).encode())
-        if isinstance(item, h5py.Dataset):
-            digest.update(f"{item.dtype.str} {item.shape}".encode())
-            at_once = max(1, BYTES_AT_ONCE // max(1, item.nbytes // max(1, len(item)))) if item.shape else 1
-            for first in range(0, len(item) if item.shape else 0, at_once):
-                digest.update(np.ascontiguousarray(item[first : first + at_once]).data)
-
-    add("", file)
-    file.visititems(add)
-    file.attrs[FINGERPRINT] = digest.hexdigest()
-
-
-def fingerprint(path: str | Path, schema: str) -> str:
-    """Return the hash that an HDF5 file carries (`store_fingerprint`), or else that of its bytes, read some at a time.
-
-    Raises ValueError as `open_h5` does.
-    """
-    with open_h5(path, schema) as file:
-        if FINGERPRINT in file.attrs:
-            return str(file.attrs[FINGERPRINT])
-    with open(path, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 @lru_cache

@@ -32,7 +32,7 @@ def path(crystal, tmp_path_factory):
 def test_a_cluster_has_the_blocks_of_its_atoms_one_by_one(crystal, path):
     rows = {tuple(pair): b for b, pair in enumerate(crystal.pairs.tolist())}
     with open_operators(path) as found:
-        structure = regions.Structure(*found)
+        structure = regions.Structure(found)
         cluster, which, distances = structure.cluster(7, 5.0)
     near = [b for b in range(len(crystal.pairs)) if crystal.pairs[b, 0] == 7 and structure.distances[b] <= 5.0]
     members = crystal.pairs[near, 1:]
@@ -53,7 +53,7 @@ def test_a_cluster_has_the_blocks_of_its_atoms_one_by_one(crystal, path):
 
 def test_shares_sum_to_two_per_level_and_per_orbital(crystal, path):
     with open_operators(path) as found:
-        cluster, _, _ = regions.Structure(*found).cluster(0, 5.0)
+        cluster, _, _ = regions.Structure(found).cluster(0, 5.0)
     levels, share, _ = regions.shares(cluster)
     np.testing.assert_allclose(share.sum(0), 2, rtol=1e-9)
     np.testing.assert_allclose(share.sum(1), 2 * cluster.orbitals, rtol=1e-9)

@@ -8,9 +8,9 @@ import pytest
 
 import hamscale.cli
 from hamscale.export import TARGETS, export, stream
-from hamscale.operators import SHARD, join_shards, write_pieces
+from hamscale.operators import SHARD, join_shards, shard_path, write_pieces
 from hamscale.structures import wrap_as_cp2k
-from helpers import hafnia, model_hamiltonian, written
+from helpers import forged, hafnia, model_hamiltonian, written
 
 
 def elements(path) -> dict:
@@ -43,17 +43,16 @@ def test_pieces_make_up_the_matrix(dft, tmp_path, monkeypatch, piece):
 
 def test_shards_of_ranks_are_one_matrix(dft, tmp_path):
     """Atoms of two ranks in turns: rows come in the order of the atoms."""
-    shards = []
     for rank, atoms in enumerate(([0, 2], [1])):
         part = dft.select(np.isin(dft.pairs[:, 0], atoms))
-        shards.append(tmp_path / "a.h5.shards" / f"rank-{rank}.h5")
         piece = (slice(0, len(part.hamiltonian)), part.hamiltonian, part.overlap)
-        write_pieces(shards[-1], part.atoms, part.basis, part.pairs, [piece], {}, schema=SHARD)
-    join_shards(tmp_path / "a.h5", shards, {})
+        shard, named = shard_path(tmp_path / "a.h5", "ab12", rank), {"prediction": "ab12"}
+        write_pieces(shard, part.atoms, part.basis, part.pairs, [piece], named, layout=SHARD)
+    join_shards(tmp_path / "a.h5", "ab12", 2, {})
     whole, joined = elements(written(tmp_path, dft)), elements(tmp_path / "a.h5")
     assert whole.keys() == joined.keys()
     assert all(np.array_equal(whole[key], joined[key]) for key in whole)
-    shards[1].unlink()
+    shard.unlink()
     with pytest.raises(ValueError, match="its shard .* is missing"):
         export(tmp_path / "a.h5", "quatrex", tmp_path / "out")
 
@@ -84,7 +83,7 @@ def test_memory_does_not_grow_with_the_values(sizes, tmp_path, monkeypatch, targ
 
 def test_nan_is_refused_and_nothing_is_left(dft, tmp_path):
     path = written(tmp_path, dft)
-    with h5py.File(path, "a") as file:
+    with forged(path) as file:
         file["overlap"][17] = np.nan
     for target in ("quatrex", "deeph", "cp2k", "matrixmarket", "tshs"):
         with pytest.raises(ValueError, match=f"{path}: overlap holds NaN"):

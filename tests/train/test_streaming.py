@@ -4,22 +4,21 @@ import csv
 import shutil
 import threading
 
-import h5py
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from hamscale.config import Model
-from hamscale.files import fingerprint
+from hamscale.container import fingerprint
 from hamscale.graph.codec import BlockCodec
-from hamscale.graph.graph import SCHEMA, read_graph, write_graph
+from hamscale.graph.graph import GRAPH, read_graph, write_graph
 from hamscale.graph.reference import fit_reference, write_reference
 from hamscale.inputs.tensors import example
 from hamscale.parallel.env import World
 from hamscale.train.loop import Stopped, TrainingFiles, shares, train
 from hamscale.train.structures import AHEAD, Structures
-from helpers import hafnia, model_hamiltonian
+from helpers import forged, hafnia, model_hamiltonian
 
 NETWORK = {"layers": 1, "channels": 4, "hidden": 4, "values": 4, "feed_forward": 4, "radial": 4, "lmax": 2}
 
@@ -169,9 +168,9 @@ def test_a_batch_is_shared_evenly_and_groups_keep_their_own(structures, groups):
 def test_a_graph_made_again_has_the_same_fingerprint_and_another_has_another(graphs, tmp_path):
     for name in "ab":
         write_graph(tmp_path / f"{name}.h5", graphs[0])
-    with h5py.File(tmp_path / "a.h5", "r+") as file:  # as if written at another time by another version
+    with forged(tmp_path / "a.h5") as file:  # as if written at another time by another version
         file.attrs["created"] = file.attrs["git_commit"] = "another"
-    same = {fingerprint(tmp_path / f"{name}.h5", SCHEMA) for name in "ab"}
+    same = {fingerprint(tmp_path / f"{name}.h5", GRAPH) for name in "ab"}
     others = [read_graph(tmp_path / "a.h5") for _ in range(3)]
     others[0].onsite[72][0, 0] += 1e-12
     others[1].edges.table[0, 2] += 1
@@ -179,21 +178,21 @@ def test_a_graph_made_again_has_the_same_fingerprint_and_another_has_another(gra
     for k, graph in enumerate(others):
         write_graph(tmp_path / f"{k}.h5", graph)
     assert len(same) == 1
-    assert len(same | {fingerprint(tmp_path / f"{k}.h5", SCHEMA) for k in range(3)}) == 4
+    assert len(same | {fingerprint(tmp_path / f"{k}.h5", GRAPH) for k in range(3)}) == 4
 
 
 def test_a_file_without_a_fingerprint_is_known_by_its_bytes(files, tmp_path):
     for name in "ab":
         shutil.copy(files.train[0], tmp_path / f"{name}.h5")
-        with h5py.File(tmp_path / f"{name}.h5", "r+") as file:
-            del file.attrs["sha256"]
+        with forged(tmp_path / f"{name}.h5") as file:
+            del file.attrs["xxh3_128"]
             file["onsite/72"][0, 0] += {"a": 0.0, "b": 1e-3}[name]
-    found = {fingerprint(path, SCHEMA) for path in (tmp_path / "a.h5", tmp_path / "b.h5", files.train[0])}
+    found = {fingerprint(path, GRAPH) for path in (tmp_path / "a.h5", tmp_path / "b.h5", files.train[0])}
     assert len(found) == 3
     read_graph(tmp_path / "a.h5")
     (tmp_path / "c.h5").write_bytes(files.train[0].read_bytes()[:3000])
-    with pytest.raises(ValueError, match=r"c\.h5: not a complete HDF5 file"):
-        fingerprint(tmp_path / "c.h5", SCHEMA)
+    with pytest.raises(ValueError, match=r"c\.h5: damaged or cut short"):
+        fingerprint(tmp_path / "c.h5", GRAPH)
 
 
 def test_a_training_goes_on_with_graphs_made_again_and_not_with_others(files, graphs, tmp_path, caplog):

@@ -13,21 +13,17 @@ S^-1, which takes hundreds of steps where a basis is nearly linearly dependent: 
 """
 
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 from ase import Atoms
 from scipy.linalg import LinAlgError
 from scipy.ndimage import gaussian_filter1d
 
-from ..basis import Basis
-from ..files import read_h5
-from ..operators import SPINS, Operators, check_finite, open_operators, read_operators, spins_of
+from ..operators import SPINS, Operators, OperatorsFile, open_operators, read_operators
 from ..pairs import PairList
 from ..structures import charge_of
 from ..units import ev_to_hartree, hartree_to_ev
@@ -50,13 +46,10 @@ METAL = 0.1  # if it is more than this share of that mean density, the structure
 class Structure:
     """H and S of a structure on disk, with the blocks of every atom found in one place."""
 
-    file: h5py.File
-    atoms: Atoms
-    basis: Basis
-    pairs: PairList
+    file: OperatorsFile
 
     def __post_init__(self) -> None:
-        self.offsets = self.file["offsets"][:]
+        self.atoms, self.basis, self.pairs, self.offsets = self.file.atoms, self.file.basis, self.file.pairs, self.file.offsets
         self.order = np.argsort(self.pairs[:, 0], kind="stable")
         self.starts = np.searchsorted(self.pairs[self.order, 0], np.arange(len(self.atoms) + 1))
         self.distances = self.pairs.distances
@@ -87,10 +80,9 @@ class Structure:
             pairs.append([(k, other, 0, 0, 0) for other in others[kept]])
             of_kept = np.repeat(kept, self.offsets[rows + 1] - self.offsets[rows])
             for name, parts in pieces.items():
-                parts.append(self.file[name][..., self.offsets[rows[0]] : self.offsets[rows[-1] + 1]][..., of_kept])
-        values = {name: np.concatenate(parts, -1).astype(float) for name, parts in pieces.items()}
-        for name, content in values.items():
-            check_finite(name, content)
+                span = slice(int(self.offsets[rows[0]]), int(self.offsets[rows[-1] + 1]))
+                parts.append(self.file.read(name, span)[..., of_kept])
+        values = {name: np.concatenate(parts, -1) for name, parts in pieces.items()}
         molecule = Atoms(self.atoms.numbers[members[:, 0]])
         table = PairList(molecule, np.concatenate(pairs))
         operators = Operators(molecule, self.basis, table, values["hamiltonian"], values["overlap"])
@@ -243,7 +235,7 @@ def _sample(
 ) -> _Sampled:
     """Cut clusters around atoms drawn at random, and diagonalise them. Raises ValueError as `dos_table` does."""
     with open_operators(path) as found:
-        structure = Structure(*found)
+        structure = Structure(found)
         atoms, basis = structure.atoms, structure.basis
         n_orbitals = int(basis.n_orbitals(atoms.numbers).sum())
         clusters = min(clusters, len(atoms))
@@ -263,10 +255,7 @@ def _sample(
         elements = np.unique(atoms.numbers)
 
         def sample(centre: int) -> _Cluster:
-            with read_h5(path) as file:  # processes that share an open file share its position
-                opened = copy(structure)
-                opened.file = file
-                operators, which, distances = opened.cluster(int(centre), radius)
+            operators, which, distances = structure.cluster(int(centre), radius)
             levels, share, squares = shares(operators, overlap_threshold)
             weight = (distances <= core) / met[which]
             of_element = operators.atoms.numbers == elements[:, None]
@@ -276,7 +265,7 @@ def _sample(
 
         sampled = in_processes(sample, np.random.default_rng(0).permutation(len(atoms))[:clusters])
         total = np.array([(atoms.numbers == z).sum() for z in elements])
-        n_electrons, spins = basis.n_electrons(atoms.numbers) - charge_of(atoms), spins_of(structure.file["hamiltonian"])
+        n_electrons, spins = basis.n_electrons(atoms.numbers) - charge_of(atoms), found.spins
         return _Sampled(sampled, total, n_electrons, n_orbitals, spins)
 
 

@@ -19,6 +19,7 @@ from .training import EXCHANGE, FRAME
     OUT,
     argument("--reference-only", action="store_true", help="the reference without the network: the baseline"),
     argument("--not-lifted", action="store_true", help="leave states along directions that S nearly misses where they are"),
+    argument("--sandbox", action="store_true", help="first verify the model as `hamscale verify --sandbox` does"),
     EXCHANGE,
 )
 def write_prediction(
@@ -29,6 +30,7 @@ def write_prediction(
     out: Path,
     reference_only: bool,
     not_lifted: bool,
+    sandbox: bool,
     exchange: str,
 ) -> None:
     """Predict H, with exact S, of a structure. On many ranks each rank writes a shard, and OUT reads as all of them."""
@@ -36,6 +38,10 @@ def write_prediction(
     from ..structures import read_structure_file
 
     analysis = config.load_material(material).analysis if material else K_GRID
+    if sandbox:
+        from ..verify import verify_in_sandbox
+
+        verify_in_sandbox(model)
     with ranks() as world:
         atoms = read_structure_file(structure, frame)
         prediction = predict(model, atoms, reference_only, world=world, exchange=exchange, lifted=not not_lifted)

@@ -1,6 +1,7 @@
 """Define the commands that compare predictions with DFT, and collect the results."""
 
 import json
+import logging
 import warnings
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from .. import config
 from ..config import Analysis, Material, Split
 from ..files import read_table, write_table, write_text
 from .commands import OUT, THRESHOLD, argument, command
+
+log = logging.getLogger(__name__)
 
 
 @command(
@@ -158,3 +161,43 @@ def print_table(summary: Path) -> None:
         content[f"gap_{name}_ev"] = gaps.mask(metals, "metal")
     shown = content[["material", "model", "structure", *columns]].rename(columns=columns)
     print(shown.to_string(index=False, float_format=lambda x: f"{x:.3f}"))
+
+
+@command(
+    "verify",
+    argument("paths", nargs="+", metavar="FILE_OR_FOLDER"),
+    argument(
+        "--sandbox",
+        action="store_true",
+        help="read in a process with limits of memory and time: for files of strangers, which may crash a library",
+    ),
+)
+def verify_files(paths: list[Path], sandbox: bool) -> int:
+    """Verify files, model folders, or all of them in a folder: that they are whole, mean something, and belong together.
+
+    Prints a line for each that is, and one on standard error for each that is not; the exit code is then 1.
+    """
+    from ..verify import artefacts, mixed, verify, verify_in_sandbox
+
+    wrong, found = [], []
+    for path in paths:
+        try:
+            if sandbox:
+                print(verify_in_sandbox(path), end="")
+                continue
+            inner = list(artefacts(path))
+        except ValueError as error:
+            wrong.append(str(error))
+            continue
+        if not inner:
+            wrong.append(f"{path}: holds no file of hamscale.")
+        for one in inner:
+            try:
+                found.append(verify(one))
+                print(f"{one}: {found[-1].kind}, whole, {found[-1].identity}")
+            except (ValueError, OSError) as error:
+                wrong.append(" ".join(str(error).split()))
+    wrong += mixed(found)
+    for line in wrong:
+        log.error(line)
+    return 1 if wrong else 0

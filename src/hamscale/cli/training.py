@@ -42,6 +42,7 @@ def fit(material: Path, operators: list[Path], out: Path) -> None:
     """Fit energy gauge, reference and scales to training structures."""
     from ase.data import atomic_numbers
 
+    from ..container import identity
     from ..graph.crystal_field import Ions
     from ..graph.lifting import LOW
     from ..graph.reference import fit_reference, write_reference
@@ -70,7 +71,7 @@ def fit(material: Path, operators: list[Path], out: Path) -> None:
             "Raise graph.cutoff_angstrom.",
             stacklevel=2,
         )
-    write_reference(out, result)
+    write_reference(out, result, {"operators": [identity(path) for path in operators]})
 
 
 @command(
@@ -84,6 +85,7 @@ def encode(reference: Path, operators: list[Path], out: Path) -> None:
 
     The reference is read, and its tables are made, once for all of them.
     """
+    from ..container import identity
     from ..graph.codec import BlockCodec
     from ..graph.graph import write_graph
     from ..graph.reference import read_reference
@@ -96,7 +98,7 @@ def encode(reference: Path, operators: list[Path], out: Path) -> None:
             f"{path.stem}: {len(result.atoms)} atoms, {len(result.edges)} edges, "
             f"{result.attributes['outside_fraction']:.2%} of sum |H| outside"
         )
-        write_graph(out / path.name, result)
+        write_graph(out / path.name, result, {"operators": [identity(path)], "reference": [identity(reference)]})
 
 
 @command(

@@ -28,7 +28,7 @@ TARGETS: dict[str, Callable[..., list[str]]] = {
 
 
 def export(path: str | Path, target: str, out: str | Path, **options: object) -> list[str]:
-    """Write an `operators/1` file in another code's format, and return lines that say what was written.
+    """Write an `operators/2` file in another code's format, and return lines that say what was written.
 
     A spin-polarised structure is written as one, or, in formats of one H, to the folders OUT/up and OUT/down.
     options: `transport`, `repeat`, `blocks`, `origin` and `allow_mismatch` of quatrex. Raises ValueError for an unknown target,
@@ -49,7 +49,7 @@ def export(path: str | Path, target: str, out: str | Path, **options: object) ->
 
 
 def import_data(source: str | Path, out: str | Path, basis: Basis | None = None) -> list[Path]:
-    """Convert a DeepH data set, or runs of CP2K, to `operators/1` files, and return the paths of the files written.
+    """Convert a DeepH data set, or runs of CP2K, to `operators/2` files, and return the paths of the files written.
 
     source: a folder, or of CP2K also a file of H or a pattern (`runs.snapshots`). One structure becomes the file `out`.
     Many become files in the folder `out`: of DeepH named after their folders, of CP2K 000.h5, 001.h5, ... in their order.

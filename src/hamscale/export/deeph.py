@@ -26,7 +26,8 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from ..basis import Basis, ElementBasis, shells_only
-from ..files import atomic_folder, new_h5, read_h5
+from ..container import new_h5, open_foreign
+from ..files import atomic_folder
 from ..operators import Operators, check_finite
 from ..pairs import PairList, block_offsets, find_pairs
 from ..structures import charge_of, wrap_as_cp2k
@@ -169,7 +170,7 @@ def _read_dock(folder: Path, info: dict) -> Layout:
     values = {}
     for name in ("hamiltonian", "overlap"):
         path = folder / f"{name}.h5"
-        with read_h5(path) as file:
+        with open_foreign(path) as file:
             pairs, bounds, entries = file["atom_pairs"][:], file["chunk_boundaries"][:], file["entries"][:]
             shapes = file["chunk_shapes"][:]
         pairs = pairs[:, [3, 4, 0, 1, 2]].astype(np.int64)
@@ -197,7 +198,7 @@ def _read_pack(folder: Path, info: dict) -> Layout:
     found = {}
     for name in ("hamiltonian", "overlap"):
         path = folder / f"{name}s.h5"
-        with read_h5(path) as file:
+        with open_foreign(path) as file:
             keys = np.array([json.loads(key) for key in file], dtype=np.int64).reshape(-1, 5)
             blocks = [file[key][:] for key in file]
         pairs = np.column_stack([keys[:, 3:] - 1, keys[:, :3]])

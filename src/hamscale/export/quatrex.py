@@ -19,7 +19,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ..files import atomic_folder, new_h5
+from ..container import new_h5
+from ..files import atomic_folder
 from ..structures import write_structure_file
 from ..units import hartree_to_ev
 from .device import NAMES, Device, as_drawn, check_ends, tile

@@ -1,4 +1,4 @@
-"""Read H and S of an `operators/1` file, the rows of some atoms at a time.
+"""Read H and S of an file of operators, the rows of some atoms at a time.
 
 In this way files larger than memory are exported, and no matrix is dense.
 """
@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 from ase import Atoms
 
 from ..basis import Basis
 from ..files import write_text
-from ..operators import ENERGIES, check_finite, open_operators, spins_of
+from ..operators import ENERGIES, OperatorsFile, open_operators
 from ..pairs import PairList, sort_keys
 from ..structures import GIVEN, given_cells
 from ..units import hartree_to_ev
@@ -45,13 +44,13 @@ class Rows:
 
 @dataclass
 class Stored:
-    """An open `operators/1` file.
+    """An open file of operators.
 
     pairs are sorted; offsets[b] is where the values of pair b start in the file. given (A, 3): how many cells lie between each
     atom and its place in the user's file, None if that is not known. spin: which H of a spin-polarised structure is read.
     """
 
-    file: h5py.File
+    file: OperatorsFile
     atoms: Atoms
     basis: Basis
     pairs: PairList
@@ -75,7 +74,7 @@ class Stored:
 
     @property
     def spins(self) -> int:
-        return spins_of(self.file["hamiltonian"])
+        return self.file.spins
 
     @property
     def channels(self) -> list["Stored"]:
@@ -84,7 +83,7 @@ class Stored:
 
     def energies_ev(self) -> dict[str, float]:
         """Return the Fermi level and the band edges of the file, in eV and in its own zero; empty if they are not known."""
-        found = {name: hartree_to_ev(float(self.file.attrs.get(f"{name}_hartree", np.nan))) for name in ENERGIES}
+        found = {name: hartree_to_ev(float(self.file.attributes.get(f"{name}_hartree", np.nan))) for name in ENERGIES}
         return {name: energy for name, energy in found.items() if np.isfinite(energy)}
 
     def moved(self, cells: np.ndarray) -> "Stored":
@@ -124,10 +123,9 @@ class Stored:
         lengths = np.add.reduceat(sizes, np.concatenate([[0], breaks])) if len(pairs) else np.empty(0, np.int64)
         values = {}
         for name in ("hamiltonian", "overlap"):
-            of_spin = (self.spin,) if self.file[name].ndim == 2 else ()
-            parts = [self.file[name][(*of_spin, slice(start, start + n))] for start, n in zip(firsts, lengths)]
-            values[name] = np.concatenate(parts).astype(float) if parts else np.empty(0)
-            check_finite(f"{self.file.filename}: {name}", values[name])
+            parts = [self.file.read(name, slice(start, start + n)) for start, n in zip(firsts, lengths)]
+            parts = [part[self.spin] if part.ndim == 2 else part for part in parts]
+            values[name] = np.concatenate(parts) if parts else np.empty(0)
         row, column = self.start[pairs[:, 0]][pair] + a, self.start[pairs[:, 1]][pair] + b
         return Rows(orbitals, pairs, pair, row, column, **values)
 
@@ -160,14 +158,15 @@ def split_by_cell(cells: np.ndarray, row: np.ndarray, column: np.ndarray, value:
 
 @contextmanager
 def stored(path: str | Path) -> Iterator[Stored]:
-    """Open an `operators/1` file for export. Raises ValueError, with the path, as `operators.open_operators` does."""
-    with open_operators(path) as (file, atoms, basis, pairs):
+    """Open an file of operators for export. Raises ValueError, with the path, as `operators.open_operators` does."""
+    with open_operators(path) as file:
+        atoms, pairs = file.atoms, file.pairs
         if atoms.cell.rank < 3:  # the formats need a cell
             atoms.center(vacuum=BOX_ANGSTROM)
         order = np.argsort(pairs.keys, kind="stable")  # the file holds the shards of several ranks one after another
         given = given_cells(atoms)
         atoms.arrays.pop(GIVEN, None)
-        yield Stored(file, atoms, basis, pairs.take(order), file["offsets"][:-1][order], given)
+        yield Stored(file, atoms, file.basis, pairs.take(order), file.offsets[:-1][order], given)
 
 
 def write_energies(path: Path, stored: Stored) -> None:

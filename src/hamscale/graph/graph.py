@@ -2,7 +2,7 @@
 
 Targets are coupled blocks of H - mu S less the reference, in Hartree. The targets of edges are given in the edge frame, so
 that nothing has to be rotated back during training (codec.py). The layout of a coupled vector is described in coupling.py,
-the schema `graph/2` in docs/files.md.
+the schema `graph/3` in docs/files.md.
 A rank that shares a structure has the edges into its own atoms alone. It takes them from one of three sources: the positions
 (`UnbuiltGraph`), a file (`GraphFile`), or a graph in memory (`Graph`). In a file, edges are sorted by destination and targets
 follow the edges, so that the rows of an atom lie together; where they begin follows from the number of edges into every atom.
@@ -20,14 +20,26 @@ import numpy as np
 from ase import Atoms
 
 from ..basis import Basis
-from ..files import create_h5, open_h5, store_fingerprint
-from ..operators import read_basis, read_structure, write_basis, write_structure
+from ..container import Array, Layout, create_h5, open_h5, store_fingerprint
+from ..operators import check_finite, read_basis, read_structure, write_basis, write_structure
+from ..operators.files import BASIS, STRUCTURE
 from ..pairs import ByElement, ByPair, PairList, place_in_element
 from .neighbours import Neighbourhood, edges_within
 
-SCHEMA = "graph/2"
-EDGES_AT_ONCE = 1 << 20
 ATTRIBUTES = ("gauge_hartree", "outside_fraction", "baseline_mae_hartree")
+GRAPH = Layout(
+    "graph/3",
+    STRUCTURE
+    | BASIS
+    | {
+        "edges": Array("i4", ("E", 5)),
+        "degrees": Array("i4", ("A", "*")),
+        "offsite/*": Array("f8", ("*", "*")),
+        "onsite/*": Array("f8", ("*", "*")),
+        "crystal_field/*": Array("f8", ("*", "*")),
+    },
+    {"cutoff_angstrom": float} | dict.fromkeys(ATTRIBUTES, float),
+)
 
 
 class GraphSource(Protocol):
@@ -157,9 +169,12 @@ def elements_of(name: str) -> tuple[int, int]:
     return int(z_i), int(z_j)
 
 
-def write_graph(path: str | Path, graph: Graph) -> None:
-    """Write a graph to a file of schema `graph/2`, atomically, with a fingerprint by which a training knows it again."""
-    with create_h5(path, SCHEMA, cutoff_angstrom=graph.cutoff_angstrom, **graph.attributes) as file:
+def write_graph(path: str | Path, graph: Graph, made_of: dict[str, list[str]] | None = None) -> None:
+    """Write a graph to a file of schema `graph/3`, atomically, with a fingerprint by which a training knows it again.
+
+    made_of: identities of its operators and its reference (container.identity).
+    """
+    with create_h5(path, GRAPH, made_of, cutoff_angstrom=graph.cutoff_angstrom, **graph.attributes) as file:
         write_structure(file, graph.atoms)
         write_basis(file, graph.basis)
         file["edges"] = np.asarray(graph.edges, np.int32)
@@ -177,7 +192,7 @@ def write_graph(path: str | Path, graph: Graph) -> None:
 
 
 class GraphFile:
-    """A graph in a file of schema `graph/2`, from which a rank reads the rows of its atoms and nothing else.
+    """A graph in a file of schema `graph/3`, from which a rank reads the rows of its atoms and nothing else.
 
     Raises ValueError (path, found, expected) if the file is missing, cut short or of another schema.
 
@@ -187,7 +202,7 @@ class GraphFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
-        with open_h5(path, SCHEMA) as file:
+        with open_h5(path, GRAPH) as file:
             self.atoms, self.basis = read_structure(file), read_basis(file)
             self.cutoff_angstrom = float(file.attrs["cutoff_angstrom"])
             offsite, onsite = (sum(int(d.size) for d in file.get(group, {}).values()) for group in ("offsite", "onsite"))
@@ -197,13 +212,11 @@ class GraphFile:
     @cached_property
     def _counts(self) -> np.ndarray:
         """Return the number of edges into every atom from each element of the structure, (A, elements)."""
-        with open_h5(self.path, SCHEMA) as file:
-            if "degrees" in file:
-                return file["degrees"][:].astype(np.int64)
-            # a file made before /degrees was stored: count its edges, some at a time
-            edges = file["edges"]
-            parts = (edges[first : first + EDGES_AT_ONCE] for first in range(0, len(edges), EDGES_AT_ONCE))
-            return _count(self.atoms.numbers, parts)
+        with open_h5(self.path, GRAPH) as file:
+            counts = file["degrees"][:].astype(np.int64)
+            if counts.shape[1] != len(np.unique(self.atoms.numbers)) or counts.min() < 0 or counts.sum() != len(file["edges"]):
+                raise ValueError(f"{self.path}: /degrees are not those of its {len(file['edges'])} edges. Make it again.")
+            return counts
 
     def degrees(self) -> np.ndarray:
         """Count the edges into every atom, (A,)."""
@@ -216,7 +229,7 @@ class GraphFile:
         places = place_in_element(numbers)
         own = {z: places[owned[numbers[owned] == z]] for z in np.unique(numbers).tolist()}
         one = {z: np.ones((numbers == z).sum(), np.int64) for z in own}
-        with open_h5(self.path, SCHEMA) as file:
+        with open_h5(self.path, GRAPH) as file:
             edges = PairList(self.atoms, _rows(file["edges"], counts.sum(1), owned))
             pairs, offsite = [], {}
             for z_i, (kind, z_j) in product(own, enumerate(own)):
@@ -229,12 +242,14 @@ class GraphFile:
                 {int(z): _rows(data, one[int(z)], own[int(z)]) for z, data in file[group].items()}
                 for group in ("onsite", "crystal_field")
             )
+        for values in (*offsite.values(), *onsite.values(), *crystal_field.values()):
+            check_finite(f"{self.path}: a target", values)
         targets = offsite, onsite, crystal_field, dict(self.attributes)
         return Graph(self.atoms, self.basis, self.cutoff_angstrom, edges, owned, pairs, *targets)
 
 
 def read_graph(path: str | Path) -> Graph:
-    """Read a whole graph from a file of schema `graph/2`. Raises ValueError as `GraphFile` does."""
+    """Read a whole graph from a file of schema `graph/3`. Raises ValueError as `GraphFile` does."""
     return GraphFile(path).part()
 
 

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import h5py
 import numpy as np
 from ase import Atoms
 
 from ..angular import real_spherical_harmonics
 from ..basis import Basis
-from ..files import create_h5, open_h5
+from ..container import Array, Layout, create_h5, open_h5
 from ..operators import Operators, read_basis, write_basis
+from ..operators.files import BASIS
 from ..pairs import ByElement, ByPair
 from ..structures import longest_period
 from ..units import hartree_to_ev
@@ -31,7 +33,22 @@ from .graph import elements_of, structure_graph
 from .lifting import find_floor
 from .neighbours import edges_within
 
-SCHEMA = "reference/6"
+REFERENCE = Layout(
+    "reference/7",
+    BASIS
+    | {
+        "potentials/charges": Array("f8", ("elements", "m")),
+        "potentials/coefficients": Array("f8", ("*",)),
+        "offsite/*/two_centre": Array("f8", ("knots", "*")),
+        "offsite/*/scale": Array("f8", ("knots", "*")),
+        "onsite/*/crystal_field/*": Array("f8", ("*", "*")),
+    }
+    | {f"onsite/*/{name}": Array("f8", ("*",)) for name in ("mean", "scale", "centre", "overlap", "spread")},
+    {"periodic": bool}
+    | {f"{name}_angstrom": float for name in ("cutoff", "reach", "spacing", "near", "longest_cell")}
+    | {"outside_fraction": float, "floor_hartree": float},
+    earlier="reference/6",
+)
 SPACING_ANGSTROM = 0.25
 SMALLEST_SCALE_HARTREE = 1e-7
 LARGEST_SPLITTING_EV = 0.3  # moments are opposite if splittings of either sign are larger; those induced at a ligand are not
@@ -195,7 +212,7 @@ def _survey(structures: Iterable[Operators], cutoff: float | Literal["auto"], th
         np.minimum.at(of_atom, operators.pairs[:, 0], np.where(operators.pairs.onsite, np.inf, distances))
         nearest.append(of_atom[np.isfinite(of_atom)])
     if basis is None:
-        raise ValueError("no training structure was given; expected at least one file of schema operators/1.")
+        raise ValueError("no training structure was given; expected at least one file of schema operators/2.")
     periodic = [bool(a.pbc.any()) for a in atoms]
     if len(set(periodic)) > 1:
         raise ValueError(
@@ -343,10 +360,13 @@ def _slot_power(coupling: PairCoupling, coupled: np.ndarray) -> np.ndarray:
     return np.concatenate(parts, 1)
 
 
-def write_reference(path: str | Path, reference: Reference) -> None:
-    """Write a reference to a file of schema `reference/6`, atomically."""
+def write_reference(path: str | Path, reference: Reference, made_of: dict[str, list[str]] | None = None) -> None:
+    """Write a reference to a file of schema `reference/7`, atomically.
+
+    made_of: identities of the operators that it was fitted to (container.identity).
+    """
     with create_h5(
-        path, SCHEMA, periodic=reference.periodic, cutoff_angstrom=reference.cutoff_angstrom,
+        path, REFERENCE, made_of, periodic=reference.periodic, cutoff_angstrom=reference.cutoff_angstrom,
         reach_angstrom=reference.reach_angstrom, spacing_angstrom=SPACING_ANGSTROM,
         near_angstrom=reference.crystal_field.near_angstrom, longest_cell_angstrom=reference.longest_cell_angstrom,
         outside_fraction=reference.outside_fraction, floor_hartree=reference.floor_hartree,
@@ -368,36 +388,76 @@ def write_reference(path: str | Path, reference: Reference) -> None:
 
 
 def read_reference(path: str | Path) -> Reference:
-    """Read a reference from a file of schema `reference/6`.
+    """Read a reference from a file of schema `reference/7`.
 
-    Raises ValueError (path, found, expected) if the file is missing, cut short or of another schema.
+    Raises ValueError (path, found, expected) if the file is missing, cut short, damaged or of another schema, or if a table
+    does not belong to the basis, is not finite, or holds a scale that is not above zero.
     """
-    with open_h5(path, SCHEMA) as file:
-        a, basis = file.attrs, read_basis(file)
-        of_pairs = {elements_of(name): group for name, group in file["offsite"].items()}
-        of_elements = {int(name): group for name, group in file["onsite"].items()}
-        of = lambda name: {z: group[name][:] for z, group in of_elements.items()}  # noqa: E731
-        field = CrystalField(
-            Coupling(basis, int(a.get("spins", 1))),
-            float(a["near_angstrom"]),
-            file["potentials/charges"][:],
-            of("centre"),
-            of("mean"),
-            {z: [g[f"crystal_field/{L}"][:] for L in range(len(g["crystal_field"]))] for z, g in of_elements.items()},
-            file["potentials/coefficients"][:],
-            of("overlap"),
-            of("spread"),
-        )
-        return Reference(
-            basis,
-            bool(a["periodic"]),
-            float(a["cutoff_angstrom"]),
-            float(a["reach_angstrom"]),
-            float(a["longest_cell_angstrom"]),
-            field,
-            {key: group["two_centre"][:] for key, group in of_pairs.items()},
-            {key: group["scale"][:] for key, group in of_pairs.items()},
-            of("scale"),
-            float(a["outside_fraction"]),
-            float(a["floor_hartree"]),
-        )
+    with open_h5(path, REFERENCE) as file:
+        try:
+            return _check(_reference(file))
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path}: {error.args[0]}. Make it again with `hamscale reference`.") from None
+
+
+def _reference(file: h5py.File) -> Reference:
+    a, basis = file.attrs, read_basis(file)
+    of_pairs = {elements_of(name): group for name, group in file["offsite"].items()}
+    of_elements = {int(name): group for name, group in file["onsite"].items()}
+    of = lambda name: {z: group[name][:] for z, group in of_elements.items()}  # noqa: E731
+    field = CrystalField(
+        Coupling(basis, int(a.get("spins", 1))),
+        float(a["near_angstrom"]),
+        file["potentials/charges"][:],
+        of("centre"),
+        of("mean"),
+        {z: [g[f"crystal_field/{L}"][:] for L in range(len(g["crystal_field"]))] for z, g in of_elements.items()},
+        file["potentials/coefficients"][:],
+        of("overlap"),
+        of("spread"),
+    )
+    return Reference(
+        basis,
+        bool(a["periodic"]),
+        float(a["cutoff_angstrom"]),
+        float(a["reach_angstrom"]),
+        float(a["longest_cell_angstrom"]),
+        field,
+        {key: group["two_centre"][:] for key, group in of_pairs.items()},
+        {key: group["scale"][:] for key, group in of_pairs.items()},
+        of("scale"),
+        float(a["outside_fraction"]),
+        float(a["floor_hartree"]),
+    )
+
+
+def _check(reference: Reference) -> Reference:
+    """Return a reference whose tables belong to its basis. Raises ValueError if they do not, or are no numbers."""
+    field, coupling, known = reference.crystal_field, reference.coupling, set(reference.basis)
+    for what, found in (("onsite", set(reference.onsite_scale)), ("offsite", {z for key in reference.scale for z in key})):
+        if not found <= known:
+            raise ValueError(f"/{what} holds elements that the basis lacks")
+    tables = [
+        (f"offsite/{a}-{b}", coupling[a, b].n_slots, [reference.two_centre[a, b], reference.scale[a, b]])
+        for a, b in reference.scale
+    ]
+    for z, scale in reference.onsite_scale.items():
+        of_atom = [scale, field.mean[z], field.centre[z], field.spread[z]]
+        tables.append((f"onsite/{z}", coupling[z, z].n_slots, of_atom))
+        tables.append((f"onsite/{z}/overlap", coupling[z, z].size, [field.overlap[z]]))
+        counts = [len(coupling[z, z].slots.get(L, ())) for L in range(len(field.tables[z]))]
+        tables += [(f"onsite/{z}/crystal_field/{L}", n, [field.tables[z][L]]) for L, n in enumerate(counts)]
+    for name, n, values in tables:
+        for table in values:
+            if table.shape[-1] != n:
+                raise ValueError(f"/{name} has tables of {table.shape[-1]} numbers, expected the {n} of the basis")
+            if not np.isfinite(table).all():
+                raise ValueError(f"/{name} holds NaN or infinity")
+    if not (np.isfinite(field.charges).all() and np.isfinite(field.coefficients).all()):
+        raise ValueError("/potentials hold NaN or infinity")
+    if not all((table > 0).all() for table in (*reference.scale.values(), *reference.onsite_scale.values())):
+        raise ValueError("a scale is not above zero")
+    lengths = reference.cutoff_angstrom, reference.reach_angstrom, field.near_angstrom
+    if not (np.isfinite(lengths).all() and min(lengths) > 0 and reference.longest_cell_angstrom >= 0):
+        raise ValueError(f"cutoff, reach and near region are {lengths} A, expected positive numbers")
+    return reference

@@ -7,28 +7,45 @@ are safetensors, HDF5 and JSON, none of which can run code when it is read.
 import csv
 import json
 import shutil
+import warnings
 from pathlib import Path
 
+import torch
+import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..config import Network, validate
+from ..container import identity
 from ..files import atomic, provenance, write_text
 from ..graph.reference import Reference, read_reference
 from ..model.network import HamiltonianNetwork
 from .tensors import build_network
 
-SCHEMA = "model/4"
+SCHEMA = "model/5"
+EARLIER = "model/4"  # without digests
+FILES = ("weights.safetensors", "reference.h5")
+LARGEST_CONFIG = 1 << 24  # bytes
 OF_EACH = ("validation_mae_mev", "seconds")  # entries of the training record with one number for each network
 
 
-def save_model(directory: str | Path, networks: list[dict], network: dict, reference_path: str | Path, training: dict) -> None:
+def save_model(
+    directory: str | Path,
+    networks: list[dict],
+    network: dict,
+    reference_path: str | Path,
+    training: dict,
+    data: str | None = None,
+) -> None:
     """Write weights.safetensors, config.json and the reference: all files that prediction needs.
+
+    config.json is written last, with the digests of the others and of itself, so that a folder is whole or refused.
 
     networks: weights of each network.
     network: fields of config.Network, with lmax a number.
     reference_path: the reference that the networks were trained with.
     training: a record of the training.
+    data: a hash of the training data, where it is known.
     """
     directory = Path(directory)
     tensors = {f"{k}.{name}": v.detach().contiguous() for k, weights in enumerate(networks) for name, v in weights.items()}
@@ -41,8 +58,14 @@ def save_model(directory: str | Path, networks: list[dict], network: dict, refer
         "network": network,
         "networks": len(networks),
         "training": training,
+        "data": data,
+        "files": {name: identity(directory / name) for name in FILES},
     } | provenance()
-    write_text(directory / "config.json", json.dumps(content, indent=2) + "\n")
+    write_text(directory / "config.json", json.dumps(content | {"digest": _digest(content)}, indent=2) + "\n")
+
+
+def _digest(content: dict) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
 
 
 def join(directories: list[Path], out: str | Path) -> None:
@@ -59,6 +82,7 @@ def join(directories: list[Path], out: str | Path) -> None:
         for what, alike in (
             ("network's size", content["network"] == first["network"]),
             ("settings of training", settings(content) == settings(first)),
+            ("training data", content.get("data") == first.get("data")),
             ("reference", (directory / "reference.h5").read_bytes() == reference.read_bytes()),
         ):
             if not alike:
@@ -66,15 +90,10 @@ def join(directories: list[Path], out: str | Path) -> None:
         for other, earlier in zip(directories[:k], tables):
             if both := _networks(tables[k]) & _networks(earlier):
                 raise ValueError(f"{directory}: holds network {min(both)}, as {other} does. Give each network once.")
-        try:
-            tensors = load_file(directory / "weights.safetensors")
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{directory / 'weights.safetensors'}: not readable ({error}). Train this network again."
-            ) from None
+        tensors = _weights(directory)
         networks += [with_prefix(tensors, f"{n}.") for n in range(content["networks"])]
     record = first["training"] | {name: sum((c["training"][name] for c in contents), []) for name in OF_EACH}
-    save_model(out, networks, first["network"], reference, record)
+    save_model(out, networks, first["network"], reference, record, first.get("data"))
     write_text(Path(out) / "train.csv", tables[0] + "".join(t.split("\n", 1)[1] for t in tables[1:]))
 
 
@@ -87,16 +106,44 @@ def load_model(directory: str | Path) -> tuple[list[HamiltonianNetwork], Referen
     path, content = directory / "config.json", _config(directory)
     reference = read_reference(directory / "reference.h5")
     network = validate(path, content["network"], Network)
-    models = [build_network(network, reference).eval() for _ in range(content["networks"])]
+    tensors = _weights(directory)
+    found = {name.split(".")[0] for name in tensors}
+    if found != {str(k) for k in range(len(found))} or len(found) != content["networks"]:
+        raise ValueError(f"{path}: networks is {content['networks']!r}, weights.safetensors holds {len(found)}.")
+    models = [build_network(network, reference).eval() for _ in found]
     try:
-        tensors = load_file(directory / "weights.safetensors")
         for k, model in enumerate(models):
             model.load_state_dict(with_prefix(tensors, f"{k}."))
-    except (SafetensorError, RuntimeError, OSError) as error:
+    except RuntimeError as error:
         raise ValueError(
             f"{directory / 'weights.safetensors'}: does not fit config.json: {' '.join(str(error).split())[:300]}"
         ) from None
     return models, reference
+
+
+def _weights(directory: Path) -> dict[str, torch.Tensor]:
+    """Read the weights of all networks. Raises ValueError if they are cut short or not finite."""
+    path = directory / "weights.safetensors"
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not readable ({error}). Train this network again.") from None
+    if wrong := [name for name, values in tensors.items() if not torch.isfinite(values).all()]:
+        raise ValueError(f"{path}: {wrong[0]} holds NaN or infinity. Train this network again.")
+    return tensors
+
+
+def model_identity(directory: str | Path) -> str:
+    """Return the digest that names a model: that of config.json, in which are those of the other files.
+
+    Raises ValueError as `load_model` does, without reading the weights.
+    """
+    return _digest(_config(Path(directory)))
+
+
+def model_parts(directory: str | Path) -> dict[str, list[str]]:
+    """Return the identity of the reference of a model, by kind."""
+    return {"reference": [identity(Path(directory) / "reference.h5")]}
 
 
 def with_prefix(tensors: dict, prefix: str) -> dict:
@@ -110,13 +157,35 @@ def _networks(table: str) -> set[int]:
 
 
 def _config(directory: Path) -> dict:
+    """Read config.json, and compare it and the files that it names with their digests.
+
+    Raises ValueError if one is missing, damaged or of another model.
+    """
     path = directory / "config.json"
     if not path.is_file():
         raise ValueError(f"{path}: no such file. Expected a model folder as `hamscale train` writes it.")
     try:
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise ValueError(f"more than {LARGEST_CONFIG} bytes")
         content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error}).") from None
-    if content.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: schema is {content.get('schema')!r}, expected {SCHEMA!r}.")
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema not in (SCHEMA, EARLIER):
+        raise ValueError(f"{path}: schema is {schema!r}, expected {SCHEMA!r}.")
+    if missing := {"network", "networks", "training"} - content.keys():
+        raise ValueError(f"{path}: {min(missing)} is missing. Train the model again.")
+    if schema == EARLIER and "digest" not in content:
+        warnings.warn(f"{path}: written by an earlier version (schema {EARLIER}), not protected.", stacklevel=3)
+        return content
+    if content.pop("digest", None) != _digest(content):
+        raise ValueError(f"{path}: damaged or changed by hand: its digest is another. Copy the folder again.")
+    for name in FILES:
+        if not (directory / name).is_file():
+            raise ValueError(f"{directory / name}: no such file. Copy the whole folder of the model.")
+        if (found := identity(directory / name)) != content["files"][name]:
+            raise ValueError(
+                f"{directory / name}: damaged or of another model: its digest is {found}, config.json has "
+                f"{content['files'][name]}. Copy the folder again from where it came."
+            )
     return content

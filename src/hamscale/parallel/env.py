@@ -59,6 +59,13 @@ class World:
                 dist.all_reduce(tensor)
         return tensor
 
+    def same(self, word: str) -> str:
+        """Return the word of rank 0 on all ranks."""
+        if self.size > 1:
+            letters = torch.tensor(list(word.encode()) if self.is_root else [0] * len(word), device=self.device)
+            word = bytes(self.sum(letters).tolist()).decode()
+        return word
+
     def barrier(self) -> None:
         self.sum(torch.zeros(1, device=self.device))
 

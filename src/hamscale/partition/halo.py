@@ -2,7 +2,7 @@
 
 A rank derives its own lists, its halo, from the edges into its atoms (`halo_of`). The lists of all ranks together
 (`Partition`) are made for their numbers alone: the quality of a partition, and which ranks should share a node. The schema
-`partition/2` is described in docs/files.md.
+`partition/3` is described in docs/files.md.
 """
 
 from collections.abc import Iterable
@@ -12,11 +12,16 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from ..files import create_h5, open_h5
+from ..container import Array, Layout, create_h5, open_h5
 from ..operators import read_structure, write_structure
+from ..operators.files import STRUCTURE
 from ..pairs import PairList
 
-SCHEMA = "partition/2"
+PARTITION = Layout(
+    "partition/3",
+    STRUCTURE | {"owner": Array("i4", ("A",)), "edges": Array("i8", ("parts",))},
+    {"parts": int, "cutoff_angstrom": float},
+)
 
 
 @dataclass
@@ -186,18 +191,18 @@ def group_nodes(partition: Partition, ranks_per_node: int) -> Partition:
 
 def write_partition(path: str | Path, partition: Partition, atoms: Atoms) -> None:
     attributes = partition.attributes | partition.quality()
-    with create_h5(path, SCHEMA, parts=partition.parts, **attributes) as file:
+    with create_h5(path, PARTITION, parts=partition.parts, **attributes) as file:
         write_structure(file, atoms)
         file["owner"] = partition.owner.astype(np.int32)
         file["edges"] = partition.edges
 
 
 def read_owner(path: str | Path, atoms: Atoms, parts: int, cutoff_angstrom: float) -> np.ndarray:
-    """Read the owner of every atom, (A,), from a file of schema `partition/2`.
+    """Read the owner of every atom, (A,), from a file of schema `partition/3`.
 
     Raises ValueError if the file is of another structure, number of parts or cutoff, or names a part that does not exist.
     """
-    with open_h5(path, SCHEMA) as file:
+    with open_h5(path, PARTITION) as file:
         for name, found, expected in (
             ("parts", int(file.attrs["parts"]), parts),
             ("cutoff_angstrom", float(file.attrs["cutoff_angstrom"]), float(cutoff_angstrom)),

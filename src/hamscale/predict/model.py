@@ -13,7 +13,7 @@ from ase.data import chemical_symbols
 from ..graph.codec import BlockCodec, DecodedBlocks
 from ..graph.graph import Graph, UnbuiltGraph
 from ..graph.reference import Reference
-from ..inputs.model_folder import load_model
+from ..inputs.model_folder import load_model, model_identity
 from ..inputs.ranks import RankPart, rank_part
 from ..model.network import HamiltonianNetwork
 from ..parallel.env import World
@@ -65,13 +65,14 @@ class TrainedModel:
     """
 
     name: str
+    identity: str
     networks: list[HamiltonianNetwork]
     reference: Reference
 
     @classmethod
     def load(cls, directory: str | Path) -> "TrainedModel":
         """Read a model folder. Raises ValueError as `load_model` does."""
-        return cls(Path(directory).name, *load_model(directory))
+        return cls(Path(directory).name, model_identity(directory), *load_model(directory))
 
     @cached_property
     def codec(self) -> BlockCodec:

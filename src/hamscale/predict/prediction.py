@@ -1,5 +1,7 @@
 """Predict H and S of a structure, in memory or written piece by piece, on any number of ranks."""
 
+import json
+import secrets
 import shutil
 import time
 import warnings
@@ -14,9 +16,10 @@ from ..analysis.false_states import Suspects, find_suspects
 from ..analysis.levels import UNKNOWN
 from ..analysis.spectra import find_levels
 from ..config import Analysis
+from ..container import MADE_OF
 from ..graph.codec import DecodedBlocks
 from ..graph.lifting import lift
-from ..operators import SHARD, Operators, join_shards, read_operators, store_levels, write_operators, write_pieces
+from ..operators import SHARD, Operators, join_shards, read_operators, shard_path, store_levels, write_operators, write_pieces
 from ..parallel.env import World
 from .model import Residual, TrainedModel
 
@@ -58,9 +61,9 @@ class Prediction:
         return self.attributes | {"wall_seconds": self.attributes["wall_seconds"] + time.time() - started}
 
     def write(self, path: str | Path, world: World = World(), analysis: Analysis = K_GRID) -> None:  # noqa: B008
-        """Write `operators/1`, a piece at a time, so that neither H nor S is ever complete in memory unless states are lifted.
+        """Write operators, a piece at a time, so that neither H nor S is ever complete in memory unless states are lifted.
 
-        With several ranks, each rank writes a shard, PATH.shards/rank-N.h5, and the first rank then writes the file that
+        With several ranks, each rank writes a shard, PATH.shards/NAME-N.h5, and the first rank then writes the file that
         joins them. If there are no more than LARGEST_DENSE orbitals, band edges are computed on the k-grid of the analysis,
         and states that are probably false are looked for, warned of and counted in the file (analysis/false_states.py).
         """
@@ -78,14 +81,16 @@ class Prediction:
         elif world.size == 1:
             write_pieces(path, atoms, basis, blocks.pairs, blocks.pieces(), attributes, spins=spins)
         else:
-            shards = [path.with_name(f"{path.name}.shards") / f"rank-{rank}.h5" for rank in range(world.size)]
-            write_pieces(shards[world.rank], atoms, basis, blocks.pairs, blocks.pieces(), attributes, schema=SHARD, spins=spins)
+            name = world.same(secrets.token_hex(4))
+            shard = shard_path(path, name, world.rank)
+            named = lambda: attributes() | {"prediction": name}  # noqa: E731
+            write_pieces(shard, atoms, basis, blocks.pairs, blocks.pieces(), named, layout=SHARD, spins=spins)
             world.barrier()
             if world.is_root:
-                join_shards(path, shards, attributes())
+                join_shards(path, name, world.size, attributes())
                 if self.lifted:
                     write_operators(path, self._lift(read_operators(path)))  # whole, instead of the shards
-                    shutil.rmtree(shards[0].parent)
+                    shutil.rmtree(shard.parent)
         if world.is_root and basis.n_orbitals(atoms.numbers).sum() <= LARGEST_DENSE:
             _add_levels(path, analysis)
         world.barrier()
@@ -121,6 +126,7 @@ def predict(
     attributes = {
         "source": "reference" if reference_only else "predicted",
         "model": model.name,
+        MADE_OF: json.dumps({"model": [model.identity]}),
         "cutoff_angstrom": model.reference.cutoff_angstrom,
         "longest_training_cell_angstrom": model.reference.longest_cell_angstrom,
     }

@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -17,7 +18,7 @@ from .learner import Learner
 
 log = logging.getLogger(__name__)
 
-SCHEMA = "checkpoint/2"
+SCHEMA = "checkpoint/3"
 CHECKPOINT = "checkpoint.safetensors"
 
 
@@ -32,8 +33,30 @@ def save_checkpoint(directory: str | Path, learner: Learner, state: dict) -> Non
     tensors |= {f"best.{n}": t for n, t in learner.best.items()}
     if learner.average:
         tensors |= {f"average.{n}": t for n, t in learner.average.state_dict().items()}
+    tensors, text = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, json.dumps(state)
     with atomic(Path(directory) / CHECKPOINT) as temporary:
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(state)})
+        save_file(tensors, temporary, {"state": text, "xxh3_128": _digest(tensors, text)})
+
+
+def _digest(tensors: dict[str, torch.Tensor], state: str) -> str:
+    """Return a digest of a checkpoint."""
+    digest = xxhash.xxh3_128(state.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """Read the tensors and the state of a checkpoint. Raises ValueError if it is cut short or damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            written, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if _digest(tensors, written["state"]) != written["xxh3_128"]:
+            raise ValueError("it is damaged: its digest is another")
+        return tensors, json.loads(written["state"])
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise ValueError(f"{path}: not a checkpoint of this version ({error}). Delete it to start anew.") from None
 
 
 def load_checkpoint(directory: str | Path, learner: Learner, fingerprint: str, is_root: bool = True) -> dict | None:
@@ -41,17 +64,12 @@ def load_checkpoint(directory: str | Path, learner: Learner, fingerprint: str, i
 
     A checkpoint that belongs to settings or data other than those of `fingerprint` is renamed by the root rank and not
     used.
-    Raises ValueError if the file is cut short.
+    Raises ValueError as `read_checkpoint` does.
     """
     path = Path(directory) / CHECKPOINT
     if not path.is_file():
         return None
-    try:
-        with safe_open(path, "pt") as file:
-            state = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a checkpoint ({error}). Delete it to start anew.") from None
+    tensors, state = read_checkpoint(path)
     if state["fingerprint"] != fingerprint:
         old = path.with_name(f"{state['fingerprint'][:12]}.{CHECKPOINT}")
         if is_root:

@@ -23,16 +23,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import operators
 from ..config import Model, Training
-from ..files import fingerprint, write_text
-from ..graph import graph, reference
+from ..container import DIGEST, Layout, fingerprint
+from ..files import write_text
+from ..graph.graph import GRAPH, GraphFile
+from ..graph.reference import REFERENCE, read_reference
 from ..inputs.model_folder import save_model
 from ..inputs.ranks import rank_example
 from ..inputs.tensors import Example, differences_mev
 from ..inputs.union import Union, unions
 from ..model.chunks import Way
 from ..model.network import HamiltonianNetwork, edges_that_fit
+from ..operators import OPERATORS, read_operators
 from ..parallel.env import World
 from ..parallel.exchange import connect
 from . import checkpoint
@@ -54,8 +56,8 @@ class Stopped(Exception):
 class TrainingFiles:
     """The files that a training reads.
 
-    reference: `reference/6`.
-    train, validation: `graph/2` each.
+    reference: `reference/7`.
+    train, validation: `graph/3` each.
     operators: those of the DFT calculation of every training structure, in the same order; needed if
     training.eigenvalue_weight is not zero.
     partitions: a file for every training structure, followed by one for every validation structure, or none.
@@ -147,7 +149,7 @@ class Trainer:
         self.files, self.directory, self.checkpoints = files, Path(directory), checkpoint_directory
         self.network, self.world, self.ranks = network, world, ranks
         self.group, self.groups = world.rank // ranks, world.size // ranks
-        self.reference, self.exchange = reference.read_reference(files.reference), exchange
+        self.reference, self.exchange = read_reference(files.reference), exchange
         self.learner = Learner(model_config, self.reference, world, self.settings.seed + network)
         if not files.validation:
             self.report("no validation structures: the training structures are used instead")
@@ -169,7 +171,7 @@ class Trainer:
         files, settings = self.files, self.settings
         directed = settings.eigenvalue_weight > 0 and number < len(files.train)
         return rank_example(
-            graph.GraphFile([*files.train, *files.validation][number]),
+            GraphFile([*files.train, *files.validation][number]),
             self.reference,
             self.learner.model.lmax,
             dtype_of(settings),
@@ -178,7 +180,7 @@ class Trainer:
             self.ranks,
             files.partitions[number] if files.partitions else None,
             self.exchange,
-            operators.read_operators(files.operators[number]) if directed else None,
+            read_operators(files.operators[number]) if directed else None,
             settings.directions,
         )
 
@@ -215,7 +217,8 @@ class Trainer:
 
     def _resume(self) -> None:
         """Start at the first step, or resume from the checkpoint if there is one."""
-        hashed = _fingerprint(self.config, self.network, self.files, self.world)
+        self.data = _digests(self.files, self.world)
+        hashed = _hash([checkpoint.SCHEMA, self.network, self.config.of_weights(), len(self.files.train), self.data])
         self.state: dict[str, Any] = {"step": 0, "best": float("inf"), "rows": [], "seconds": 0.0, "fingerprint": hashed}
         self.recent = Errors()
         found = checkpoint.load_checkpoint(self.checkpoints, self.learner, hashed, self.world.is_root)
@@ -319,7 +322,7 @@ class Trainer:
                 "seconds": [round(self.state["seconds"], 1)],
             }
             sizes = self.config.network.model_dump() | {"lmax": self.learner.model.lmax}
-            save_model(self.directory, [self.learner.best], sizes, self.files.reference, record)
+            save_model(self.directory, [self.learner.best], sizes, self.files.reference, record, _hash(self.data))
         self.world.barrier()
 
 
@@ -380,17 +383,19 @@ def shares(batch: list[int], groups: int) -> list[list[int]]:
     return result
 
 
-def _fingerprint(model_config: Model, network: int, files: TrainingFiles, world: World) -> str:
-    """Compute a hash of the data and the settings on which the weights of a network depend; ranks share the files."""
-    hashed: list[tuple[Path, str]] = [(files.reference, reference.SCHEMA)]
-    hashed += [(path, graph.SCHEMA) for path in (*files.train, *files.validation)]
-    hashed += [(path, operators.SCHEMA) for path in files.operators]
-    digests = torch.zeros(len(hashed), 32, dtype=torch.int32, device=world.device)
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _digests(files: TrainingFiles, world: World) -> list[list[int]]:
+    """Compute hashes of the data on which the weights of a network depend; ranks share the files."""
+    hashed: list[tuple[Path, Layout]] = [(files.reference, REFERENCE)]
+    hashed += [(path, GRAPH) for path in (*files.train, *files.validation)]
+    hashed += [(path, OPERATORS) for path in files.operators]
+    digests = torch.zeros(len(hashed), DIGEST, dtype=torch.int32, device=world.device)
     for k in range(world.rank, len(hashed), world.size):
         digests[k] = torch.tensor(list(bytes.fromhex(fingerprint(*hashed[k]))))
-    of_files = world.sum(digests).tolist()
-    content = [checkpoint.SCHEMA, network, model_config.of_weights(), len(files.train), of_files]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return world.sum(digests).tolist()
 
 
 def _table(rows: list[dict]) -> str:
