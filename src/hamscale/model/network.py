@@ -3,12 +3,14 @@
 Shapes: A atoms, E directed edges j -> i sorted by destination i, K = (lmax+1)^2, R = 2 K rows, C channels of each, half of
 config's, n coupled components of a pair. Rows, parities and groups: see rotations.py.
 The message of an edge is computed in the frame of that edge and stays there: only node features are rotated. Communication
-between ranks takes place in `x = exchange(x)` alone; the network does not depend on its implementation. The atoms of a rank
+between ranks takes place in `exchange` alone; the network does not depend on its implementation. The atoms of a rank
 are the A atoms that it owns and, after them, its ghosts: the sources of its edges that other ranks own. A single process
-has no ghosts.
+has no ghosts. Edges whose source is owned come first: their messages are computed while the features of ghosts travel.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
 from typing import Protocol, TypeVar, cast
 
 import torch
@@ -21,18 +23,26 @@ from .readout import SMALL_READOUT, Components, Degrees, Slots, hermitian_mean, 
 from .rotations import NATURAL, PARITIES, layout
 from .updates import EdgeEmbedding, EdgeUpdate, MessageSum
 
+ByPair = dict[tuple[int, int], Tensor]  # of edges between elements s_i and s_j
+
 
 class Exchange(Protocol):
-    """Exchange of data between the ranks that share a structure."""
+    """Exchange of data between the ranks that share a structure.
+
+    It has two halves, between which work that needs none of the data can be done.
+    """
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Append the features of the ghosts to those of the owned atoms."""
+        """Append the features of the ghosts to those of the owned atoms: both halves of `post` in turn."""
 
-    def edges(self, blocks: dict[tuple[int, int], Tensor]) -> dict[tuple[int, int], Tensor]:
-        """Append the read-outs of the flipped edges that other ranks own."""
+    def post(self, x: Tensor) -> Callable[[], Tensor]:
+        """Begin to append the features of the ghosts to those of the owned atoms; the function returned ends it."""
 
-    def partners(self, blocks: dict[tuple[int, int], Tensor]) -> dict[tuple[int, int], Tensor]:
-        """Return these read-outs alone; empty if there are no other ranks."""
+    def post_edges(self, blocks: ByPair) -> Callable[[], ByPair]:
+        """Begin to exchange read-outs; the function returned gives those of the flipped edges that other ranks own.
+
+        It gives those alone; none if there are no other ranks.
+        """
 
 
 class NoExchange:
@@ -41,11 +51,25 @@ class NoExchange:
     def __call__(self, x: Tensor) -> Tensor:
         return x
 
-    def edges(self, blocks: dict[tuple[int, int], Tensor]) -> dict[tuple[int, int], Tensor]:
-        return blocks
+    def post(self, x: Tensor) -> Callable[[], Tensor]:
+        return lambda: x
 
-    def partners(self, blocks: dict[tuple[int, int], Tensor]) -> dict[tuple[int, int], Tensor]:
-        return {}
+    def post_edges(self, blocks: ByPair) -> Callable[[], ByPair]:
+        return dict
+
+
+@dataclass
+class Local:
+    """The first edges of a rank's part, whose source it owns.
+
+    edges: number of these. chunks: number of their spans.
+    degrees: number of them into each atom, A ints. offsets (A + 1,): the first of them, and the number of all.
+    """
+
+    edges: int
+    chunks: int
+    degrees: list[int]
+    offsets: Tensor
 
 
 @dataclass
@@ -59,11 +83,12 @@ class Inputs:
     distances    # (E,)  | Angstrom
     rotations    # (E, P + 1) | packed Wigner matrices, Layout.rotations
     degrees      # A ints | number of incoming edges of each atom
-    offsets      # (A + 1,) | the first incoming edge of each atom, and the number of all edges
+    offsets      # (A + 1,) | sums of degrees: the first incoming edge of each atom, and the number of all, unless divided
     spans        # [(first edge, last, first atom, last)] | chunks of edges processed together, all edges into these atoms
     pairs        # [(s_i, s_j)] -> PairInputs | the edges between two elements
     atoms_of     # s -> AtomInputs | the atoms of an element
     way          # how the operations on a chunk are arranged
+    local        # Local | the edges whose source is owned, which come first; None: edges are not divided so
     """
 
     species: Tensor
@@ -79,6 +104,7 @@ class Inputs:
     pairs: dict = field(default_factory=dict)
     atoms_of: dict = field(default_factory=dict)
     way: Way = Way.CACHED
+    local: Local | None = None
 
     def to(self, device: torch.device | str) -> "Inputs":
         """Return the same inputs on another device, arranged as suits it."""
@@ -92,8 +118,9 @@ class Inputs:
         if way is Way.CACHED:
             return replace(self, way=way)
         groups: list[list[int]] = []
+        border = self.local.chunks if self.local else 0
         for k, (_, last, *_) in enumerate(self.spans):
-            if groups and last - self.spans[groups[-1][0]][0] <= edges:
+            if groups and k != border and last - self.spans[groups[-1][0]][0] <= edges:
                 groups[-1].append(k)
             else:
                 groups.append([k])
@@ -103,11 +130,47 @@ class Inputs:
             key: replace(pair, spans=[slice(pair.spans[a].start, pair.spans[b].stop) for a, b in ends])
             for key, pair in self.pairs.items()
         }
-        return replace(self, way=way, spans=spans, pairs=pairs)
+        local = self.local and replace(self.local, chunks=sum(a < border for a, _ in ends))
+        return replace(self, way=way, spans=spans, pairs=pairs, local=local)
 
     @property
     def atoms(self) -> int:
         return len(self.degrees)
+
+    @cached_property
+    def parts(self) -> list["Inputs"]:
+        """Return the edges whose source is owned and the others, as inputs that share memory with these; or these alone."""
+        if self.local is None:
+            return [self]
+        n, own = self.local.edges, self.local.degrees
+        others, offsets = [d - d_own for d, d_own in zip(self.degrees, own)], self.offsets - self.local.offsets
+        return [
+            self._part(0, n, slice(0, self.local.chunks), own, self.local.offsets),
+            self._part(n, len(self.source), slice(self.local.chunks, None), others, offsets),
+        ]
+
+    def _part(self, first: int, last: int, chunks: slice, degrees: list[int], offsets: Tensor) -> "Inputs":
+        edges, pairs = slice(first, last), {}
+        for key, p in self.pairs.items():
+            spans = p.spans[chunks]
+            start = spans[0].start
+            rows = slice(start, spans[-1].stop)
+            spans = [slice(span.start - start, span.stop - start) for span in spans]
+            pairs[key] = replace(p, edges=p.edges[rows] - first, spans=spans, scale=p.scale[rows])
+        return replace(
+            self,
+            source=self.source[edges],
+            destination=self.destination[edges],
+            ends=self.ends[2 * first : 2 * last],
+            pair=self.pair[edges],
+            distances=self.distances[edges],
+            rotations=self.rotations[edges],
+            degrees=degrees,
+            offsets=offsets,
+            spans=[(a - first, b - first, atom, end) for a, b, atom, end in self.spans[chunks]],
+            pairs=pairs,
+            local=None,
+        )
 
     def chunk(self, k: int, distances: Tensor, rotations: Tensor) -> Chunk:
         """Return the edges of a span as a Chunk.
@@ -181,6 +244,8 @@ class PairInputs:
     spans: rows of `edges` in each chunk.
     adjoint (n,), sign (n,): PairCoupling.edge_adjoint.
     scale (G, n): Hartree.
+    rows (G,): row among `edges` of each edge, in the order of the graph, of which `flipped` and all results are; None: the
+    same order.
     """
 
     edges: Tensor
@@ -189,6 +254,7 @@ class PairInputs:
     adjoint: Tensor
     sign: Tensor
     scale: Tensor
+    rows: Tensor | None = None
 
 
 @dataclass
@@ -272,11 +338,32 @@ class NodeUpdate(nn.Module):
         self.crystal_field = CrystalFieldEmbedding(lmax, slots, C) if first and c.crystal_field else None
         self.feed_forward = FeedForward(lmax, C, c.feed_forward // 2)
 
-    def forward(self, x: Tensor, edges: list[Tensor], inputs: Inputs, keep: bool) -> Tensor:
+    def sums(self, x: Tensor, edges: list[Tensor], inputs: Inputs, keep: bool) -> list[Tensor]:
+        """Compute the sums of the messages of some edges, as `MessageSum` returns them."""
         ends = by_parity(self.norm(x))[: len(self.messages.ends)] if self.messages.ends else x[:, 0].contiguous()
-        (sums,) = apply(self.messages, inputs, ends, edges, keep)
-        x = x[: inputs.atoms] + self.out(sums.flatten(1, 2))
+        return apply(self.messages, inputs, ends, edges, keep)
+
+    def forward(self, x: Tensor, sums: list[list[Tensor]], inputs: Inputs) -> Tensor:
+        """Compute the new features of owned atoms; sums: those of all edges into them, of some edges each."""
+        x = x[: inputs.atoms] + self.out(mean_message(sums).flatten(1, 2))
         return self.feed_forward(x if self.crystal_field is None else x + self.crystal_field(inputs))
+
+
+def mean_message(parts: list[list[Tensor]]) -> Tensor:
+    """Compute the messages into each atom, weighted with the attention over all its edges, (A, 2, K, heads V).
+
+    parts: the sums of `MessageSum` over some of the edges each. Sums with different largest logits are brought to the
+    largest of these. An atom without edges has zeros.
+    """
+    totals, tops = [total for _, total, _ in parts], [top for *_, top in parts]
+    sums = [s.unflatten(-1, (totals[0].shape[1], -1)) for s, *_ in parts]  # (A, 2, K, heads, V)
+    if len(parts) > 1:
+        top = torch.stack(tops).amax(0).clamp(min=torch.finfo(tops[0].dtype).min)  # -inf without edges
+        factors = [(own - top).exp().detach() for own in tops]
+        totals = [total * factor for total, factor in zip(totals, factors)]
+        sums = [s * factor[:, None, None, :, None] for s, factor in zip(sums, factors)]
+    total = sum(totals[1:], totals[0]).clamp(min=1)  # the largest logit alone gives 1
+    return (sum(sums[1:], sums[0]) / total[:, None, None, :, None]).flatten(-2)
 
 
 def by_parity(x: Tensor) -> Tensor:
@@ -345,18 +432,34 @@ class HamiltonianNetwork(nn.Module):
         exchange: appends the atoms and edges that other ranks own (parallel/exchange.py).
         recompute: saves memory at the cost of a little more time.
         """
-        x = self.embed(inputs.species)
-        edges = self.first_edges(inputs, x)
-        for layer in range(len(self.node_updates)):
-            x = exchange(self.next_nodes(layer, inputs, x, edges, not recompute))
-            edges = self.next_edges(layer, inputs, x, edges, not recompute)
-        raw = dict(zip(inputs.pairs, edges))
-        known = exchange.edges(raw)
+        x, keep, updates = self.embed(inputs.species), not recompute, cast("list[NodeUpdate]", list(self.node_updates))
+        edges = [self.first_edges(part, x) for part in inputs.parts]
+        sums = [updates[0].sums(x, e, part, keep) for part, e in zip(inputs.parts, edges)]
+        for layer, update in enumerate(updates):
+            x = known = update(x, sums, inputs)
+            wait = exchange.post(x)
+            for n, part in enumerate(inputs.parts):
+                if n + 1 == len(inputs.parts):  # edges that need ghosts come last
+                    known = wait()
+                edges[n] = self.next_edges(layer, part, known, edges[n], keep)
+                if layer + 1 < len(updates):
+                    sums[n] = updates[layer + 1].sums(known, edges[n], part, keep)
+        raw = self._in_order(inputs, edges)
+        wait_for_edges = exchange.post_edges(raw)
+        onsite = self.read_onsite(inputs, x)
+        known = raw | {pair: torch.cat([raw[pair], theirs]) for pair, theirs in wait_for_edges().items()}
         offsite = {
             (s_i, s_j): hermitian_mean(raw[s_i, s_j], known[s_j, s_i].index_select(0, p.flipped), p.adjoint, p.sign)
             for (s_i, s_j), p in inputs.pairs.items()
         }
-        return offsite, self.read_onsite(inputs, x)
+        return offsite, onsite
+
+    def _in_order(self, inputs: Inputs, edges: list[list[Tensor]]) -> ByPair:
+        """Join the read-outs of the parts of the inputs, and bring them into the order of the graph."""
+        raw = edges[0] if len(edges) == 1 else [torch.cat(of_parts) for of_parts in zip(*edges)]
+        return {
+            pair: read if p.rows is None else read.index_select(0, p.rows) for (pair, p), read in zip(inputs.pairs.items(), raw)
+        }
 
     def embed(self, species: Tensor) -> Tensor:
         """Compute the first features of atoms, (A, R, C): scalars that depend on the element alone."""
@@ -371,9 +474,11 @@ class HamiltonianNetwork(nn.Module):
     def next_nodes(self, layer: int, inputs: Inputs, x: Tensor, edges: list[Tensor], keep: bool = False) -> Tensor:
         """Compute the features of the owned atoms after a layer, from those of all atoms and edges before it.
 
+        inputs: not divided into parts.
         keep: keeps the largest intermediate of every edge for the adjoint.
         """
-        return self.node_updates[layer](x, edges, inputs, keep)
+        update = cast(NodeUpdate, self.node_updates[layer])
+        return update(x, [update.sums(x, edges, inputs, keep)], inputs)
 
     def next_edges(self, layer: int, inputs: Inputs, x: Tensor, edges: list[Tensor], keep: bool = False) -> list[Tensor]:
         """Compute the features of edges after a layer, from those of atoms after it and those of edges before it.
