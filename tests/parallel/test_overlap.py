@@ -10,6 +10,7 @@ from hamscale.graph.codec import BlockCodec
 from hamscale.graph.reference import fit_reference
 from hamscale.inputs.ranks import rank_part
 from hamscale.inputs.tensors import build_network, graph_inputs, piece_inputs
+from hamscale.model.chunks import Way
 from hamscale.model.readout import hermitian_mean
 from hamscale.parallel.env import World
 from helpers import hafnia, model_hamiltonian, rattled
@@ -35,29 +36,30 @@ def in_turn(network, part, reference, inputs):
     return offsite, network.read_onsite(whole, x[: whole.atoms])
 
 
-def both(world: World, graph, reference, recompute: bool):
+def both(world: World, graph, reference, way: Way, recompute: bool):
     """Outputs and gradients of this rank, with work between the halves and in turn, and the share of edges without ghosts."""
     part, results = rank_part(graph, reference, world, world.size), []
-    inputs = graph_inputs(part.graph, reference, 3, torch.float64, 100, part.halo)
-    for way in (lambda n: n(inputs, part.exchange, recompute), lambda n: in_turn(n, part, reference, inputs)):
+    inputs = graph_inputs(part.graph, reference, 3, torch.float64, 100, part.halo).arranged(way, 200)
+    for run in (lambda n: n(inputs, part.exchange, recompute), lambda n: in_turn(n, part, reference, inputs)):
         torch.manual_seed(1)
         network = build_network(SETTINGS, reference).double()
-        outputs = [v for values in way(network) for v in values.values()]
+        outputs = [v for values in run(network) for v in values.values()]
         torch.manual_seed(world.rank)
         sum((v * torch.randn(v.shape, dtype=v.dtype)).sum() for v in outputs).mul(1e3).backward()
         outputs = torch.cat([v.detach().flatten() for v in outputs])
         results.append((outputs.numpy(), torch.cat([p.grad.flatten() for p in network.parameters()]).numpy()))
     local = inputs.local.edges
+    assert inputs.spans[inputs.local.chunks][0] == local
     assert (inputs.source[:local] < inputs.atoms).all()
     assert (inputs.source[local:] >= inputs.atoms).all()
     return *results, local / len(inputs.source)
 
 
-@pytest.mark.parametrize(("ranks", "recompute"), [(2, True), (4, False)])
-def test_work_between_the_halves_of_an_exchange_changes_nothing(szv, ranks, recompute):
+@pytest.mark.parametrize(("ranks", "way", "recompute"), [(2, Way.BATCHED, True), (4, Way.CACHED, False)])
+def test_work_between_the_halves_of_an_exchange_changes_nothing(szv, ranks, way, recompute):
     reference = fit_reference([model_hamiltonian(hafnia(s), szv) for s in range(2)], 5.0)
     graph = BlockCodec(reference).encode(model_hamiltonian(rattled(hafnia().repeat((2, 2, 2)), 3), szv))
-    for (outputs, gradients), (expected, expected_gradients), share in on_ranks(ranks, both, graph, reference, recompute):
+    for (outputs, gradients), (expected, expected_gradients), share in on_ranks(ranks, both, graph, reference, way, recompute):
         assert 0.05 < share < 0.95
         np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
         np.testing.assert_allclose(gradients, expected_gradients, rtol=0, atol=1e-12 * np.abs(expected_gradients).max())
