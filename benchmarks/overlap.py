@@ -72,7 +72,7 @@ def main():
                 loss.backward()
                 s = swap.statistics
                 times[1] = torch.tensor([s.travel_s, s.exchange_s, 0])
-                times[:, 2] = inputs.local[0] / len(inputs.source) / w.size
+                times[:, 2] = inputs.local.edges / len(inputs.source) / w.size
                 for direction, (travel, waited, local) in zip(("forward", "backward"), w.sum(times).tolist()):
                     rows.append({"way": way, "pass": direction, "repeat": repeat, "travel_s": travel, "waited_s": waited})
                     rows[-1]["local_edges"] = local
