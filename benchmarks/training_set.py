@@ -150,7 +150,8 @@ def main():
     row |= {"git_commit": provenance()["git_commit"]}
     if o.out:
         rows = [read_table(o.out)] if o.out.is_file() else []
-        command = " ".join(["python benchmarks/training_set.py", *sys.argv[1:]])
+        sizes = f"--structures {o.structures} --steps {o.steps} --cache-gib {o.cache_gib}"
+        command = f"python benchmarks/training_set.py {sizes} --out {o.out}"
         write_table(o.out, pd.concat([*rows, pd.DataFrame([row])]), command=command)
     print(json.dumps(row))
 

@@ -29,7 +29,8 @@ def test_what_needs_a_missing_program_is_left_out_and_the_program_named():
         assert needy not in result.stdout
     (line,) = [line for line in result.stdout.splitlines() if "missing are" in line]
     assert line.startswith(
-        "tests marked cp2k, browser, graphviz, slurm are not run: missing are CP2K, which workflow/setup_cp2k.sh installs;"
+        "tests marked cp2k, browser, graphviz, mpirun, slurm are not run: "
+        "missing are CP2K, which workflow/setup_cp2k.sh installs;"
     )
 
 

@@ -122,3 +122,23 @@ def test_a_pass_makes_all_its_tensors_on_the_device_of_its_inputs(reference, dty
             if isinstance(getattr(moved, name), Tensor) and name != "source":  # which `ends` has as well
                 with pytest.raises(RuntimeError, match="cpu"):
                     gradients(network, replace(moved, **{name: getattr(inputs, name)}))
+
+
+def test_operations_count_bytes_and_products():
+    """By hand: 8 bytes a number; a view costs nothing, a gather the rows that it takes, and an expanded tensor counts once."""
+    a, b = torch.ones(3, 4, dtype=torch.float64), torch.ones(4, 5, dtype=torch.float64)
+    index, out = torch.tensor([0, 2]), torch.empty(3, 5, dtype=torch.float64)
+    with Operations() as counted:
+        torch.mm(a, b, out=out)
+        a.T.mul_(2)
+        a.index_select(0, index)
+        a.add(torch.ones(1, 1, dtype=torch.float64).expand(3, 4))
+        a.view(12)
+        torch.empty(3)
+    found = [(o.name, o.kind, o.bytes, o.flop) for o in counted.counted if o.name != "ones"]
+    assert found == [
+        ("mm", "product", 8 * (12 + 20 + 15), 2 * 3 * 4 * 5),
+        ("mul", "elementwise", 8 * (12 + 12), 0),
+        ("index_select", "gather", 8 * (8 + 2 + 8), 0),
+        ("add", "elementwise", 8 * (12 + 1 + 12), 0),
+    ]

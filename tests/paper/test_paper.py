@@ -41,7 +41,7 @@ def test_text_is_readable_at_column_width_and_none_is_cut_off(figure):
 
 def test_measured_and_modelled_never_look_alike(figure):
     name, figure = figure
-    if name not in ("fig6", "fig7"):
+    if name not in ("fig6", "fig7", "roofline"):
         return
     kinds = {"measured": 0, "modelled": 0}
     for ax in figure.findobj(lambda artist: hasattr(artist, "patches") and hasattr(artist, "get_facecolor")):
@@ -54,8 +54,7 @@ def test_measured_and_modelled_never_look_alike(figure):
         assert is_modelled(ax) == (word == "modelled")
         assert all(bool(p.get_hatch()) == (word == "modelled") for p in drawn)
         assert (ax.get_facecolor()[0] < 0.95) == (word == "modelled")
-    assert kinds["measured"] == 2
-    assert kinds["modelled"] == 4
+    assert kinds == ({"measured": 0, "modelled": 2} if name == "roofline" else {"measured": 2, "modelled": 4})
 
 
 def test_tables_say_when_and_by_what_they_were_made_and_name_no_machine():

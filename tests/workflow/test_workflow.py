@@ -35,6 +35,7 @@ ON_REQUEST = {
         "scaling_partitions",
         "throughput",
     ),
+    "roofline",
 }
 MODEL = {"network": {"layers": 1, "channels": 4, "hidden": 4}, "training": {"steps": 6, "validate_every": 3}}
 
@@ -236,7 +237,7 @@ def test_figures_are_drawn_where_there_is_neither_cp2k_nor_a_gpu(tmp_path):
         (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
     result = snakemake(tmp_path, "figures", PATH=f"{BIN}:{tmp_path / 'bin'}", CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stderr
-    for name in ("fig3", "fig5", "fig6", "fig7", "fig8", "learning", "size"):
+    for name in ("fig3", "fig5", "fig6", "fig7", "fig8", "learning", "roofline", "size"):
         assert (tmp_path / "results" / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (tmp_path / "results" / "figures" / f"{name}.png").stat().st_size > 50_000
     anew = snakemake(tmp_path, "-n", "figures", "--configfile", "config/figures.yaml", "--config", "raw=results/raw").stdout

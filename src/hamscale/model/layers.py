@@ -235,7 +235,6 @@ class _NodeNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scales: Tensor, weight: Tensor, bias: Tensor, balance: Tensor, one: Tensor) -> Tensor:
-        # without atoms addmv does not expand its first argument
         inverse = torch.addmv(one.expand(len(x)), x.square().flatten(1), balance, beta=NORM_EPS).rsqrt_()
         factors = inverse[:, None, None] * scales
         result = x * factors

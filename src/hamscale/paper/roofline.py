@@ -86,6 +86,7 @@ def bytes_by_kind(table: pd.DataFrame, ax: Axes) -> Axes:
                 bottom += height
     ax.set_xticks(range(len(numbers)), numbers)
     ax.set(xlabel="channels; left float32, right bfloat16 messages", ylabel="kB read and written per edge")
+    ax.set_ylim(top=1.15 * ax.get_ylim()[1])  # room for the word "modelled"
     ax.legend(loc="upper left")
     return ax
 
@@ -100,6 +101,7 @@ def rate_curves(table: pd.DataFrame, ax: Axes) -> Axes:
         )  # fmt: skip
         ax.plot(line["messages"], line["without_launches"], ":", color=colour)
     ax.set(xscale="log", yscale="log", xlabel="number of messages", ylabel="messages per second")
+    ax.set_ylim(top=2 * ax.get_ylim()[1])
     ax.legend(loc="lower right")
     return ax
 
