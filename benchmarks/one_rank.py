@@ -75,9 +75,6 @@ class StandIn:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([x, x[torch.arange(self.ghosts) % len(x)]])
 
-    def post(self, x: torch.Tensor) -> Callable:
-        return lambda: self(x)
-
     def post_edges(self, blocks: dict) -> Callable:
         return lambda: {pair: blocks[pair][torch.arange(n) % max(1, len(blocks[pair]))] for pair, n in self.counts.items()}
 

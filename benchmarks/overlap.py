@@ -1,6 +1,6 @@
 """Share of exchange that is hidden behind work that needs no ghosts: torchrun --nproc-per-node 4 benchmarks/overlap.py
 
-A training step of HfO2, three layers, lmax 4, C = 16: forward and backward pass, a rank a core or GPU. Of every exchange two
+A training step of HfO2, three layers, lmax 4, C = 16: forward and backward pass on CPUs, by gloo. Of every exchange two
 times are taken: from sending until all has arrived, and those in which the rank did nothing else, sending or waiting. What is
 hidden is 1 less their ratio. `at once`: the same with every exchange waited for as soon as it is sent. Times are sums over
 ranks and exchanges, the median of --repeats steps. Writes overlap.csv.
@@ -8,7 +8,8 @@ ranks and exchanges, the median of --repeats steps. Writes overlap.csv.
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +23,34 @@ from hamscale.inputs.tensors import graph_inputs
 from hamscale.parallel.exchange import TorchExchange
 from network import hafnia
 from scaling import LMAX, parts_of_network
+
+
+class Watched(TorchExchange):
+    """An exchange of which a thread waits for all messages, so that their arrival is known even if nobody asked yet."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.thread, self.travel_s = ThreadPoolExecutor(1), 0.0
+
+    def start(self) -> None:
+        """Begin to measure, on all ranks together."""
+        self.world.barrier()
+        self.statistics.clear()
+        self.travel_s = 0.0
+
+    def seconds(self) -> tuple[float, float]:
+        """Return how long messages were on their way since `start`, and how long this rank spent on sending and waiting."""
+        return self.travel_s, self.statistics.exchange_s
+
+    def transfer(self, ranks: list[int], messages: list, buffers: Sequence) -> Callable[[], None]:
+        started = self.now()
+        wait = super().transfer(ranks, messages, buffers)
+
+        def arrive() -> None:
+            wait()
+            self.travel_s += self.now() - started
+
+        return self.thread.submit(arrive).result
 
 
 class AtOnce:
@@ -41,46 +70,37 @@ class AtOnce:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--atoms", type=int, default=384)
     parser.add_argument("--cutoff", type=float, default=6.0, help="Angstrom")
-    parser.add_argument("--chunk", type=int)
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--raw", type=Path, default=Path("resources/raw"))
     o = parser.parse_args()
     basis, reference, network = parts_of_network(o.cutoff)
-    with devices.ranks(o.device) as w:
+    with devices.ranks("cpu") as w:
         part = rank_part(structure_graph(hafnia(o.atoms), basis, o.cutoff), reference, w, w.size)
-        chunk = devices.chunk(o, len(part.graph.edges))
-        inputs = graph_inputs(part.graph, reference, LMAX, torch.float32, chunk, part.halo).to(w.device)
-        network = network.to(w.device)
-        swap = part.exchange
-        swap.exact = True
+        inputs = graph_inputs(part.graph, reference, LMAX, torch.float32, halo=part.halo)
+        local = len(inputs.source) / len(part.graph.edges)
+        swap = Watched(part.halo, w, 0, part.blocks)
         ways, rows = {"between": swap, "at once": AtOnce(swap)}, []
         for repeat in range(o.repeats + 1):
             for way, exchange in ways.items():  # in turn: neighbours on the machine come and go
-                times = torch.zeros(2, 3, dtype=torch.float64)
                 network.zero_grad(set_to_none=True)
-                w.barrier()
-                swap.statistics.clear()
+                swap.start()
                 offsite, onsite = network(inputs, exchange, recompute=True)
                 loss = sum(v.square().mean() for v in (*offsite.values(), *onsite.values()))
-                s = swap.statistics
-                times[0] = torch.tensor([s.travel_s, s.exchange_s, 0])
-                swap.statistics.clear()
-                w.barrier()
+                times = {"forward": swap.seconds()}
+                swap.start()
                 loss.backward()
-                s = swap.statistics
-                times[1] = torch.tensor([s.travel_s, s.exchange_s, 0])
-                times[:, 2] = inputs.local.edges / len(inputs.source) / w.size
-                for direction, (travel, waited, local) in zip(("forward", "backward"), w.sum(times).tolist()):
-                    rows.append({"way": way, "pass": direction, "repeat": repeat, "travel_s": travel, "waited_s": waited})
-                    rows[-1]["local_edges"] = local
+                times["backward"] = swap.seconds()
+                for direction, seconds in times.items():
+                    travel, waited, share = w.sum(torch.tensor([*seconds, local / w.size], dtype=torch.float64)).tolist()
+                    names = {"way": way, "pass": direction, "repeat": repeat}
+                    rows.append(names | {"travel_s": travel, "waited_s": waited, "local_edges": share})
         if w.is_root:
             table = pd.DataFrame(rows)
             table = table[table.repeat > 0].groupby(["way", "pass"], as_index=False, sort=False).median().drop(columns="repeat")
             table["hidden"] = 1 - table.waited_s / table.travel_s
-            names = {"device": devices.name(o.device, "a core per rank"), "ranks": w.size, "atoms": o.atoms}
+            names = {"device": devices.name("cpu", "a core per rank"), "ranks": w.size, "atoms": o.atoms}
             table = table.assign(**names, cutoff_angstrom=o.cutoff)
             path = o.raw / "overlap.csv"
             if path.is_file():

@@ -48,11 +48,10 @@ def both(world: World, graph, reference, way: Way, recompute: bool):
         sum((v * torch.randn(v.shape, dtype=v.dtype)).sum() for v in outputs).mul(1e3).backward()
         outputs = torch.cat([v.detach().flatten() for v in outputs])
         results.append((outputs.numpy(), torch.cat([p.grad.flatten() for p in network.parameters()]).numpy()))
-    local = inputs.local.edges
-    assert inputs.spans[inputs.local.chunks][0] == local
-    assert (inputs.source[:local] < inputs.atoms).all()
-    assert (inputs.source[local:] >= inputs.atoms).all()
-    return *results, local / len(inputs.source)
+    own, others = inputs.parts
+    assert (own.source < inputs.atoms).all()
+    assert (others.source >= inputs.atoms).all()
+    return *results, len(own.source) / len(part.graph.edges)
 
 
 @pytest.mark.parametrize(("ranks", "way", "recompute"), [(2, Way.BATCHED, True), (4, Way.CACHED, False)])

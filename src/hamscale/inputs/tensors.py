@@ -9,7 +9,7 @@ from torch import Tensor
 from ..config import Network
 from ..graph.graph import Graph
 from ..graph.reference import Reference
-from ..model.network import AtomInputs, Exchange, HamiltonianNetwork, Inputs, Local, NoExchange, PairInputs, bytes_of, moved
+from ..model.network import AtomInputs, Exchange, HamiltonianNetwork, Inputs, NoExchange, PairInputs, bytes_of, moved
 from ..model.rotations import layout
 from ..pairs import flip, sort_keys
 from ..partition.halo import Halo
@@ -68,38 +68,34 @@ def graph_inputs(
 ) -> Inputs:
     """Build the tensors of a graph, or of a rank's part of one when `halo` is given.
 
-    chunk: number of edges that are processed together, rounded so that all edges into an atom are in one chunk. Of a rank's
-    part, edges whose source is owned are in chunks of their own, which come first.
+    chunk: number of edges that are processed together, rounded so that all edges into an atom are in one chunk.
     """
-    ghosts = np.empty(0, np.int64) if halo is None else halo.ghosts
-    return _inputs(graph, reference, lmax, dtype, chunk, ghosts, flipped_rows(graph, halo), divided=halo is not None)
+    flipped, elements = flipped_rows(graph, halo), sorted(reference.basis)
+    if halo is None:
+        inputs = piece_inputs(graph, reference, lmax, dtype, np.empty(0, np.int64), chunk)
+    else:
+        own = np.isin(graph.edges[:, 1], halo.owned)
+        graph = replace(graph, crystal_field=reference.crystal_field.known_of(graph))  # computed once
+        inputs, from_ghosts = (
+            piece_inputs(replace(graph, edges=graph.edges.take(kept)), reference, lmax, dtype, halo.ghosts, chunk)
+            for kept in (own, ~own)
+        )
+        from_ghosts = replace(from_ghosts, atoms_of={}, whole=False)
+        inputs = replace(inputs, from_ghosts=from_ghosts, whole=False)
+    for (s_i, s_j), pair in inputs.pairs.items():
+        edges = graph.edges.between(elements[s_i], elements[s_j])
+        pair.flipped = torch.from_numpy(flipped[edges])
+        if halo is not None:
+            pair.rows = torch.from_numpy(np.argsort(np.argsort(~own[edges], kind="stable")))
+    return inputs
 
 
 def piece_inputs(
     graph: Graph, reference: Reference, lmax: int, dtype: torch.dtype, ghosts: np.ndarray, chunk: int = 768
 ) -> Inputs:
-    """Build the tensors of a piece of a graph: some atoms and the edges into them, without pairing blocks and adjoints.
+    """Build the tensors of a piece of a graph: some atoms and edges into them, without pairing blocks and adjoints.
 
     ghosts: sources of its edges that the piece does not own.
-    """
-    return _inputs(graph, reference, lmax, dtype, chunk, ghosts, np.full(len(graph.edges), -1))
-
-
-def _inputs(
-    graph: Graph,
-    reference: Reference,
-    lmax: int,
-    dtype: torch.dtype,
-    chunk: int,
-    ghosts: np.ndarray,
-    flipped: np.ndarray,
-    divided: bool = False,
-) -> Inputs:
-    """Build the tensors of a graph from the atoms that it knows and the rows of flipped edges.
-
-    flipped (E,): row of the flipped edge of every edge among those of its elements; -1 if blocks are not paired with their
-    adjoints.
-    divided: whether edges whose source is owned come first.
     """
     elements, coupling = sorted(reference.basis), reference.coupling
     known = np.concatenate([graph.owned, ghosts])
@@ -112,17 +108,21 @@ def _inputs(
             f"edge ({i}, {j}, {R}) needs atom {j}, which this partition does not send here. Was it made with a smaller cutoff?"
         )
     degrees = np.bincount(destination, minlength=len(graph.owned))
-    order, spans, local = None, _spans(degrees, chunk), None
-    distances, vectors = graph.edges.distances, graph.edges.vectors
-    if divided:
-        own = source < len(graph.owned)
-        order, n = np.argsort(~own, kind="stable"), int(own.sum())
-        of_own = np.bincount(destination[own], minlength=len(degrees))
-        spans, others = _spans(of_own, chunk), _spans(degrees - of_own, chunk)
-        local = Local(n, len(spans), of_own.tolist(), _offsets(of_own))
-        spans = spans + [(first + n, last + n, atom, last_atom) for first, last, atom, last_atom in others]
-        source, destination, distances, vectors = (a[order] for a in (source, destination, distances, vectors))
-    pairs = _pair_inputs(graph, reference, dtype, flipped, spans, order)
+    spans = _spans(degrees, chunk)
+    pairs = {}
+    for z_i, z_j in graph.elements:
+        edges, pair = graph.edges.between(z_i, z_j), coupling[z_i, z_j]
+        index, sign = pair.edge_adjoint
+        scale = torch.from_numpy(reference.offsite_scale(z_i, z_j, graph.edges.distances[edges])).to(dtype)
+        ends = np.searchsorted(edges, [[first, last] for first, last, _, _ in spans]).tolist()
+        pairs[elements.index(z_i), elements.index(z_j)] = PairInputs(
+            torch.from_numpy(edges),
+            [slice(*e) for e in ends],
+            torch.full((len(edges),), -1),
+            torch.from_numpy(index),
+            torch.from_numpy(sign).to(dtype),
+            scale[:, torch.from_numpy(pair.slot)],
+        )
     crystal_field = reference.crystal_field.known_of(graph)
     atoms_of = {}
     for s, z in enumerate(elements):
@@ -143,46 +143,14 @@ def _inputs(
         torch.from_numpy(destination),
         torch.from_numpy(np.column_stack([source, destination]).ravel()),
         torch.from_numpy(species[destination] * len(elements) + species[source]),
-        torch.from_numpy(distances).to(dtype),
-        layout(lmax).rotations(vectors, dtype),
+        torch.from_numpy(graph.edges.distances).to(dtype),
+        layout(lmax).rotations(graph.edges.vectors, dtype),
         degrees.tolist(),
-        _offsets(degrees),
+        torch.from_numpy(np.concatenate([[0], np.cumsum(degrees)])),
         spans,
         pairs,
         atoms_of,
-        local=local,
     )
-
-
-def _pair_inputs(
-    graph: Graph, reference: Reference, dtype: torch.dtype, flipped: np.ndarray, spans: list, order: np.ndarray | None
-) -> dict[tuple[int, int], PairInputs]:
-    """Build the inputs of the edges between any two elements, (s_i, s_j).
-
-    order (E,): row in the graph of each edge, in the order of the spans; None: that is the order of the graph.
-    """
-    elements, pairs = sorted(reference.basis), {}
-    place = None if order is None else np.argsort(order)
-    for z_i, z_j in graph.elements:
-        edges, pair = graph.edges.between(z_i, z_j), reference.coupling[z_i, z_j]
-        index, sign = pair.edge_adjoint
-        of_spans, places, rows = edges, edges, None
-        if place is not None:
-            by_place = np.argsort(place[edges])
-            of_spans, rows = edges[by_place], torch.from_numpy(np.argsort(by_place))
-            places = place[of_spans]
-        scale = torch.from_numpy(reference.offsite_scale(z_i, z_j, graph.edges.distances[of_spans])).to(dtype)
-        ends = np.searchsorted(places, [[first, last] for first, last, *_ in spans]).tolist()
-        pairs[elements.index(z_i), elements.index(z_j)] = PairInputs(
-            torch.from_numpy(places),
-            [slice(*e) for e in ends],
-            torch.from_numpy(flipped[edges]),
-            torch.from_numpy(index),
-            torch.from_numpy(sign).to(dtype),
-            scale[:, torch.from_numpy(pair.slot)],
-            rows,
-        )
-    return pairs
 
 
 @dataclass
@@ -246,11 +214,6 @@ def block_plan(graph: Graph, halo: Halo, elements: list[int]) -> tuple[dict, dic
             send[n][elements.index(z_i), elements.index(z_j)] = rows[mine]
             receive[n][elements.index(z_j), elements.index(z_i)] = len(mine)
     return send, receive
-
-
-def _offsets(degrees: np.ndarray) -> Tensor:
-    """Return the first edge of each atom, and the number of all edges, (A + 1,)."""
-    return torch.from_numpy(np.concatenate([[0], np.cumsum(degrees)]))
 
 
 def _spans(degrees: np.ndarray, size: int) -> list[tuple[int, int, int, int]]:

@@ -7,14 +7,14 @@ message per neighbour for all members.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.network import AtomInputs, Exchange, Inputs, Local, PairInputs
+from ..model.network import AtomInputs, Exchange, Inputs, PairInputs
 from ..parallel.exchange import TorchExchange
 from ..partition.halo import Halo
 from .tensors import Example
@@ -40,7 +40,7 @@ class Union:
         for member in self.members:
             parts: list[dict] = []
             for blocks, of_member in (
-                (offsite, {pair: len(p.edges) for pair, p in member.inputs.pairs.items()}),
+                (offsite, {pair: len(p.flipped) for pair, p in member.inputs.pairs.items()}),
                 (onsite, {s: len(a.atoms) for s, a in member.inputs.atoms_of.items()}),
             ):
                 parts.append({key: blocks[key][first[key] : first[key] + n] for key, n in of_member.items()})
@@ -70,13 +70,7 @@ def unite(members: list[Example], chunk: int) -> Union:
     if len(members) == 1:
         return Union(members[0].inputs, members[0].exchange, members)
     inputs = [member.inputs for member in members]
-    pairs = sorted({pair for i in inputs for pair in i.pairs})
-    of_pair = {pair: [len(i.pairs[pair].edges) if pair in i.pairs else 0 for i in inputs] for pair in pairs}
     first_atom = _starts([i.atoms for i in inputs])
-    # in the order of the edges: of divided members all whose source is owned, then the others of all
-    by_part = [list(of_members) for of_members in zip(*(i.parts for i in inputs))]
-    parts = [part for of_members in by_part for part in of_members]
-    first_edge = _starts([len(part.source) for part in parts])
     owned = sum(i.atoms for i in inputs)
     received = [{n: s.stop - s.start for n, s in m.halo.receive.items()} if m.halo else {} for m in members]
     device = inputs[0].source.device
@@ -87,33 +81,43 @@ def unite(members: list[Example], chunk: int) -> Union:
     species = inputs[0].species.new_empty(sum(map(len, rows)))
     for i, places in zip(inputs, rows):
         species[places] = i.species
+    united, *from_ghosts = [_part(list(part), species, rows, first_atom, chunk) for part in zip(*(i.parts for i in inputs))]
+    united.atoms_of = _atoms(inputs, first_atom)
+    united.from_ghosts = from_ghosts[0] if from_ghosts else None
+    of_pair = {pair: [len(i.pairs[pair].flipped) if pair in i.pairs else 0 for i in inputs] for pair in united.pairs}
+    united.pairs = {pair: _paired(members, united, pair, of_pair) for pair in of_pair}
+    return Union(united, _exchange(members, of_pair, received, first_atom), members)
+
+
+def _part(inputs: list[Inputs], species: Tensor, rows: list[Tensor], first_atom: list[int], chunk: int) -> Inputs:
+    """Unite edges of all members, without pairing blocks and adjoints.
+
+    rows: of the union, of the owned atoms and ghosts of every member.
+    """
+    first_edge = _starts([len(i.source) for i in inputs])
     spans = [
         (e + first, last_e + first, a + atom, last_a + atom)
-        for part, first, atom in zip(parts, first_edge, first_atom * len(by_part))
-        for e, last_e, a, last_a in part.spans
+        for i, first, atom in zip(inputs, first_edge, first_atom)
+        for e, last_e, a, last_a in i.spans
     ]
-    n_local = sum(len(part.spans) for part in by_part[0]) if inputs[0].local else 0
-    runs = _runs([last - first for first, last, *_ in spans], chunk, n_local)
-    source = torch.cat([places[part.source] for part, places in zip(parts, rows * len(by_part))])
-    destination = torch.cat([part.destination + first for part, first in zip(parts, first_atom * len(by_part))])
-    united = Inputs(
+    runs = _runs([last - first for first, last, *_ in spans], chunk)
+    source = torch.cat([places[i.source] for i, places in zip(inputs, rows)])
+    destination = torch.cat([i.destination + first for i, first in zip(inputs, first_atom)])
+    return Inputs(
         species,
         source,
         destination,
         torch.stack([source, destination], 1).flatten(),
-        torch.cat([part.pair for part in parts]),
-        torch.cat([part.distances for part in parts]),
-        torch.cat([part.rotations for part in parts]),
-        *_degrees(inputs),
+        torch.cat([i.pair for i in inputs]),
+        torch.cat([i.distances for i in inputs]),
+        torch.cat([i.rotations for i in inputs]),
+        [degree for i in inputs for degree in i.degrees],
+        torch.cat([inputs[0].offsets[:1], *(i.offsets[1:] + first for i, first in zip(inputs, first_edge))]),
         [(spans[a][0], spans[b - 1][1], spans[a][2], spans[b - 1][3]) for a, b in runs],
-        {pair: _pair(members, by_part, pair, of_pair, first_edge, runs) for pair in pairs},
-        _atoms(inputs, first_atom),
-        inputs[0].way,
+        {pair: _pair(inputs, pair, first_edge, runs) for pair in sorted({pair for i in inputs for pair in i.pairs})},
+        way=inputs[0].way,
+        whole=inputs[0].whole,
     )
-    if n_local:
-        chunks = sum(first < n_local for first, _ in runs)
-        united.local = Local(sum(len(part.source) for part in by_part[0]), chunks, *_degrees(by_part[0]))
-    return Union(united, _exchange(members, of_pair, received, first_atom), members)
 
 
 def _starts(sizes: list[int]) -> list[int]:
@@ -121,22 +125,12 @@ def _starts(sizes: list[int]) -> list[int]:
     return [0, *np.cumsum(sizes)[:-1].tolist()]
 
 
-def _degrees(parts: list[Inputs]) -> tuple[list[int], Tensor]:
-    """Unite the degrees of atoms, and their offsets."""
-    starts = _starts([sum(part.degrees) for part in parts])
-    offsets = torch.cat([parts[0].offsets[:1], *(part.offsets[1:] + start for part, start in zip(parts, starts))])
-    return [degree for part in parts for degree in part.degrees], offsets
-
-
-def _runs(sizes: list[int], chunk: int, border: int) -> list[tuple[int, int]]:
-    """Join spans of so many edges that follow one another into chunks of at most `chunk` edges: (first span, last).
-
-    border: a span with which a chunk begins.
-    """
+def _runs(sizes: list[int], chunk: int) -> list[tuple[int, int]]:
+    """Join spans of so many edges that follow one another into chunks of at most `chunk` edges: (first span, last)."""
     ends = [0]
     total = 0
     for k, size in enumerate(sizes):
-        if k and (k == border or (total and total + size > chunk)):
+        if total and total + size > chunk:
             ends.append(k)
             total = 0
         total += size
@@ -157,50 +151,43 @@ def _arrivals(counts: list[dict[int, int]], first: int) -> list[np.ndarray]:
     return [np.concatenate(places_of) for places_of in places]
 
 
-def _pair(
-    members: list[Example],
-    by_part: list[list[Inputs]],
-    pair: Pair,
-    of_pair: dict[Pair, list[int]],
-    first_edge: list[int],
-    runs: list[tuple[int, int]],
-) -> PairInputs:
-    """Unite the edges between two elements."""
-    parts = [part for of_members in by_part for part in of_members]
-    known = [part.pairs.get(pair) for part in parts]
-    starts = _starts([len(p.edges) if p else 0 for p in known])
-    spans = [
-        slice(start + s.start, start + s.stop)
-        for part, p, start in zip(parts, known, starts)
-        for s in (p.spans if p else [slice(0, 0)] * len(part.spans))
-    ]
+def _pair(inputs: list[Inputs], pair: Pair, first_edge: list[int], runs: list[tuple[int, int]]) -> PairInputs:
+    """Unite the edges between two elements, without pairing blocks and adjoints."""
+    spans: list[slice] = []
+    begin = 0
+    for i in inputs:
+        of_member = i.pairs[pair].spans if pair in i.pairs else [slice(0, 0)] * len(i.spans)
+        spans += [slice(begin + s.start, begin + s.stop) for s in of_member]
+        begin = spans[-1].stop
+    found = [(i.pairs[pair], first) for i, first in zip(inputs, first_edge) if pair in i.pairs]
+    edges, like = torch.cat([p.edges + first for p, first in found]), found[0][0]
+    joined = [slice(spans[a].start, spans[b - 1].stop) for a, b in runs]
+    scale = torch.cat([p.scale for p, _ in found])
+    return PairInputs(edges, joined, torch.full_like(edges, -1), like.adjoint, like.sign, scale)
+
+
+def _paired(members: list[Example], united: Inputs, pair: Pair, of_pair: dict[Pair, list[int]]) -> PairInputs:
+    """Pair blocks between two elements with their adjoints, and order the edges of all parts as the graphs of members do."""
     back = pair[1], pair[0]
     received = [{n: of.get(back, 0) for n, of in m.blocks[1].items()} if m.blocks else {} for m in members]
     arrivals = _arrivals(received, sum(of_pair[back]))
     flipped: list[Tensor] = []
     rows: list[Tensor] = []
+    first = [0, *(len(part.pairs[pair].edges) for part in united.parts[:-1])]  # row of the next member, in each part
     for k, member in enumerate(members):
-        if (p := member.inputs.pairs.get(pair)) is None:
+        if pair not in member.inputs.pairs:
             continue
+        p = member.inputs.pairs[pair]
         own, start = of_pair[back][k], sum(of_pair[back][:k])
         # own edges first, then what arrives
         places = torch.cat([torch.arange(start, start + own), torch.from_numpy(arrivals[k])]).to(p.flipped.device)
         flipped.append(places[p.flipped])
         if p.rows is not None:
-            of_member = slice(k, None, len(members))
-            sizes = [len(part.edges) for part in known[of_member] if part]
-            of_parts = [torch.arange(first, first + n) for first, n in zip(starts[of_member], sizes)]
-            rows.append(torch.cat(of_parts).to(p.rows.device)[p.rows])
-    found = [p for p in known if p]
-    return PairInputs(
-        torch.cat([p.edges + first for p, first in zip(known, first_edge) if p]),
-        [slice(spans[a].start, spans[b - 1].stop) for a, b in runs],
-        torch.cat(flipped),
-        found[0].adjoint,
-        found[0].sign,
-        torch.cat([p.scale for p in found]),
-        torch.cat(rows) if rows else None,
-    )
+            ends = [begin + len(part.pairs[pair].edges) for begin, part in zip(first, member.inputs.parts)]
+            places = torch.cat([torch.arange(*run) for run in zip(first, ends)]).to(p.rows.device)
+            rows.append(places[p.rows])
+            first = ends
+    return replace(united.pairs[pair], flipped=torch.cat(flipped), rows=torch.cat(rows) if rows else None)
 
 
 def _atoms(inputs: list[Inputs], first_atom: list[int]) -> dict[int, AtomInputs]:

@@ -5,12 +5,11 @@ config's, n coupled components of a pair. Rows, parities and groups: see rotatio
 The message of an edge is computed in the frame of that edge and stays there: only node features are rotated. Communication
 between ranks takes place in `exchange` alone; the network does not depend on its implementation. The atoms of a rank
 are the A atoms that it owns and, after them, its ghosts: the sources of its edges that other ranks own. A single process
-has no ghosts. Edges whose source is owned come first: their messages are computed while the features of ghosts travel.
+has no ghosts. Messages of edges whose source is owned are computed while the features of ghosts travel.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import cached_property
 from typing import Protocol, TypeVar, cast
 
 import torch
@@ -59,20 +58,6 @@ class NoExchange:
 
 
 @dataclass
-class Local:
-    """The first edges of a rank's part, whose source it owns.
-
-    edges: number of these. chunks: number of their spans.
-    degrees: number of them into each atom, A ints. offsets (A + 1,): the first of them, and the number of all.
-    """
-
-    edges: int
-    chunks: int
-    degrees: list[int]
-    offsets: Tensor
-
-
-@dataclass
 class Inputs:
     """One structure, or a rank's part of it, as tensors.
 
@@ -83,12 +68,13 @@ class Inputs:
     distances    # (E,)  | Angstrom
     rotations    # (E, P + 1) | packed Wigner matrices, Layout.rotations
     degrees      # A ints | number of incoming edges of each atom
-    offsets      # (A + 1,) | sums of degrees: the first incoming edge of each atom, and the number of all, unless divided
+    offsets      # (A + 1,) | the first incoming edge of each atom, and the number of all edges
     spans        # [(first edge, last, first atom, last)] | chunks of edges processed together, all edges into these atoms
     pairs        # [(s_i, s_j)] -> PairInputs | the edges between two elements
     atoms_of     # s -> AtomInputs | the atoms of an element
     way          # how the operations on a chunk are arranged
-    local        # Local | the edges whose source is owned, which come first; None: edges are not divided so
+    from_ghosts  # Inputs | the edges whose source is a ghost, if those above are the others alone
+    whole        # whether the edges above are all into these atoms
     """
 
     species: Tensor
@@ -104,7 +90,8 @@ class Inputs:
     pairs: dict = field(default_factory=dict)
     atoms_of: dict = field(default_factory=dict)
     way: Way = Way.CACHED
-    local: Local | None = None
+    from_ghosts: "Inputs | None" = None
+    whole: bool = True
 
     def to(self, device: torch.device | str) -> "Inputs":
         """Return the same inputs on another device, arranged as suits it."""
@@ -115,12 +102,12 @@ class Inputs:
 
         Chunks are joined, never divided: one that has more edges stays.
         """
+        from_ghosts = self.from_ghosts and self.from_ghosts.arranged(way, edges)
         if way is Way.CACHED:
-            return replace(self, way=way)
+            return replace(self, way=way, from_ghosts=from_ghosts)
         groups: list[list[int]] = []
-        border = self.local.chunks if self.local else 0
         for k, (_, last, *_) in enumerate(self.spans):
-            if groups and k != border and last - self.spans[groups[-1][0]][0] <= edges:
+            if groups and last - self.spans[groups[-1][0]][0] <= edges:
                 groups[-1].append(k)
             else:
                 groups.append([k])
@@ -130,47 +117,16 @@ class Inputs:
             key: replace(pair, spans=[slice(pair.spans[a].start, pair.spans[b].stop) for a, b in ends])
             for key, pair in self.pairs.items()
         }
-        local = self.local and replace(self.local, chunks=sum(a < border for a, _ in ends))
-        return replace(self, way=way, spans=spans, pairs=pairs, local=local)
+        return replace(self, way=way, spans=spans, pairs=pairs, from_ghosts=from_ghosts)
 
     @property
     def atoms(self) -> int:
         return len(self.degrees)
 
-    @cached_property
+    @property
     def parts(self) -> list["Inputs"]:
-        """Return the edges whose source is owned and the others, as inputs that share memory with these; or these alone."""
-        if self.local is None:
-            return [self]
-        n, own = self.local.edges, self.local.degrees
-        others, offsets = [d - d_own for d, d_own in zip(self.degrees, own)], self.offsets - self.local.offsets
-        return [
-            self._part(0, n, slice(0, self.local.chunks), own, self.local.offsets),
-            self._part(n, len(self.source), slice(self.local.chunks, None), others, offsets),
-        ]
-
-    def _part(self, first: int, last: int, chunks: slice, degrees: list[int], offsets: Tensor) -> "Inputs":
-        edges, pairs = slice(first, last), {}
-        for key, p in self.pairs.items():
-            spans = p.spans[chunks]
-            start = spans[0].start
-            rows = slice(start, spans[-1].stop)
-            spans = [slice(span.start - start, span.stop - start) for span in spans]
-            pairs[key] = replace(p, edges=p.edges[rows] - first, spans=spans, scale=p.scale[rows])
-        return replace(
-            self,
-            source=self.source[edges],
-            destination=self.destination[edges],
-            ends=self.ends[2 * first : 2 * last],
-            pair=self.pair[edges],
-            distances=self.distances[edges],
-            rotations=self.rotations[edges],
-            degrees=degrees,
-            offsets=offsets,
-            spans=[(a - first, b - first, atom, end) for a, b, atom, end in self.spans[chunks]],
-            pairs=pairs,
-            local=None,
-        )
+        """Return these edges and, if they are apart, those whose source is a ghost."""
+        return [self] if self.from_ghosts is None else [self, self.from_ghosts]
 
     def chunk(self, k: int, distances: Tensor, rotations: Tensor) -> Chunk:
         """Return the edges of a span as a Chunk.
@@ -240,12 +196,13 @@ class PairInputs:
     """The edges between elements s_i and s_j, and the data of their coupled components.
 
     edges (G,): rows of the edges, ascending.
-    flipped (G,): rows of the flipped edges among the edges of (s_j, s_i) and, after them, those that other ranks own.
+    flipped (G,): rows of the flipped edges among the edges of (s_j, s_i) and, after them, those that other ranks own; -1 if
+    blocks are not paired with their adjoints.
+    rows (G,): rows of the edges among `edges` and, after them, those of `Inputs.from_ghosts`; None: there are no such.
     spans: rows of `edges` in each chunk.
     adjoint (n,), sign (n,): PairCoupling.edge_adjoint.
     scale (G, n): Hartree.
-    rows (G,): row among `edges` of each edge, in the order of the graph, of which `flipped` and all results are; None: the
-    same order.
+    `flipped`, `rows` and all results are in the order of the graph, and of all edges of a rank, `Inputs.from_ghosts` too.
     """
 
     edges: Tensor
@@ -345,25 +302,22 @@ class NodeUpdate(nn.Module):
 
     def forward(self, x: Tensor, sums: list[list[Tensor]], inputs: Inputs) -> Tensor:
         """Compute the new features of owned atoms; sums: those of all edges into them, of some edges each."""
-        x = x[: inputs.atoms] + self.out(mean_message(sums).flatten(1, 2))
+        x = x[: inputs.atoms] + self.out(merged(sums).flatten(1, 2))
         return self.feed_forward(x if self.crystal_field is None else x + self.crystal_field(inputs))
 
 
-def mean_message(parts: list[list[Tensor]]) -> Tensor:
-    """Compute the messages into each atom, weighted with the attention over all its edges, (A, 2, K, heads V).
+def merged(parts: list[list[Tensor]]) -> Tensor:
+    """Compute the sums of messages over all edges into each atom, (A, 2, K, heads V).
 
-    parts: the sums of `MessageSum` over some of the edges each. Sums with different largest logits are brought to the
-    largest of these. An atom without edges has zeros.
+    parts: the outputs of `MessageSum` for some of the edges each: sums M, with attention over these alone, and logarithms L of
+    the sums of exp(logit) over them. The result is sum(exp(L) M) / sum(exp(L)), over the parts.
     """
-    totals, tops = [total for _, total, _ in parts], [top for *_, top in parts]
-    sums = [s.unflatten(-1, (totals[0].shape[1], -1)) for s, *_ in parts]  # (A, 2, K, heads, V)
-    if len(parts) > 1:
-        top = torch.stack(tops).amax(0).clamp(min=torch.finfo(tops[0].dtype).min)  # -inf without edges
-        factors = [(own - top).exp().detach() for own in tops]
-        totals = [total * factor for total, factor in zip(totals, factors)]
-        sums = [s * factor[:, None, None, :, None] for s, factor in zip(sums, factors)]
-    total = sum(totals[1:], totals[0]).clamp(min=1)  # the largest logit alone gives 1
-    return (sum(sums[1:], sums[0]) / total[:, None, None, :, None]).flatten(-2)
+    if len(parts) == 1:
+        return parts[0][0]
+    logarithms = torch.stack([of_part[1] for of_part in parts])  # -inf without edges
+    shares = logarithms.clamp(min=torch.finfo(logarithms.dtype).min).softmax(0)[:, :, None, None, :, None]
+    heads = logarithms.shape[2]
+    return sum(share * of_part[0].unflatten(3, (heads, -1)) for share, of_part in zip(shares, parts)).flatten(3)
 
 
 def by_parity(x: Tensor) -> Tensor:
@@ -432,19 +386,22 @@ class HamiltonianNetwork(nn.Module):
         exchange: appends the atoms and edges that other ranks own (parallel/exchange.py).
         recompute: saves memory at the cost of a little more time.
         """
-        x, keep, updates = self.embed(inputs.species), not recompute, cast("list[NodeUpdate]", list(self.node_updates))
+        x, keep, last = self.embed(inputs.species), not recompute, len(self.node_updates) - 1
         edges = [self.first_edges(part, x) for part in inputs.parts]
-        sums = [updates[0].sums(x, e, part, keep) for part, e in zip(inputs.parts, edges)]
-        for layer, update in enumerate(updates):
-            x = known = update(x, sums, inputs)
+        sums = [self.message_sums(0, part, x, e, keep) for part, e in zip(inputs.parts, edges)]
+        for layer in range(last + 1):
+            x = known = self.node_updates[layer](x, sums, inputs)
             wait = exchange.post(x)
             for n, part in enumerate(inputs.parts):
-                if n + 1 == len(inputs.parts):  # edges that need ghosts come last
+                if part is inputs.parts[-1]:
                     known = wait()
                 edges[n] = self.next_edges(layer, part, known, edges[n], keep)
-                if layer + 1 < len(updates):
-                    sums[n] = updates[layer + 1].sums(known, edges[n], part, keep)
-        raw = self._in_order(inputs, edges)
+                if layer < last:
+                    sums[n] = self.message_sums(layer + 1, part, known, edges[n], keep)
+        raw = {
+            pair: of_parts[0] if p.rows is None else torch.cat(of_parts).index_select(0, p.rows)
+            for (pair, p), *of_parts in zip(inputs.pairs.items(), *edges)
+        }
         wait_for_edges = exchange.post_edges(raw)
         onsite = self.read_onsite(inputs, x)
         known = raw | {pair: torch.cat([raw[pair], theirs]) for pair, theirs in wait_for_edges().items()}
@@ -453,13 +410,6 @@ class HamiltonianNetwork(nn.Module):
             for (s_i, s_j), p in inputs.pairs.items()
         }
         return offsite, onsite
-
-    def _in_order(self, inputs: Inputs, edges: list[list[Tensor]]) -> ByPair:
-        """Join the read-outs of the parts of the inputs, and bring them into the order of the graph."""
-        raw = edges[0] if len(edges) == 1 else [torch.cat(of_parts) for of_parts in zip(*edges)]
-        return {
-            pair: read if p.rows is None else read.index_select(0, p.rows) for (pair, p), read in zip(inputs.pairs.items(), raw)
-        }
 
     def embed(self, species: Tensor) -> Tensor:
         """Compute the first features of atoms, (A, R, C): scalars that depend on the element alone."""
@@ -474,11 +424,14 @@ class HamiltonianNetwork(nn.Module):
     def next_nodes(self, layer: int, inputs: Inputs, x: Tensor, edges: list[Tensor], keep: bool = False) -> Tensor:
         """Compute the features of the owned atoms after a layer, from those of all atoms and edges before it.
 
-        inputs: not divided into parts.
+        inputs: those whose edges are all together.
         keep: keeps the largest intermediate of every edge for the adjoint.
         """
-        update = cast(NodeUpdate, self.node_updates[layer])
-        return update(x, [update.sums(x, edges, inputs, keep)], inputs)
+        return self.node_updates[layer](x, [self.message_sums(layer, inputs, x, edges, keep)], inputs)
+
+    def message_sums(self, layer: int, inputs: Inputs, x: Tensor, edges: list[Tensor], keep: bool) -> list[Tensor]:
+        """Compute the sums of messages over some edges, as `MessageSum` returns them, for `next_nodes`."""
+        return cast(NodeUpdate, self.node_updates[layer]).sums(x, edges, inputs, keep)
 
     def next_edges(self, layer: int, inputs: Inputs, x: Tensor, edges: list[Tensor], keep: bool = False) -> list[Tensor]:
         """Compute the features of edges after a layer, from those of atoms after it and those of edges before it.

@@ -217,12 +217,11 @@ LEAK = 0.2  # slope of leaky_relu below zero
 
 @dataclass
 class Attention:
-    """The attention of every edge before it is normalised, and what its adjoint needs.
+    """The attention of every edge, and what its adjoint needs.
 
-    s, normed, kept (E, heads, alpha): its scalars, after the layer norm, and after leaky_relu.
-    weights (E, heads): exp(l - m) of the logit l of an edge and the largest one m of those into its atom.
+    s, normed, kept (E, heads, alpha): its scalars, after the layer norm, and after leaky_relu. softmax (E, heads).
     envelope (E, 1): of the distance.
-    total, top (atoms, heads): the sum of weights, and m.
+    top, total (atoms, heads): the largest logit m of the edges into an atom, and the sum of exp(l - m) over their logits l.
     """
 
     s: Tensor
@@ -230,23 +229,22 @@ class Attention:
     mean: Tensor
     deviation: Tensor
     kept: Tensor
-    weights: Tensor
+    softmax: Tensor
     envelope: Tensor
-    total: Tensor
     top: Tensor
+    total: Tensor
 
     @property
     def alpha(self) -> Tensor:
-        """Return the factor of every message and head, (E, heads)."""
-        return self.weights * self.envelope
+        """Return the weight of every message and head, (E, heads)."""
+        return self.softmax * self.envelope
 
 
 class MessageSum(_MessageModule):
-    """Sums of messages into atoms, in the global frame, natural and unnatural.
+    """Sums of messages into atoms, (A, 2, K, heads V), in the global frame, natural and unnatural.
 
-    The attention is a softmax over all edges into an atom, of which an application has some. It returns the sums
-    S (A, 2, K, heads V) of messages times exp(l - m), where l is the logit of an edge and m (A, heads) the largest one into
-    the atom, the sums T (A, heads) of exp(l - m), and m. `network.mean_message` puts those of all edges together.
+    If a graph has not all edges into its atoms, the softmax is over those that it has, and the logarithms of the sums of
+    exp(logit) over them, (A, heads), are a second output, with which `network.merged` puts the sums together.
 
     A message is an SO(2) convolution of [D x_j, D x_i, e], gated, convolved once more, weighted for each head with the
     attention over the edges into i, and rotated back. The features of the first layer are scalars: only natural m = 0
@@ -278,7 +276,7 @@ class MessageSum(_MessageModule):
         )
 
     def attend(self, chunk: Chunk, w: Weights, y: Tensor) -> Attention:
-        """Compute the attention of edges from their logits, l = a . leaky_relu(norm(s)).
+        """Compute softmax over the edges into each atom of a . leaky_relu(norm(s)), times the envelope of the distance.
 
         y: output of the convolution, which has s.
         """
@@ -291,35 +289,37 @@ class MessageSum(_MessageModule):
         logits = (kept * w["attention"]).sum(-1)
         top = torch.segment_reduce(logits, "max", offsets=chunk.offsets, axis=0, unsafe=True)
         weights = logits.sub_(top.index_select(0, chunk.target)).exp_()
-        of_distance, total = envelope(chunk.distances, self.cutoff)[:, None], segment_sum(chunk, weights)
-        return Attention(s, normed, mean, deviation, kept, weights, of_distance, total, top)
+        total = segment_sum(chunk, weights)
+        softmax = weights.div_(total.index_select(0, chunk.target))
+        return Attention(s, normed, mean, deviation, kept, softmax, envelope(chunk.distances, self.cutoff)[:, None], top, total)
 
-    def attend_adjoint(self, task: Task, forward: Attention, d_alpha: Tensor, d_total: Tensor, g: Gradients) -> Tensor:
+    def attend_adjoint(self, task: Task, forward: Attention, d_alpha: Tensor, d_log: Tensor | None, g: Gradients) -> Tensor:
         """Return the gradient of s, (E, heads alpha), and add those of the weights and the distances to g.
 
-        d_total (atoms, heads). A change of `top` alone changes no message, so that it counts as a constant.
+        d_log (atoms, heads): gradient of log(sum of exp(logit)), if that is an output.
         """
-        chunk, w = task.chunk, task.weights
+        chunk, w, softmax = task.chunk, task.weights, forward.softmax
         if g.distances is not None:
             with torch.enable_grad():
                 distances = chunk.distances.detach().requires_grad_()
                 value = envelope(distances, self.cutoff)
-            g.distances[chunk.edges] += torch.autograd.grad(value, distances, (d_alpha * forward.weights).sum(1))[0]
-        d_weights = d_total.index_select(0, chunk.target).addcmul_(d_alpha, forward.envelope)
-        d_logits = d_weights.mul_(forward.weights)[:, :, None]
+            g.distances[chunk.edges] += torch.autograd.grad(value, distances, (d_alpha * softmax).sum(1))[0]
+        products = d_alpha * forward.envelope * softmax
+        sums = segment_sum(chunk, products) if d_log is None else segment_sum(chunk, products) - d_log
+        d_logits = products.addcmul_(softmax, sums.index_select(0, chunk.target), value=-1)[:, :, None]
         g.weights["attention"] += (forward.kept * d_logits).sum(0)
         d_normed = torch.ops.aten.leaky_relu_backward(d_logits * w["attention"], forward.normed, LEAK, False)
         names = "attention.norm.weight", "attention.norm.bias"
-        d_s, *d_norm = torch.ops.aten.native_layer_norm_backward(
+        d_s, *d_weights = torch.ops.aten.native_layer_norm_backward(
             d_normed, forward.s, [d_normed.shape[2]], forward.mean, forward.deviation, *(w[n] for n in names), [True] * 3
         )
-        for name, d in zip(names, d_norm):
+        for name, d in zip(names, d_weights):
             g.weights[name] += d
         return d_s.flatten(1)
 
     def outputs(self, graph: ChunkedGraph, x: Tensor) -> list[Tensor]:
         sums = x.new_zeros(graph.atoms, len(PARITIES), self.layout.size, self.heads * self.value_channels)
-        return [sums, x.new_zeros(graph.atoms, self.heads), x.new_full((graph.atoms, self.heads), float("-inf"))]
+        return [sums] if graph.whole else [sums, x.new_full((graph.atoms, self.heads), float("-inf"))]
 
     @property
     def attended(self) -> slice:
@@ -338,8 +338,9 @@ class MessageSum(_MessageModule):
         z = buffers(len(chunk), self.rows * self.hidden, dtype=x.dtype)
         kernels.edge_gate(chunk.way, self.gate_columns, y, self.hidden + self.gates, z)
         attention = self.attend(chunk, w, y)
-        outputs[1][chunk.atoms], outputs[2][chunk.atoms] = attention.total, attention.top
         alpha = attention.alpha
+        for logarithms in outputs[1:]:
+            logarithms[chunk.atoms] = attention.top + attention.total.log()
         if self.dtype is not None:  # sums are computed in full precision
             D = self.rotations(chunk, buffers.dtype, buffers)
         values = buffers(len(chunk), self.rows * self.heads * self.value_channels, dtype=x.dtype)
@@ -359,13 +360,13 @@ class MessageSum(_MessageModule):
         with task.buffers:
             if self.dtype is not None:
                 D = self.rotations(task.chunk, task.buffers.dtype, task.buffers)
-            self._attend_adjoint(task, y, D, [d[task.chunk.atoms] for d in d_outputs[:2]], d_y, g)
+            self._attend_adjoint(task, y, D, [d[task.chunk.atoms] for d in d_outputs], d_y, g)
         return self.convolve_adjoint(task, c, d_y, None, g)
 
     def _attend_adjoint(self, task: Task, y: Tensor, D: Tensor, d_outputs: list[Tensor], d_y: Tensor, g: Gradients) -> None:
-        """Compute the gradient of y from the gradients of the sums S (atoms, 2, K, heads V) and T (atoms, heads)."""
+        """Compute the gradient of y from those of the outputs for the atoms of the chunk."""
         chunk, w, buffers, way = task.chunk, task.weights, task.buffers, task.chunk.way
-        d_sums, d_total = d_outputs
+        d_sums, d_log = d_outputs[0], d_outputs[1] if len(d_outputs) > 1 else None
         z = buffers(len(chunk), self.rows * self.hidden, dtype=y.dtype)
         gates = kernels.edge_gate(way, self.gate_columns, y, self.hidden + self.gates, z)
         attention = self.attend(chunk, w, y)
@@ -385,7 +386,7 @@ class MessageSum(_MessageModule):
         so2_gradient(self.layout, way, g.weights, "values", z, d_values)
         so2_transposed(self.layout, way, w, "values", d_values, d_z := buffers.like(z))
         kernels.edge_gate_adjoint(way, self.gate_columns, y, gates, d_z, d_y)
-        d_y[:, self.attended] = self.attend_adjoint(task, attention, d_alpha, d_total, g)
+        d_y[:, self.attended] = self.attend_adjoint(task, attention, d_alpha, d_log, g)
 
 
 class EdgeUpdate(_MessageModule):

@@ -10,9 +10,8 @@ done between them. What travels may be rounded to 16 bits (`shorten`); it is add
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Protocol
 
@@ -71,8 +70,6 @@ class Statistics:
 
     It counts the forward exchanges of features and of edges, the bytes by direction, and the seconds.
     exchange_s: of sending, and of waiting for what other ranks send.
-    travel_s: from sending until all has arrived, or, unless times are exact, until the end of waiting for it. The share
-    1 - exchange_s / travel_s is hidden behind other work.
     """
 
     exchanges: dict = field(default_factory=dict)  # "nodes", "edges", and both with " backward"
@@ -81,27 +78,26 @@ class Statistics:
     pack_s: float = 0.0
     exchange_s: float = 0.0
     unpack_s: float = 0.0
-    travel_s: float = 0.0
 
     def clear(self) -> None:
         vars(self).update(vars(Statistics()))
 
 
+@dataclass
 class Flight:
     """Rows of tensors on their way to neighbours, and, in a backward pass, the gradients of ghosts on their way back."""
 
-    def __init__(self, exchange: "TorchExchange", plan: Plan, kind: str) -> None:
-        self.exchange, self.plan, self.kind = exchange, plan, kind
-        self.shapes: list[torch.Size] = []
-        self.there: Callable[[], list[Tensor]] | None = None
-        self.back: Callable[[], list[Tensor]] | None = None
+    exchange: "TorchExchange"
+    plan: Plan
+    kind: str
+    shapes: list[torch.Size] = field(default_factory=list)  # of the tensors
+    arrival: Callable[[], list[Tensor]] | None = None  # waits, and returns what arrived
 
-    def land(self, back: bool = False) -> list[Tensor]:
+    def land(self) -> list[Tensor]:
         """Wait for what comes from the neighbours, and return it, joined over neighbours, one per tensor."""
-        wait = self.back if back else self.there
-        assert wait is not None, "nothing was sent"
-        self.there, self.back = None, None  # which hold the messages
-        return wait()
+        arrival, self.arrival = self.arrival, None  # which holds the messages
+        assert arrival is not None, "nothing was sent"
+        return arrival()
 
 
 class _FlightContext(Protocol):
@@ -126,7 +122,7 @@ class _Post(torch.autograd.Function):
         started = exchange.now()
         packed = [[t.index_select(0, rows) for rows in of_tensor] for t, of_tensor in zip(tensors, plan.rows)]
         sizes = [[(n, *t.shape[1:]) for n in counts] for t, counts in zip(tensors, plan.counts)]
-        flight.there, sent = exchange.post_messages(plan.neighbours, packed, sizes, flight.kind, started)
+        flight.arrival, sent = exchange.post_messages(plan.neighbours, packed, sizes, flight.kind, started)
         token = tensors[0].new_empty(0)
         if not plan.mutual or exchange.wire is None:
             return (token,)
@@ -138,7 +134,7 @@ class _Post(torch.autograd.Function):
     @staticmethod
     def backward(ctx: "_FlightContext", d_token: Tensor, *d_own: Tensor) -> tuple[Tensor | None, ...]:
         flight = ctx.flight
-        received = flight.land(back=True)
+        received = flight.land()
         started = flight.exchange.now()
         own = d_own or [d.new_zeros(shape) for d, shape in zip(received, flight.shapes)]
         # the order of neighbours is fixed, so that sums are reproducible
@@ -165,7 +161,7 @@ class _Wait(torch.autograd.Function):
         started = exchange.now()
         packed = [d.split(counts) for d, counts in zip(d_ghosts, plan.counts)]
         sizes = [[(len(r), *s[1:]) for r in rows] for s, rows in zip(flight.shapes, plan.rows)]
-        flight.back, _ = exchange.post_messages(plan.neighbours, packed, sizes, f"{flight.kind} backward", started)
+        flight.arrival, _ = exchange.post_messages(plan.neighbours, packed, sizes, f"{flight.kind} backward", started)
         return None, d_ghosts[0].new_empty(0)
 
 
@@ -265,7 +261,7 @@ class TorchExchange:
         buffers = messages[0].new_empty(sum(lengths)).split(lengths)
         packed_at = self.now()
         with self.world.talking():
-            arrival = self._arrival(self.transfer([self.first_rank + n for n in neighbours], messages, buffers))
+            wait = self.transfer([self.first_rank + n for n in neighbours], messages, buffers)
         statistics.bytes_sent[kind] = statistics.bytes_sent.get(kind, 0) + sum(m.nbytes for m in messages)
         statistics.messages += len(messages)
         statistics.pack_s += packed_at - started
@@ -274,29 +270,14 @@ class TorchExchange:
         def received() -> list[Tensor]:
             wanted_at = self.now()
             with self.world.talking():
-                arrived_at = arrival()
+                wait()
             received_at = self.now()
             joined = self._joined(buffers, sizes, dtype)
             statistics.exchange_s += received_at - wanted_at
-            statistics.travel_s += arrived_at - packed_at
             statistics.unpack_s += self.now() - received_at
             return joined
 
         return received, lambda: self._joined(messages, [[part.shape for part in parts] for parts in packed], dtype)
-
-    def _arrival(self, wait: Callable[[], None]) -> Callable[[], float]:
-        """Return a function that waits for messages and returns the time of their arrival.
-
-        If times are exact, a thread of its own waits, so that the time is that of the arrival even if nobody asked yet.
-        """
-
-        def arrived_at() -> float:
-            wait()
-            return time.perf_counter()
-
-        if self.exact and self.world.device.type == "cpu":
-            return _watcher().submit(arrived_at).result
-        return arrived_at
 
     def _joined(self, messages: Sequence[Tensor], sizes: list, dtype: torch.dtype) -> list[Tensor]:
         """Divide the message of every neighbour n into tensors of sizes[t][n], and join those of all neighbours, one per t."""
@@ -321,11 +302,6 @@ class TorchExchange:
                 request.wait()
 
         return wait
-
-
-@lru_cache(1)
-def _watcher() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, "messages")
 
 
 class CupyExchange(TorchExchange):
