@@ -12,6 +12,7 @@ us_per_edge of both is the least of --repeats. Prints one JSON line; --out adds 
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,11 +75,8 @@ class StandIn:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([x, x[torch.arange(self.ghosts) % len(x)]])
 
-    def edges(self, blocks: dict) -> dict:
-        return blocks | {pair: torch.cat([blocks[pair], rows]) for pair, rows in self.partners(blocks).items()}
-
-    def partners(self, blocks: dict) -> dict:
-        return {pair: blocks[pair][torch.arange(n) % max(1, len(blocks[pair]))] for pair, n in self.counts.items()}
+    def post_edges(self, blocks: dict) -> Callable:
+        return lambda: {pair: blocks[pair][torch.arange(n) % max(1, len(blocks[pair]))] for pair, n in self.counts.items()}
 
 
 def forward_us_per_edge(network, graph: Graph, reference, **ranks) -> float:

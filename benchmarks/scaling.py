@@ -36,8 +36,7 @@ from hamscale.files import provenance, read_table, write_table, write_text
 from hamscale.graph.graph import Graph, structure_graph
 from hamscale.graph.neighbours import edges_within
 from hamscale.inputs.ranks import RankPart, rank_part
-from hamscale.inputs.tensors import build_network, graph_inputs
-from hamscale.model.network import Inputs
+from hamscale.inputs.tensors import build_network, graph_inputs, piece_inputs
 from hamscale.paper.scaling import Machine, efficiency, per_rank, step_seconds
 from hamscale.parallel import exchange
 from hamscale.parallel.env import World
@@ -73,10 +72,6 @@ class Run:
     def works(self) -> bool:
         return self.world.rank < self.ranks
 
-    def inputs(self, part: RankPart, reference) -> Inputs:
-        chunk = devices.chunk(self.o, len(part.graph.edges))
-        return graph_inputs(part.graph, reference, LMAX, torch.float32, chunk, part.halo).to(self.world.device)
-
 
 def measure_all(w: World, ranks: list[int], o: argparse.Namespace) -> tuple[list[dict], dict]:
     """All scalings, and the constants of the machine; on every rank, of which the first has all of them."""
@@ -107,7 +102,9 @@ def measure(run: Run, mode: str, atoms: Atoms) -> list[dict]:
         return timed(run, None, RankPart(None), names)
     graph = structure_graph(atoms, basis, run.o.cutoff)
     part = rank_part(graph, reference, run.world, run.ranks, exchange=run.o.exchange)
-    inputs, network = run.inputs(part, reference), network.to(run.world.device)
+    chunk = devices.chunk(run.o, len(part.graph.edges))
+    inputs = graph_inputs(part.graph, reference, LMAX, torch.float32, chunk, part.halo).to(run.world.device)
+    network = network.to(run.world.device)
     return timed(run, lambda: network(inputs, part.exchange), part, names)
 
 
@@ -120,11 +117,14 @@ def measure_node_update(run: Run, atoms: Atoms, method: str) -> list[dict]:
     part = RankPart(structure_graph(atoms, basis, run.o.cutoff))
     if run.ranks > 1:
         part = cut(part.graph, run, method)
-    inputs, update = run.inputs(part, reference), network.node_updates[1].to(run.world.device)
+    ghosts = np.empty(0, np.int64) if part.halo is None else part.halo.ghosts
+    chunk = devices.chunk(run.o, len(part.graph.edges))
+    inputs = piece_inputs(part.graph, reference, LMAX, torch.float32, ghosts, chunk).to(run.world.device)
+    network = network.to(run.world.device)
     rows, channels = 2 * (LMAX + 1) ** 2, CHANNELS // 2
     x = torch.randn(len(inputs.species), rows, channels, device=run.world.device)
     edges = [torch.randn(rows, last - first, channels, device=run.world.device) for first, last, _, _ in inputs.spans]
-    return timed(run, lambda: part.exchange(update(x, edges, inputs, False)), part, names)
+    return timed(run, lambda: part.exchange(network.next_nodes(1, inputs, x, edges)), part, names)
 
 
 def cut(graph: Graph, run: Run, method: str) -> RankPart:

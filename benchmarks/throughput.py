@@ -22,8 +22,7 @@ from hamscale.basis import Basis, read_element_basis
 from hamscale.config import Network
 from hamscale.files import provenance, read_table, write_table
 from hamscale.graph.graph import structure_graph
-from hamscale.inputs.tensors import build_network, graph_inputs
-from hamscale.partition.halo import Halo
+from hamscale.inputs.tensors import build_network, piece_inputs
 from network import hafnia, unit_reference
 
 LMAX, CUTOFF = 4, 6.0
@@ -34,12 +33,11 @@ CHANNELS = (16, 32, 64, 128)
 def inputs_of(graph, reference, n_atoms: int, o: argparse.Namespace):
     """The messages into the first atoms of a graph, from all of them."""
     owned, others = np.arange(n_atoms), np.arange(n_atoms, len(graph.atoms))
-    halo = Halo(0, owned, others, {}, {1: slice(0, len(others))})
     part = graph.part(owned)
-    return graph_inputs(part, reference, LMAX, torch.float32, devices.chunk(o, len(part.edges)), halo)
+    return piece_inputs(part, reference, LMAX, torch.float32, others, devices.chunk(o, len(part.edges)))
 
 
-def seconds(update, inputs, channels: int, device: str, repeats: int) -> float:
+def seconds(network, inputs, channels: int, device: str, repeats: int) -> float:
     """The least of the passes, after one that warms up."""
     clock = time.perf_counter if device == "cuda" else time.process_time
     rows, channels = 2 * (LMAX + 1) ** 2, channels // 2
@@ -49,7 +47,7 @@ def seconds(update, inputs, channels: int, device: str, repeats: int) -> float:
     with torch.inference_mode():
         for _ in range(repeats + 1):
             start = clock()
-            update(x, edges, inputs, False)
+            network.next_nodes(1, inputs, x, edges)
             devices.finish(device)
             times.append(clock() - start)
     return min(times[1:]) / (1 if device == "cuda" else torch.get_num_threads())
@@ -66,14 +64,14 @@ def measure(o) -> pd.DataFrame:
     for channels in CHANNELS:
         torch.manual_seed(0)
         settings = Network(lmax=LMAX, layers=2, channels=channels, hidden=channels, values=channels, feed_forward=64)
-        update = build_network(settings, reference).node_updates[1].to(o.device)
+        network = build_network(settings, reference).to(o.device)
         took = 0.0
         for n_atoms in counts:
             if took * 1.5 > o.longest:  # the next is about twice as long
                 break
             inputs = inputs_of(graph, reference, n_atoms, o)
             inputs = replace(inputs.to(o.device), pairs={})
-            took = seconds(update, inputs, channels, o.device, o.repeats)
+            took = seconds(network, inputs, channels, o.device, o.repeats)
             messages = len(inputs.source)
             rows.append({"device": name, "channels": channels, "messages": messages, "seconds": took})
             print(json.dumps(rows[-1]), flush=True)

@@ -70,27 +70,32 @@ def graph_inputs(
 
     chunk: number of edges that are processed together, rounded so that all edges into an atom are in one chunk.
     """
-    ghosts = np.empty(0, np.int64) if halo is None else halo.ghosts
-    return _inputs(graph, reference, lmax, dtype, chunk, ghosts, flipped_rows(graph, halo))
+    flipped, elements = flipped_rows(graph, halo), sorted(reference.basis)
+    if halo is None:
+        inputs = piece_inputs(graph, reference, lmax, dtype, np.empty(0, np.int64), chunk)
+    else:
+        own = np.isin(graph.edges[:, 1], halo.owned)
+        graph = replace(graph, crystal_field=reference.crystal_field.known_of(graph))  # computed once
+        inputs, from_ghosts = (
+            piece_inputs(replace(graph, edges=graph.edges.take(kept)), reference, lmax, dtype, halo.ghosts, chunk)
+            for kept in (own, ~own)
+        )
+        from_ghosts = replace(from_ghosts, atoms_of={}, whole=False)
+        inputs = replace(inputs, from_ghosts=from_ghosts, whole=False)
+    for (s_i, s_j), pair in inputs.pairs.items():
+        edges = graph.edges.between(elements[s_i], elements[s_j])
+        pair.flipped = torch.from_numpy(flipped[edges])
+        if halo is not None:
+            pair.rows = torch.from_numpy(np.argsort(np.argsort(~own[edges], kind="stable")))
+    return inputs
 
 
 def piece_inputs(
     graph: Graph, reference: Reference, lmax: int, dtype: torch.dtype, ghosts: np.ndarray, chunk: int = 768
 ) -> Inputs:
-    """Build the tensors of a piece of a graph: some atoms and the edges into them, without pairing blocks and adjoints.
+    """Build the tensors of a piece of a graph: some atoms and edges into them, without pairing blocks and adjoints.
 
     ghosts: sources of its edges that the piece does not own.
-    """
-    return _inputs(graph, reference, lmax, dtype, chunk, ghosts, np.full(len(graph.edges), -1))
-
-
-def _inputs(
-    graph: Graph, reference: Reference, lmax: int, dtype: torch.dtype, chunk: int, ghosts: np.ndarray, flipped: np.ndarray
-) -> Inputs:
-    """Build the tensors of a graph from the atoms that it knows and the rows of flipped edges.
-
-    flipped (E,): row of the flipped edge of every edge among those of its elements; -1 if blocks are not paired with their
-    adjoints.
     """
     elements, coupling = sorted(reference.basis), reference.coupling
     known = np.concatenate([graph.owned, ghosts])
@@ -113,7 +118,7 @@ def _inputs(
         pairs[elements.index(z_i), elements.index(z_j)] = PairInputs(
             torch.from_numpy(edges),
             [slice(*e) for e in ends],
-            torch.from_numpy(flipped[edges]),
+            torch.full((len(edges),), -1),
             torch.from_numpy(index),
             torch.from_numpy(sign).to(dtype),
             scale[:, torch.from_numpy(pair.slot)],

@@ -7,7 +7,7 @@ message per neighbour for all members.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ class Union:
         for member in self.members:
             parts: list[dict] = []
             for blocks, of_member in (
-                (offsite, {pair: len(p.edges) for pair, p in member.inputs.pairs.items()}),
+                (offsite, {pair: len(p.flipped) for pair, p in member.inputs.pairs.items()}),
                 (onsite, {s: len(a.atoms) for s, a in member.inputs.atoms_of.items()}),
             ):
                 parts.append({key: blocks[key][first[key] : first[key] + n] for key, n in of_member.items()})
@@ -70,9 +70,7 @@ def unite(members: list[Example], chunk: int) -> Union:
     if len(members) == 1:
         return Union(members[0].inputs, members[0].exchange, members)
     inputs = [member.inputs for member in members]
-    pairs = sorted({pair for i in inputs for pair in i.pairs})
-    of_pair = {pair: [len(i.pairs[pair].edges) if pair in i.pairs else 0 for i in inputs] for pair in pairs}
-    first_atom, first_edge = (_starts([size(i) for i in inputs]) for size in (lambda i: i.atoms, lambda i: len(i.source)))
+    first_atom = _starts([i.atoms for i in inputs])
     owned = sum(i.atoms for i in inputs)
     received = [{n: s.stop - s.start for n, s in m.halo.receive.items()} if m.halo else {} for m in members]
     device = inputs[0].source.device
@@ -83,6 +81,20 @@ def unite(members: list[Example], chunk: int) -> Union:
     species = inputs[0].species.new_empty(sum(map(len, rows)))
     for i, places in zip(inputs, rows):
         species[places] = i.species
+    united, *from_ghosts = [_part(list(part), species, rows, first_atom, chunk) for part in zip(*(i.parts for i in inputs))]
+    united.atoms_of = _atoms(inputs, first_atom)
+    united.from_ghosts = from_ghosts[0] if from_ghosts else None
+    of_pair = {pair: [len(i.pairs[pair].flipped) if pair in i.pairs else 0 for i in inputs] for pair in united.pairs}
+    united.pairs = {pair: _paired(members, united, pair, of_pair) for pair in of_pair}
+    return Union(united, _exchange(members, of_pair, received, first_atom), members)
+
+
+def _part(inputs: list[Inputs], species: Tensor, rows: list[Tensor], first_atom: list[int], chunk: int) -> Inputs:
+    """Unite edges of all members, without pairing blocks and adjoints.
+
+    rows: of the union, of the owned atoms and ghosts of every member.
+    """
+    first_edge = _starts([len(i.source) for i in inputs])
     spans = [
         (e + first, last_e + first, a + atom, last_a + atom)
         for i, first, atom in zip(inputs, first_edge, first_atom)
@@ -91,7 +103,7 @@ def unite(members: list[Example], chunk: int) -> Union:
     runs = _runs([last - first for first, last, *_ in spans], chunk)
     source = torch.cat([places[i.source] for i, places in zip(inputs, rows)])
     destination = torch.cat([i.destination + first for i, first in zip(inputs, first_atom)])
-    united = Inputs(
+    return Inputs(
         species,
         source,
         destination,
@@ -102,11 +114,10 @@ def unite(members: list[Example], chunk: int) -> Union:
         [degree for i in inputs for degree in i.degrees],
         torch.cat([inputs[0].offsets[:1], *(i.offsets[1:] + first for i, first in zip(inputs, first_edge))]),
         [(spans[a][0], spans[b - 1][1], spans[a][2], spans[b - 1][3]) for a, b in runs],
-        {pair: _pair(members, pair, of_pair, first_edge, runs) for pair in pairs},
-        _atoms(inputs, first_atom),
-        inputs[0].way,
+        {pair: _pair(inputs, pair, first_edge, runs) for pair in sorted({pair for i in inputs for pair in i.pairs})},
+        way=inputs[0].way,
+        whole=inputs[0].whole,
     )
-    return Union(united, _exchange(members, of_pair, received, first_atom), members)
 
 
 def _starts(sizes: list[int]) -> list[int]:
@@ -140,38 +151,43 @@ def _arrivals(counts: list[dict[int, int]], first: int) -> list[np.ndarray]:
     return [np.concatenate(places_of) for places_of in places]
 
 
-def _pair(
-    members: list[Example],
-    pair: Pair,
-    of_pair: dict[Pair, list[int]],
-    first_edge: list[int],
-    runs: list[tuple[int, int]],
-) -> PairInputs:
-    """Unite the edges between two elements."""
+def _pair(inputs: list[Inputs], pair: Pair, first_edge: list[int], runs: list[tuple[int, int]]) -> PairInputs:
+    """Unite the edges between two elements, without pairing blocks and adjoints."""
+    spans: list[slice] = []
+    begin = 0
+    for i in inputs:
+        of_member = i.pairs[pair].spans if pair in i.pairs else [slice(0, 0)] * len(i.spans)
+        spans += [slice(begin + s.start, begin + s.stop) for s in of_member]
+        begin = spans[-1].stop
+    found = [(i.pairs[pair], first) for i, first in zip(inputs, first_edge) if pair in i.pairs]
+    edges, like = torch.cat([p.edges + first for p, first in found]), found[0][0]
+    joined = [slice(spans[a].start, spans[b - 1].stop) for a, b in runs]
+    scale = torch.cat([p.scale for p, _ in found])
+    return PairInputs(edges, joined, torch.full_like(edges, -1), like.adjoint, like.sign, scale)
+
+
+def _paired(members: list[Example], united: Inputs, pair: Pair, of_pair: dict[Pair, list[int]]) -> PairInputs:
+    """Pair blocks between two elements with their adjoints, and order the edges of all parts as the graphs of members do."""
     back = pair[1], pair[0]
     received = [{n: of.get(back, 0) for n, of in m.blocks[1].items()} if m.blocks else {} for m in members]
     arrivals = _arrivals(received, sum(of_pair[back]))
-    edges: list[Tensor] = []
     flipped: list[Tensor] = []
-    spans: list[slice] = []
-    found: list[PairInputs] = []
-    begin = 0
-    for k, (member, first) in enumerate(zip(members, first_edge)):
+    rows: list[Tensor] = []
+    first = [0, *(len(part.pairs[pair].edges) for part in united.parts[:-1])]  # row of the next member, in each part
+    for k, member in enumerate(members):
         if pair not in member.inputs.pairs:
-            spans += [slice(begin, begin)] * len(member.inputs.spans)
             continue
         p = member.inputs.pairs[pair]
-        found.append(p)
-        edges.append(p.edges + first)
         own, start = of_pair[back][k], sum(of_pair[back][:k])
         # own edges first, then what arrives
         places = torch.cat([torch.arange(start, start + own), torch.from_numpy(arrivals[k])]).to(p.flipped.device)
         flipped.append(places[p.flipped])
-        spans += [slice(begin + s.start, begin + s.stop) for s in p.spans]
-        begin += len(p.edges)
-    joined = [slice(spans[a].start, spans[b - 1].stop) for a, b in runs]
-    scale = torch.cat([p.scale for p in found])
-    return PairInputs(torch.cat(edges), joined, torch.cat(flipped), found[0].adjoint, found[0].sign, scale)
+        if p.rows is not None:
+            ends = [begin + len(part.pairs[pair].edges) for begin, part in zip(first, member.inputs.parts)]
+            places = torch.cat([torch.arange(*run) for run in zip(first, ends)]).to(p.rows.device)
+            rows.append(places[p.rows])
+            first = ends
+    return replace(united.pairs[pair], flipped=torch.cat(flipped), rows=torch.cat(rows) if rows else None)
 
 
 def _atoms(inputs: list[Inputs], first_atom: list[int]) -> dict[int, AtomInputs]:

@@ -140,6 +140,7 @@ class ChunkedGraph(Protocol):
     spans: list[tuple[int, int, int, int]]
     pairs: dict
     way: Way
+    whole: bool
 
     @property
     def atoms(self) -> int:

@@ -3,11 +3,12 @@
 Shapes: A atoms, E directed edges j -> i sorted by destination i, K = (lmax+1)^2, R = 2 K rows, C channels of each, half of
 config's, n coupled components of a pair. Rows, parities and groups: see rotations.py.
 The message of an edge is computed in the frame of that edge and stays there: only node features are rotated. Communication
-between ranks takes place in `x = exchange(x)` alone; the network does not depend on its implementation. The atoms of a rank
+between ranks takes place in `exchange` alone; the network does not depend on its implementation. The atoms of a rank
 are the A atoms that it owns and, after them, its ghosts: the sources of its edges that other ranks own. A single process
-has no ghosts.
+has no ghosts. Messages of edges whose source is owned are computed while the features of ghosts travel.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Protocol, TypeVar, cast
 
@@ -21,18 +22,26 @@ from .readout import SMALL_READOUT, Components, Degrees, Slots, hermitian_mean, 
 from .rotations import NATURAL, PARITIES, layout
 from .updates import EdgeEmbedding, EdgeUpdate, MessageSum
 
+ByPair = dict[tuple[int, int], Tensor]  # of edges between elements s_i and s_j
+
 
 class Exchange(Protocol):
-    """Exchange of data between the ranks that share a structure."""
+    """Exchange of data between the ranks that share a structure.
+
+    It has two halves, between which work that needs none of the data can be done.
+    """
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Append the features of the ghosts to those of the owned atoms."""
+        """Append the features of the ghosts to those of the owned atoms: both halves of `post` in turn."""
 
-    def edges(self, blocks: dict[tuple[int, int], Tensor]) -> dict[tuple[int, int], Tensor]:
-        """Append the read-outs of the flipped edges that other ranks own."""
+    def post(self, x: Tensor) -> Callable[[], Tensor]:
+        """Begin to append the features of the ghosts to those of the owned atoms; the function returned ends it."""
 
-    def partners(self, blocks: dict[tuple[int, int], Tensor]) -> dict[tuple[int, int], Tensor]:
-        """Return these read-outs alone; empty if there are no other ranks."""
+    def post_edges(self, blocks: ByPair) -> Callable[[], ByPair]:
+        """Begin to exchange read-outs; the function returned gives those of the flipped edges that other ranks own.
+
+        It gives those alone; none if there are no other ranks.
+        """
 
 
 class NoExchange:
@@ -41,11 +50,11 @@ class NoExchange:
     def __call__(self, x: Tensor) -> Tensor:
         return x
 
-    def edges(self, blocks: dict[tuple[int, int], Tensor]) -> dict[tuple[int, int], Tensor]:
-        return blocks
+    def post(self, x: Tensor) -> Callable[[], Tensor]:
+        return lambda: x
 
-    def partners(self, blocks: dict[tuple[int, int], Tensor]) -> dict[tuple[int, int], Tensor]:
-        return {}
+    def post_edges(self, blocks: ByPair) -> Callable[[], ByPair]:
+        return dict
 
 
 @dataclass
@@ -64,6 +73,8 @@ class Inputs:
     pairs        # [(s_i, s_j)] -> PairInputs | the edges between two elements
     atoms_of     # s -> AtomInputs | the atoms of an element
     way          # how the operations on a chunk are arranged
+    from_ghosts  # Inputs | the edges whose source is a ghost, if those above are the others alone
+    whole        # whether the edges above are all into these atoms
     """
 
     species: Tensor
@@ -79,6 +90,8 @@ class Inputs:
     pairs: dict = field(default_factory=dict)
     atoms_of: dict = field(default_factory=dict)
     way: Way = Way.CACHED
+    from_ghosts: "Inputs | None" = None
+    whole: bool = True
 
     def to(self, device: torch.device | str) -> "Inputs":
         """Return the same inputs on another device, arranged as suits it."""
@@ -89,8 +102,9 @@ class Inputs:
 
         Chunks are joined, never divided: one that has more edges stays.
         """
+        from_ghosts = self.from_ghosts and self.from_ghosts.arranged(way, edges)
         if way is Way.CACHED:
-            return replace(self, way=way)
+            return replace(self, way=way, from_ghosts=from_ghosts)
         groups: list[list[int]] = []
         for k, (_, last, *_) in enumerate(self.spans):
             if groups and last - self.spans[groups[-1][0]][0] <= edges:
@@ -103,11 +117,16 @@ class Inputs:
             key: replace(pair, spans=[slice(pair.spans[a].start, pair.spans[b].stop) for a, b in ends])
             for key, pair in self.pairs.items()
         }
-        return replace(self, way=way, spans=spans, pairs=pairs)
+        return replace(self, way=way, spans=spans, pairs=pairs, from_ghosts=from_ghosts)
 
     @property
     def atoms(self) -> int:
         return len(self.degrees)
+
+    @property
+    def parts(self) -> list["Inputs"]:
+        """Return these edges and, if they are apart, those whose source is a ghost."""
+        return [self] if self.from_ghosts is None else [self, self.from_ghosts]
 
     def chunk(self, k: int, distances: Tensor, rotations: Tensor) -> Chunk:
         """Return the edges of a span as a Chunk.
@@ -177,10 +196,13 @@ class PairInputs:
     """The edges between elements s_i and s_j, and the data of their coupled components.
 
     edges (G,): rows of the edges, ascending.
-    flipped (G,): rows of the flipped edges among the edges of (s_j, s_i) and, after them, those that other ranks own.
+    flipped (G,): rows of the flipped edges among the edges of (s_j, s_i) and, after them, those that other ranks own; -1 if
+    blocks are not paired with their adjoints.
+    rows (G,): rows of the edges among `edges` and, after them, those of `Inputs.from_ghosts`; None: there are no such.
     spans: rows of `edges` in each chunk.
     adjoint (n,), sign (n,): PairCoupling.edge_adjoint.
     scale (G, n): Hartree.
+    `flipped`, `rows` and all results are in the order of the graph, and of all edges of a rank, `Inputs.from_ghosts` too.
     """
 
     edges: Tensor
@@ -189,6 +211,7 @@ class PairInputs:
     adjoint: Tensor
     sign: Tensor
     scale: Tensor
+    rows: Tensor | None = None
 
 
 @dataclass
@@ -272,11 +295,29 @@ class NodeUpdate(nn.Module):
         self.crystal_field = CrystalFieldEmbedding(lmax, slots, C) if first and c.crystal_field else None
         self.feed_forward = FeedForward(lmax, C, c.feed_forward // 2)
 
-    def forward(self, x: Tensor, edges: list[Tensor], inputs: Inputs, keep: bool) -> Tensor:
+    def sums(self, x: Tensor, edges: list[Tensor], inputs: Inputs, keep: bool) -> list[Tensor]:
+        """Compute the sums of the messages of some edges, as `MessageSum` returns them."""
         ends = by_parity(self.norm(x))[: len(self.messages.ends)] if self.messages.ends else x[:, 0].contiguous()
-        (sums,) = apply(self.messages, inputs, ends, edges, keep)
-        x = x[: inputs.atoms] + self.out(sums.flatten(1, 2))
+        return apply(self.messages, inputs, ends, edges, keep)
+
+    def forward(self, x: Tensor, sums: list[list[Tensor]], inputs: Inputs) -> Tensor:
+        """Compute the new features of owned atoms; sums: those of all edges into them, of some edges each."""
+        x = x[: inputs.atoms] + self.out(merged(sums).flatten(1, 2))
         return self.feed_forward(x if self.crystal_field is None else x + self.crystal_field(inputs))
+
+
+def merged(parts: list[list[Tensor]]) -> Tensor:
+    """Compute the sums of messages over all edges into each atom, (A, 2, K, heads V).
+
+    parts: the outputs of `MessageSum` for some of the edges each: sums M, with attention over these alone, and logarithms L of
+    the sums of exp(logit) over them. The result is sum(exp(L) M) / sum(exp(L)), over the parts.
+    """
+    if len(parts) == 1:
+        return parts[0][0]
+    logarithms = torch.stack([of_part[1] for of_part in parts])  # -inf without edges
+    shares = logarithms.clamp(min=torch.finfo(logarithms.dtype).min).softmax(0)[:, :, None, None, :, None]
+    heads = logarithms.shape[2]
+    return sum(share * of_part[0].unflatten(3, (heads, -1)) for share, of_part in zip(shares, parts)).flatten(3)
 
 
 def by_parity(x: Tensor) -> Tensor:
@@ -345,18 +386,30 @@ class HamiltonianNetwork(nn.Module):
         exchange: appends the atoms and edges that other ranks own (parallel/exchange.py).
         recompute: saves memory at the cost of a little more time.
         """
-        x = self.embed(inputs.species)
-        edges = self.first_edges(inputs, x)
-        for layer in range(len(self.node_updates)):
-            x = exchange(self.next_nodes(layer, inputs, x, edges, not recompute))
-            edges = self.next_edges(layer, inputs, x, edges, not recompute)
-        raw = dict(zip(inputs.pairs, edges))
-        known = exchange.edges(raw)
+        x, keep, last = self.embed(inputs.species), not recompute, len(self.node_updates) - 1
+        edges = [self.first_edges(part, x) for part in inputs.parts]
+        sums = [self.message_sums(0, part, x, e, keep) for part, e in zip(inputs.parts, edges)]
+        for layer in range(last + 1):
+            x = known = self.node_updates[layer](x, sums, inputs)
+            wait = exchange.post(x)
+            for n, part in enumerate(inputs.parts):
+                if part is inputs.parts[-1]:
+                    known = wait()
+                edges[n] = self.next_edges(layer, part, known, edges[n], keep)
+                if layer < last:
+                    sums[n] = self.message_sums(layer + 1, part, known, edges[n], keep)
+        raw = {
+            pair: of_parts[0] if p.rows is None else torch.cat(of_parts).index_select(0, p.rows)
+            for (pair, p), *of_parts in zip(inputs.pairs.items(), *edges)
+        }
+        wait_for_edges = exchange.post_edges(raw)
+        onsite = self.read_onsite(inputs, x)
+        known = raw | {pair: torch.cat([raw[pair], theirs]) for pair, theirs in wait_for_edges().items()}
         offsite = {
             (s_i, s_j): hermitian_mean(raw[s_i, s_j], known[s_j, s_i].index_select(0, p.flipped), p.adjoint, p.sign)
             for (s_i, s_j), p in inputs.pairs.items()
         }
-        return offsite, self.read_onsite(inputs, x)
+        return offsite, onsite
 
     def embed(self, species: Tensor) -> Tensor:
         """Compute the first features of atoms, (A, R, C): scalars that depend on the element alone."""
@@ -371,9 +424,14 @@ class HamiltonianNetwork(nn.Module):
     def next_nodes(self, layer: int, inputs: Inputs, x: Tensor, edges: list[Tensor], keep: bool = False) -> Tensor:
         """Compute the features of the owned atoms after a layer, from those of all atoms and edges before it.
 
+        inputs: those whose edges are all together.
         keep: keeps the largest intermediate of every edge for the adjoint.
         """
-        return self.node_updates[layer](x, edges, inputs, keep)
+        return self.node_updates[layer](x, [self.message_sums(layer, inputs, x, edges, keep)], inputs)
+
+    def message_sums(self, layer: int, inputs: Inputs, x: Tensor, edges: list[Tensor], keep: bool) -> list[Tensor]:
+        """Compute the sums of messages over some edges, as `MessageSum` returns them, for `next_nodes`."""
+        return cast(NodeUpdate, self.node_updates[layer]).sums(x, edges, inputs, keep)
 
     def next_edges(self, layer: int, inputs: Inputs, x: Tensor, edges: list[Tensor], keep: bool = False) -> list[Tensor]:
         """Compute the features of edges after a layer, from those of atoms after it and those of edges before it.

@@ -221,6 +221,7 @@ class Attention:
 
     s, normed, kept (E, heads, alpha): its scalars, after the layer norm, and after leaky_relu. softmax (E, heads).
     envelope (E, 1): of the distance.
+    top, total (atoms, heads): the largest logit m of the edges into an atom, and the sum of exp(l - m) over their logits l.
     """
 
     s: Tensor
@@ -230,6 +231,8 @@ class Attention:
     kept: Tensor
     softmax: Tensor
     envelope: Tensor
+    top: Tensor
+    total: Tensor
 
     @property
     def alpha(self) -> Tensor:
@@ -239,6 +242,9 @@ class Attention:
 
 class MessageSum(_MessageModule):
     """Sums of messages into atoms, (A, 2, K, heads V), in the global frame, natural and unnatural.
+
+    If a graph has not all edges into its atoms, the softmax is over those that it has, and the logarithms of the sums of
+    exp(logit) over them, (A, heads), are a second output, with which `network.merged` puts the sums together.
 
     A message is an SO(2) convolution of [D x_j, D x_i, e], gated, convolved once more, weighted for each head with the
     attention over the edges into i, and rotated back. The features of the first layer are scalars: only natural m = 0
@@ -283,11 +289,15 @@ class MessageSum(_MessageModule):
         logits = (kept * w["attention"]).sum(-1)
         top = torch.segment_reduce(logits, "max", offsets=chunk.offsets, axis=0, unsafe=True)
         weights = logits.sub_(top.index_select(0, chunk.target)).exp_()
-        softmax = weights.div_(segment_sum(chunk, weights).index_select(0, chunk.target))
-        return Attention(s, normed, mean, deviation, kept, softmax, envelope(chunk.distances, self.cutoff)[:, None])
+        total = segment_sum(chunk, weights)
+        softmax = weights.div_(total.index_select(0, chunk.target))
+        return Attention(s, normed, mean, deviation, kept, softmax, envelope(chunk.distances, self.cutoff)[:, None], top, total)
 
-    def attend_adjoint(self, task: Task, forward: Attention, d_alpha: Tensor, g: Gradients) -> Tensor:
-        """Return the gradient of s, (E, heads alpha), and add those of the weights and the distances to g."""
+    def attend_adjoint(self, task: Task, forward: Attention, d_alpha: Tensor, d_log: Tensor | None, g: Gradients) -> Tensor:
+        """Return the gradient of s, (E, heads alpha), and add those of the weights and the distances to g.
+
+        d_log (atoms, heads): gradient of log(sum of exp(logit)), if that is an output.
+        """
         chunk, w, softmax = task.chunk, task.weights, forward.softmax
         if g.distances is not None:
             with torch.enable_grad():
@@ -295,8 +305,8 @@ class MessageSum(_MessageModule):
                 value = envelope(distances, self.cutoff)
             g.distances[chunk.edges] += torch.autograd.grad(value, distances, (d_alpha * softmax).sum(1))[0]
         products = d_alpha * forward.envelope * softmax
-        sums = segment_sum(chunk, products).index_select(0, chunk.target)
-        d_logits = products.addcmul_(softmax, sums, value=-1)[:, :, None]
+        sums = segment_sum(chunk, products) if d_log is None else segment_sum(chunk, products) - d_log
+        d_logits = products.addcmul_(softmax, sums.index_select(0, chunk.target), value=-1)[:, :, None]
         g.weights["attention"] += (forward.kept * d_logits).sum(0)
         d_normed = torch.ops.aten.leaky_relu_backward(d_logits * w["attention"], forward.normed, LEAK, False)
         names = "attention.norm.weight", "attention.norm.bias"
@@ -308,7 +318,8 @@ class MessageSum(_MessageModule):
         return d_s.flatten(1)
 
     def outputs(self, graph: ChunkedGraph, x: Tensor) -> list[Tensor]:
-        return [x.new_zeros(graph.atoms, len(PARITIES), self.layout.size, self.heads * self.value_channels)]
+        sums = x.new_zeros(graph.atoms, len(PARITIES), self.layout.size, self.heads * self.value_channels)
+        return [sums] if graph.whole else [sums, x.new_full((graph.atoms, self.heads), float("-inf"))]
 
     @property
     def attended(self) -> slice:
@@ -326,7 +337,10 @@ class MessageSum(_MessageModule):
             so2(self.layout, chunk.way, w, "convolution", self.convolve(task, D).message.scaled, y)
         z = buffers(len(chunk), self.rows * self.hidden, dtype=x.dtype)
         kernels.edge_gate(chunk.way, self.gate_columns, y, self.hidden + self.gates, z)
-        alpha = self.attend(chunk, w, y).alpha
+        attention = self.attend(chunk, w, y)
+        alpha = attention.alpha
+        for logarithms in outputs[1:]:
+            logarithms[chunk.atoms] = attention.top + attention.total.log()
         if self.dtype is not None:  # sums are computed in full precision
             D = self.rotations(chunk, buffers.dtype, buffers)
         values = buffers(len(chunk), self.rows * self.heads * self.value_channels, dtype=x.dtype)
@@ -346,12 +360,13 @@ class MessageSum(_MessageModule):
         with task.buffers:
             if self.dtype is not None:
                 D = self.rotations(task.chunk, task.buffers.dtype, task.buffers)
-            self._attend_adjoint(task, y, D, d_outputs[0][task.chunk.atoms], d_y, g)
+            self._attend_adjoint(task, y, D, [d[task.chunk.atoms] for d in d_outputs], d_y, g)
         return self.convolve_adjoint(task, c, d_y, None, g)
 
-    def _attend_adjoint(self, task: Task, y: Tensor, D: Tensor, d_sums: Tensor, d_y: Tensor, g: Gradients) -> None:
-        """Compute the gradient of y from the gradient of the sums (atoms, 2, K, heads V)."""
+    def _attend_adjoint(self, task: Task, y: Tensor, D: Tensor, d_outputs: list[Tensor], d_y: Tensor, g: Gradients) -> None:
+        """Compute the gradient of y from those of the outputs for the atoms of the chunk."""
         chunk, w, buffers, way = task.chunk, task.weights, task.buffers, task.chunk.way
+        d_sums, d_log = d_outputs[0], d_outputs[1] if len(d_outputs) > 1 else None
         z = buffers(len(chunk), self.rows * self.hidden, dtype=y.dtype)
         gates = kernels.edge_gate(way, self.gate_columns, y, self.hidden + self.gates, z)
         attention = self.attend(chunk, w, y)
@@ -371,7 +386,7 @@ class MessageSum(_MessageModule):
         so2_gradient(self.layout, way, g.weights, "values", z, d_values)
         so2_transposed(self.layout, way, w, "values", d_values, d_z := buffers.like(z))
         kernels.edge_gate_adjoint(way, self.gate_columns, y, gates, d_z, d_y)
-        d_y[:, self.attended] = self.attend_adjoint(task, attention, d_alpha, g)
+        d_y[:, self.attended] = self.attend_adjoint(task, attention, d_alpha, d_log, g)
 
 
 class EdgeUpdate(_MessageModule):

@@ -1,10 +1,11 @@
 """Exchange data between ranks within a step: features of atoms after every node update, read-out blocks of cut edges once.
 
 x = exchange(x) appends the ghosts to the owned atoms. Gradients of ghosts are sent back the same way and are added to those
-of the atoms' owners. A step of M layers makes M such exchanges forward and M backward. `exchange.edges` adds one exchange
+of the atoms' owners. A step of M layers makes M such exchanges forward and M backward. `post_edges` adds one exchange
 in each direction at the end: the Hermitian read-out averages a block and its adjoint, which may belong to two ranks.
 
-What travels may be rounded to 16 bits (`shorten`); it is added in the type of the features.
+An exchange has two halves, `exchange.post(x)` and the function that it returns, which waits: work that needs no ghosts is
+done between them. What travels may be rounded to 16 bits (`shorten`); it is added in the type of the features.
 """
 
 import time
@@ -68,6 +69,7 @@ class Statistics:
     """Record of the data sent since the start or the last `clear`.
 
     It counts the forward exchanges of features and of edges, the bytes by direction, and the seconds.
+    exchange_s: of sending, and of waiting for what other ranks send.
     """
 
     exchanges: dict = field(default_factory=dict)  # "nodes", "edges", and both with " backward"
@@ -81,52 +83,86 @@ class Statistics:
         vars(self).update(vars(Statistics()))
 
 
-class _SwapContext(Protocol):
-    """What `_Swap` keeps from its forward for its backward pass."""
+@dataclass
+class Flight:
+    """Rows of tensors on their way to neighbours, and, in a backward pass, the gradients of ghosts on their way back."""
 
     exchange: "TorchExchange"
     plan: Plan
     kind: str
-    shapes: list[torch.Size]
+    shapes: list[torch.Size] = field(default_factory=list)  # of the tensors
+    arrival: Callable[[], list[Tensor]] | None = None  # waits, and returns what arrived
+
+    def land(self) -> list[Tensor]:
+        """Wait for what comes from the neighbours, and return it, joined over neighbours, one per tensor."""
+        arrival, self.arrival = self.arrival, None  # which holds the messages
+        assert arrival is not None, "nothing was sent"
+        return arrival()
+
+
+class _FlightContext(Protocol):
+    """What `_Post` and `_Wait` keep from their forward for their backward pass."""
+
+    flight: Flight
 
     def mark_dirty(self, *tensors: Tensor) -> None: ...
 
 
-class _Swap(torch.autograd.Function):
-    """Exchange that returns the ghost rows of every tensor, (sum of counts, width) each.
+class _Post(torch.autograd.Function):
+    """Send rows of tensors: the first half of an exchange, and the second half of its backward pass.
 
-    Tensors that are rounded in place are returned too; their gradients pass as if they were not.
+    Returns a token for `_Wait`, through which automatic differentiation knows that the two belong together, and the tensors
+    that are rounded in place, whose gradients pass as if they were not.
     """
 
     @staticmethod
-    def forward(ctx: "_SwapContext", exchange: "TorchExchange", plan: Plan, kind: str, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.exchange, ctx.plan, ctx.kind = exchange, plan, kind
-        ctx.shapes = [t.shape for t in tensors]
+    def forward(ctx: "_FlightContext", flight: Flight, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.flight, plan, exchange = flight, flight.plan, flight.exchange
+        flight.shapes = [t.shape for t in tensors]
         started = exchange.now()
         packed = [[t.index_select(0, rows) for rows in of_tensor] for t, of_tensor in zip(tensors, plan.rows)]
         sizes = [[(n, *t.shape[1:]) for n in counts] for t, counts in zip(tensors, plan.counts)]
-        ghosts, sent = exchange.swap(plan.neighbours, packed, sizes, kind, started)
+        flight.arrival, sent = exchange.post_messages(plan.neighbours, packed, sizes, flight.kind, started)
+        token = tensors[0].new_empty(0)
         if not plan.mutual or exchange.wire is None:
-            return tuple(ghosts)
+            return (token,)
         ctx.mark_dirty(*tensors)
-        for t, rows, s in zip(tensors, plan.rows, sent):
+        for t, rows, s in zip(tensors, plan.rows, sent()):
             t.index_copy_(0, torch.cat(rows), s)
-        return *ghosts, *tensors
+        return token, *tensors
 
     @staticmethod
-    def backward(ctx: "_SwapContext", *d_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        plan, exchange = ctx.plan, ctx.exchange
-        started = exchange.now()
-        d_ghosts, d_own = d_outputs[: len(ctx.shapes)], d_outputs[len(ctx.shapes) :]
-        packed = [d.split(counts) for d, counts in zip(d_ghosts, plan.counts)]
-        sizes = [[(len(r), *s[1:]) for r in rows] for s, rows in zip(ctx.shapes, plan.rows)]
-        received, _ = exchange.swap(plan.neighbours, packed, sizes, f"{ctx.kind} backward", started)
-        started = exchange.now()
-        own = d_own or [d.new_zeros(shape) for d, shape in zip(received, ctx.shapes)]
+    def backward(ctx: "_FlightContext", d_token: Tensor, *d_own: Tensor) -> tuple[Tensor | None, ...]:
+        flight = ctx.flight
+        received = flight.land()
+        started = flight.exchange.now()
+        own = d_own or [d.new_zeros(shape) for d, shape in zip(received, flight.shapes)]
         # the order of neighbours is fixed, so that sums are reproducible
-        result = [d.index_add(0, torch.cat(rows), r) if rows else d for d, rows, r in zip(own, plan.rows, received)]
-        exchange.statistics.unpack_s += exchange.now() - started
-        return None, None, None, *result
+        result = [d.index_add(0, torch.cat(rows), r) if rows else d for d, rows, r in zip(own, flight.plan.rows, received)]
+        flight.exchange.statistics.unpack_s += flight.exchange.now() - started
+        return None, *result
+
+
+class _Wait(torch.autograd.Function):
+    """Wait for the ghost rows of every tensor, (sum of counts, width) each, of what `_Post` sent.
+
+    Its backward pass sends the gradients of the ghosts. Automatic differentiation begins with what was made last, so that
+    the work between `_Post` and `_Wait` is also done while those gradients travel.
+    """
+
+    @staticmethod
+    def forward(ctx: "_FlightContext", flight: Flight, token: Tensor) -> tuple[Tensor, ...]:
+        ctx.flight = flight
+        return tuple(flight.land())
+
+    @staticmethod
+    def backward(ctx: "_FlightContext", *d_ghosts: Tensor) -> tuple[Tensor | None, ...]:
+        flight, plan, exchange = ctx.flight, ctx.flight.plan, ctx.flight.exchange
+        started = exchange.now()
+        packed = [d.split(counts) for d, counts in zip(d_ghosts, plan.counts)]
+        sizes = [[(len(r), *s[1:]) for r in rows] for s, rows in zip(flight.shapes, plan.rows)]
+        flight.arrival, _ = exchange.post_messages(plan.neighbours, packed, sizes, f"{flight.kind} backward", started)
+        return None, d_ghosts[0].new_empty(0)
 
 
 class TorchExchange:
@@ -179,32 +215,40 @@ class TorchExchange:
         return time.perf_counter()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the features of owned atoms (A, K, C), followed by those of ghosts: (A + G, K, C)."""
+        """Return the features of owned atoms (A, R, C), followed by those of ghosts: (A + G, R, C)."""
+        return self.post(x)()
+
+    def post(self, x: Tensor) -> Callable[[], Tensor]:
+        """Send the features that other ranks need, and return a function that waits for theirs, once.
+
+        It returns the features of owned atoms (A, R, C), followed by those of ghosts: (A + G, R, C).
+        """
         if not self.nodes.neighbours:
-            return x
-        (ghosts,) = _Swap.apply(self, self.nodes, "nodes", x)
-        return torch.cat([x, ghosts])
+            return lambda: x
+        flight = Flight(self, self.nodes, "nodes")
+        (token,) = _Post.apply(flight, x)
+        return lambda: torch.cat([x, *_Wait.apply(flight, token)])
 
-    def edges(self, blocks: dict) -> dict:
-        """Return the read-out (G, n) of edges between any two elements, followed by that of reversed edges of other ranks.
+    def post_edges(self, blocks: dict) -> Callable[[], dict]:
+        """Send the read-out of edges that other ranks need, and return a function that waits for theirs, once.
 
+        blocks: (G, n) of edges between any two elements. The function returns those of the flipped edges of other ranks.
         Rows of 16 bits are rounded in `blocks` too, so that both ranks have the same two.
         """
-        return blocks | {pair: torch.cat([blocks[pair], ghosts]) for pair, ghosts in self.partners(blocks).items()}
-
-    def partners(self, blocks: dict) -> dict:
-        """Return the read-out of reversed edges of other ranks alone. Rows of 16 bits are rounded in `blocks` too."""
         if not self.pairs:
-            return {}
-        return dict(zip(self.pairs, _Swap.apply(self, self.blocks, "edges", *[blocks[pair] for pair in self.pairs])))
+            return dict
+        assert self.blocks is not None, "pairs follow from blocks"
+        flight = Flight(self, self.blocks, "edges")
+        token, *_ = _Post.apply(flight, *[blocks[pair] for pair in self.pairs])
+        return lambda: dict(zip(self.pairs, _Wait.apply(flight, token)))
 
-    def swap(
+    def post_messages(
         self, neighbours: list[int], packed: list, sizes: list, kind: str, started: float
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Send packed[t][n] to neighbour n, and receive tensors of sizes[t][n].
+    ) -> tuple[Callable[[], list[Tensor]], Callable[[], list[Tensor]]]:
+        """Send packed[t][n] to neighbour n; tensors of sizes[t][n] come back.
 
-        All tensors for a neighbour travel in one message. Returns the tensors received, and those sent as their receivers
-        have them, joined over neighbours, one per t.
+        All tensors for a neighbour travel in one message. Returns a function that waits for the tensors that are received,
+        and one that gives those sent as their receivers have them; both joined over neighbours, one per t.
         """
         statistics = self.statistics
         statistics.exchanges[kind] = statistics.exchanges.get(kind, 0) + 1
@@ -217,16 +261,23 @@ class TorchExchange:
         buffers = messages[0].new_empty(sum(lengths)).split(lengths)
         packed_at = self.now()
         with self.world.talking():
-            self.transfer([self.first_rank + n for n in neighbours], messages, buffers)
-        received_at = self.now()
-        received = self._joined(buffers, sizes, dtype)
-        sent = self._joined(messages, [[part.shape for part in parts] for parts in packed], dtype)
+            wait = self.transfer([self.first_rank + n for n in neighbours], messages, buffers)
         statistics.bytes_sent[kind] = statistics.bytes_sent.get(kind, 0) + sum(m.nbytes for m in messages)
         statistics.messages += len(messages)
         statistics.pack_s += packed_at - started
-        statistics.exchange_s += received_at - packed_at
-        statistics.unpack_s += self.now() - received_at
-        return received, sent
+        statistics.exchange_s += self.now() - packed_at
+
+        def received() -> list[Tensor]:
+            wanted_at = self.now()
+            with self.world.talking():
+                wait()
+            received_at = self.now()
+            joined = self._joined(buffers, sizes, dtype)
+            statistics.exchange_s += received_at - wanted_at
+            statistics.unpack_s += self.now() - received_at
+            return joined
+
+        return received, lambda: self._joined(messages, [[part.shape for part in parts] for parts in packed], dtype)
 
     def _joined(self, messages: Sequence[Tensor], sizes: list, dtype: torch.dtype) -> list[Tensor]:
         """Divide the message of every neighbour n into tensors of sizes[t][n], and join those of all neighbours, one per t."""
@@ -237,13 +288,20 @@ class TorchExchange:
             torch.cat([of_neighbour[t].view(size[n]) for n, of_neighbour in enumerate(parts)]) for t, size in enumerate(sizes)
         ]
 
-    def transfer(self, ranks: list[int], messages: list[Tensor], buffers: list[Tensor]) -> None:
+    def transfer(self, ranks: list[int], messages: list[Tensor], buffers: Sequence[Tensor]) -> Callable[[], None]:
+        """Begin to send messages and to receive into buffers; the function returned waits for all of them.
+
+        On a GPU the device waits, not this process.
+        """
         operations = [dist.P2POp(dist.irecv, buffer, rank) for rank, buffer in zip(ranks, buffers)]
         operations += [dist.P2POp(dist.isend, message, rank) for rank, message in zip(ranks, messages)]
-        for request in dist.batch_isend_irecv(operations):
-            request.wait()
-        if self.world.device.type == "cuda":
-            torch.cuda.synchronize()
+        requests = dist.batch_isend_irecv(operations)
+
+        def wait() -> None:
+            for request in requests:
+                request.wait()
+
+        return wait
 
 
 class CupyExchange(TorchExchange):
@@ -262,18 +320,24 @@ class CupyExchange(TorchExchange):
         wire: torch.dtype | None = None,
     ) -> None:
         super().__init__(halo, world, first_rank, edges, wire)
-        self.communicator = _communicator(world)
+        self.communicator, self.stream = _communicator(world), torch.cuda.Stream()
 
-    def transfer(self, ranks: list[int], messages: list[Tensor], buffers: list[Tensor]) -> None:
+    def transfer(self, ranks: list[int], messages: list[Tensor], buffers: Sequence[Tensor]) -> Callable[[], None]:
         from cupy.cuda import nccl
 
-        stream = torch.cuda.current_stream()
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)  # messages are complete, and buffers free, when what was asked for before is done
         nccl.groupStart()
         for rank, message, buffer in zip(ranks, messages, buffers):
-            self.communicator.send(message.data_ptr(), message.nbytes, nccl.NCCL_UINT8, rank, stream.cuda_stream)
-            self.communicator.recv(buffer.data_ptr(), buffer.nbytes, nccl.NCCL_UINT8, rank, stream.cuda_stream)
+            self.communicator.send(message.data_ptr(), message.nbytes, nccl.NCCL_UINT8, rank, self.stream.cuda_stream)
+            self.communicator.recv(buffer.data_ptr(), buffer.nbytes, nccl.NCCL_UINT8, rank, self.stream.cuda_stream)
         nccl.groupEnd()
-        stream.synchronize()
+        arrival = self.stream.record_event()
+
+        def wait(messages: list[Tensor] = messages) -> None:  # which holds the messages until they are sent
+            torch.cuda.current_stream().wait_event(arrival)
+
+        return wait
 
 
 _communicators: dict[int, "NcclCommunicator"] = {}

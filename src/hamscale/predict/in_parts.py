@@ -82,7 +82,8 @@ def forward_in_parts(
         for (s_i, s_j), pair in inputs.pairs.items():
             done[elements[s_i], elements[s_j]] += len(pair.edges)
     read = {(elements.index(a), elements.index(b)): torch.from_numpy(v).to(device) for (a, b), v in offsite.items()}
-    partners = {(elements[s_i], elements[s_j]): v.cpu().numpy() for (s_i, s_j), v in exchange.partners(read).items()}
+    theirs = exchange.post_edges(read)()
+    partners = {(elements[s_i], elements[s_j]): v.cpu().numpy() for (s_i, s_j), v in theirs.items()}
     offsite = {(elements[s_i], elements[s_j]): v.cpu().numpy() for (s_i, s_j), v in read.items()}  # as others have it
     _make_hermitian(graph, coupling, offsite, flipped_rows(graph, halo), partners)
     return offsite, {z: np.stack([np.concatenate(parts) for parts in of_networks]) for z, of_networks in onsite.items()}
