@@ -33,8 +33,13 @@ def save_checkpoint(directory: str | Path, learner: Learner, state: dict) -> Non
     tensors |= {f"best.{n}": t for n, t in learner.best.items()}
     if learner.average:
         tensors |= {f"average.{n}": t for n, t in learner.average.state_dict().items()}
+    write_checkpoint(Path(directory) / CHECKPOINT, tensors, state)
+
+
+def write_checkpoint(path: str | Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
+    """Write tensors and a JSON state to one file, atomically, with a digest of both."""
     tensors, text = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, json.dumps(state)
-    with atomic(Path(directory) / CHECKPOINT) as temporary:
+    with atomic(path) as temporary:
         save_file(tensors, temporary, {"state": text, "xxh3_128": _digest(tensors, text)})
 
 
