@@ -19,6 +19,13 @@ include: "rules/predict.smk"
 include: "rules/figures.smk"
 
 
+onsuccess:
+    if Path("results/index.html").is_file():
+        print(
+            "tables: results/summary.csv    page: results/index.html    pictures: results/figures/"
+        )
+
+
 # seconds each: they run where Snakemake runs
 localrules:
     structure,
