@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 
+import ase.build
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +14,7 @@ from hamscale.analysis.views import image_table, view_tables
 from hamscale.cli import main
 from hamscale.config import Analysis
 from hamscale.files import write_table, write_text
-from hamscale.page import index_page
+from hamscale.page import bonds, index_page
 from hamscale.paper import figure_8_tables
 from helpers import hafnia, model_hamiltonian
 
@@ -95,6 +96,30 @@ def test_the_page_shows_everything_asks_for_nothing_and_zooms(page, browser):
     assert is_drawn(driver, "matrix") > 3
     assert browser.console() == []
     assert browser.requests() == [page.resolve().as_uri()]
+
+
+def test_a_phone_shows_the_page_without_scrolling_sideways_and_paper_in_one_column(page, browser):
+    driver = browser.open(page)
+    device = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+    try:
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= 360
+        assert is_drawn(driver, "structure") > 3
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        assert driver.execute_script("return getComputedStyle(document.querySelector('main')).display") == "block"
+    finally:
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_bonds_are_those_of_neighbours():
+    """Of a water molecule the two to hydrogen; of a crystal those within the cell, each once; of a large one none."""
+    assert bonds(ase.build.molecule("H2O")) == [[0, 1], [0, 2]]
+    crystal = ase.build.bulk("Si", cubic=True)
+    expected = [[i, j] for i in range(8) for j in range(i) if 0 < crystal.get_distance(i, j) < 2.5]
+    crystal.pbc = False
+    assert sorted(map(sorted, bonds(crystal))) == sorted(map(sorted, expected))
+    assert bonds(crystal.repeat((8, 8, 8))) == []
 
 
 def test_what_is_embedded_is_what_the_tables_say(page, results):

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from ase import Atoms
+from ase.neighborlist import natural_cutoffs, neighbor_list
 
 from .files import facts, provenance, read_table
 
 LOWEST, HIGHEST = -3.0, 5.0  # log10 |H| (meV) of the darkest and the brightest colour
 BAND_WINDOW_EV = (-12.0, 10.0)
+MOST_WITH_BONDS = 3000  # atoms
 
 
 def index_page(results: str | Path) -> str:
@@ -32,10 +35,12 @@ def structure_data(folder: Path) -> dict:
     material, model, identifier = folder.parts[-4], folder.parts[-2], folder.parts[-1]
     atoms, about = read_table(folder / "atoms.csv"), facts(folder / "atoms.csv")
     owners = {c.removeprefix("owner_").replace("_", "-"): atoms[c].tolist() for c in atoms if c.startswith("owner_")}
+    places = atoms[["x_angstrom", "y_angstrom", "z_angstrom"]].to_numpy()
     data = {
         "name": f"{material} / {model} / {identifier}",
         "elements": atoms["element"].tolist(),
-        "positions": atoms[["x_angstrom", "y_angstrom", "z_angstrom"]].round(3).to_numpy().tolist(),
+        "positions": places.round(3).tolist(),
+        "bonds": bonds(Atoms(atoms["element"], places)),
         "cell": about["cell_angstrom"],
         "periodic": about["periodic"],
         "orbitals": about["orbitals"],
@@ -57,6 +62,17 @@ def structure_data(folder: Path) -> dict:
         "slabs": {c: v.round(4).tolist() for c, v in pd.read_csv(folder / "slabs.csv").items()},
         "dos": {c: v.round(4).tolist() for c, v in pd.read_csv(folder / "dos.csv").items()},
     }
+
+
+def bonds(atoms: Atoms) -> list[list[int]]:
+    """Return pairs of atoms of the cell that are closer than 1.15 times the sum of their covalent radii (ASE), each once.
+
+    Of more than MOST_WITH_BONDS atoms, whose bonds nobody sees, none.
+    """
+    if len(atoms) > MOST_WITH_BONDS:
+        return []
+    first, second = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=1.15))
+    return np.stack([first, second], 1)[first < second].tolist()
 
 
 def _image(path: Path) -> dict:

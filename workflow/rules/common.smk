@@ -1,4 +1,5 @@
 # Configuration, checked before the DAG is built, and the paths that follow from it.
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,9 @@ try:
         MATERIALS.setdefault(name, load_material(f"config/materials/{name}.yaml"))
 except ValueError as error:
     raise WorkflowError(str(error)) from None
+
+# from where Snakemake runs, so that a clone may be moved
+WORKFLOW = os.path.relpath(Path(str(workflow.current_basedir)).parent)
 
 # rules take the `hamscale` of the interpreter that runs Snakemake, unless an environment of theirs (conda, container) has one
 shell.prefix(f'export PATH="$PATH:{Path(sys.executable).parent}"; ')
@@ -118,7 +122,7 @@ def prepared_or(command):
         source = input[0] if input else ""
         set_name = wildcards.id.rsplit("-", 1)[0]
         if set_name in MATERIALS[wildcards.material].quick_sets():
-            return f"workflow/prepared.sh {file} '{source_file(wildcards) or ''}'"
+            return f"{WORKFLOW}/prepared.sh {file} '{source_file(wildcards) or ''}'"
         tile = f"--tile {source}" if structure_set(wildcards).tile else ""
         return command.format(file=file, id=wildcards.id, tile=tile, structure=source)
 
@@ -252,6 +256,15 @@ def qualities(run):
         f"results/{owner(run.material)}/quality/{name}/quality.png"
         for name, s in sets.items()
         if s.melt_quench
+    ]
+
+
+def targets():
+    """What is made of all runs of the configuration."""
+    return ["results/summary.csv", "results/index.html"] + [
+        target
+        for run in RUNS
+        for target in predictions(run) + figures(run) + exports(run) + qualities(run)
     ]
 
 

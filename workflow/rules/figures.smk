@@ -74,3 +74,19 @@ rule plot_structure:
         "figures: {wildcards.material} {wildcards.id}"
     shell:
         "hamscale plot-structure {params.analysis} {input.train} --out {params.out} > {log} 2>&1"
+
+
+rule index:
+    input:
+        summaries,
+        views,
+    output:
+        "results/index.html",
+    log:
+        "logs/index.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    message:
+        "one page of all materials"
+    shell:
+        "hamscale index --out {output} > {log} 2>&1"

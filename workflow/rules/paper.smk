@@ -301,19 +301,3 @@ if CONFIG.figure_8:
         shell:
             "hamscale paper-tables --label {params.labels:q} --analysis {params.analysis} --view {params.view}"
             " --out results/raw > {log} 2>&1"
-
-
-rule index:
-    input:
-        summaries,
-        views,
-    output:
-        "results/index.html",
-    log:
-        "logs/index.log",
-    conda:
-        "../../envs/hamscale.yaml"
-    message:
-        "one page of all materials"
-    shell:
-        "hamscale index --out {output} > {log} 2>&1"

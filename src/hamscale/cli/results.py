@@ -201,3 +201,12 @@ def verify_files(paths: list[Path], sandbox: bool) -> int:
     for line in wrong:
         log.error(line)
     return 1 if wrong else 0
+
+
+@command("init", argument("folder"))
+def begin(folder: Path) -> None:
+    """Begin a project in a new folder: configuration, an example, profiles of clusters, and a Snakefile."""
+    from ..project import create_project
+
+    create_project(folder)
+    print(f"{folder}: cd {folder}; snakemake --cores 2 makes the example, config/materials/silicon.yaml, in some minutes")

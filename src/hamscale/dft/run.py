@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 
 from ..basis import CP2K_BINARIES, cp2k_data_directory
@@ -124,21 +125,22 @@ def run_batch(inputs: list[Path], store: Path, at_once: int = 1, command: str | 
     """
     errors: dict[str, str] = {}
     aborted: set[str] = set()
+    ended = count(1)
 
     def run(path: Path) -> None:
         kept = store / path.stem / f"{PROJECT}.inp"
         if kept.is_file() and kept.read_bytes() == path.read_bytes():
-            log.info(f"{path.stem}: done before")
+            log.info(f"{path.stem}: done before ({next(ended)} of {len(inputs)})")
             return
         try:
             run_cp2k(path, store / path.stem, command)
             errors.pop(path.stem, None)
-            log.info(f"{path.stem}: accepted")
+            log.info(f"{path.stem}: accepted ({next(ended)} of {len(inputs)})")
         except ValueError as error:
             errors[path.stem] = str(error)
             if isinstance(error, Aborted):
                 aborted.add(path.stem)
-            log.info(str(error))
+            log.info(f"{error} ({next(ended)} of {len(inputs)})")
 
     check_command(tuple(cp2k_command(command)))  # says what to install before anything runs
     with ThreadPoolExecutor(at_once) as pool:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from ..graph.coupling import Coupling
 from ..graph.graph import Graph
@@ -49,12 +50,15 @@ def forward_in_parts(
     species = torch.from_numpy(np.searchsorted(elements, graph.atoms.numbers[known])).to(device)
     lmax, layers = networks[0].lmax, len(networks[0].node_updates)
     features = [[network.embed(species)] for network in networks]  # for each network, those after each layer
+    is_first = halo is None or halo.rank == 0
+    bar = tqdm(desc="edges", total=(layers + 1) * len(graph.edges), unit_scale=True, disable=None if is_first else True)
 
     def pieces() -> Iterator[tuple[Inputs, torch.Tensor]]:
         """Yield the tensors of each piece and the rows of its atoms, first those whose edges it has."""
         for piece, sources in _pieces(graph, crystal_field, edges_at_once):
             rows = torch.from_numpy(row[np.concatenate([piece.owned, sources])])
             yield piece_inputs(piece, reference, lmax, dtype, sources).to(device), rows.to(device)
+            bar.update(len(piece.edges))
 
     for layer in range(layers):
         for x in features:
@@ -81,6 +85,7 @@ def forward_in_parts(
                 onsite[elements[s]][k].append(values.cpu().numpy())
         for (s_i, s_j), pair in inputs.pairs.items():
             done[elements[s_i], elements[s_j]] += len(pair.edges)
+    bar.close()
     read = {(elements.index(a), elements.index(b)): torch.from_numpy(v).to(device) for (a, b), v in offsite.items()}
     theirs = exchange.post_edges(read)()
     partners = {(elements[s_i], elements[s_j]): v.cpu().numpy() for (s_i, s_j), v in theirs.items()}

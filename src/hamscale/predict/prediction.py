@@ -97,7 +97,7 @@ class Prediction:
 
 
 def predict(
-    model_directory: str | Path,
+    model: TrainedModel | str | Path,
     atoms: Atoms,
     reference_only: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -107,6 +107,7 @@ def predict(
 ) -> Prediction:
     """Predict H and S of any structure, Hermitian by construction, in the energy gauge of the reference.
 
+    model: a trained model, or its folder.
     With several ranks, each rank has its rows.
     H: the reference on all pairs, plus the mean of the model's networks within their cutoff. The attribute
     onsite_spread_mev says how much the networks differ (standard deviation, root mean square over onsite components); it
@@ -119,7 +120,8 @@ def predict(
     of a structure that is more than twice as long as the longest training cell, and of one that is too large to be lifted.
     """
     started = time.time()
-    model = TrainedModel.load(model_directory)
+    if not isinstance(model, TrainedModel):
+        model = TrainedModel.load(model)
     part = model.part(atoms, world, exchange)
     residual = Residual({}, {}) if reference_only else model.residual(part, dtype, world)
     blocks = model.decode(part, residual, world)

@@ -289,6 +289,7 @@ class Trainer:
         if errors["mae_mev"] < self.state["best"]:
             self.state["best"] = errors["mae_mev"]
             learner.best = {k: v.detach().clone() for k, v in learner.result.state_dict().items()}
+        self.bar.set_postfix_str(f"validation {errors['mae_mev']:.3f} meV")
         self.save(step + 1)
         if self.writer:
             for name, value in row.items():
