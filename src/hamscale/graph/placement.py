@@ -9,8 +9,10 @@ from itertools import product
 
 import numpy as np
 
+from ..angular import edge_rotations
 from ..operators import Operators
 from ..pairs import PairList
+from .coupling import Coupling
 from .overlap import OverlapTable, overlap_table
 
 MISPLACED = 1e-3  # deviation of S that no rounding of positions makes
@@ -21,6 +23,23 @@ def overlap_deviations(operators: Operators) -> np.ndarray:
     result, table, vectors = np.zeros(len(operators.pairs)), overlap_table(operators.basis), operators.pairs.vectors
     for z_i, z_j, rows, places in operators.groups():
         result[rows] = np.abs(table.blocks(z_i, z_j, vectors[rows]) - places.take(operators.overlap)).max(1)
+    return result
+
+
+def edge_frame_deviations(operators: Operators) -> np.ndarray:
+    """Compute the largest component of S of every pair that a two-centre quantity lacks, (E,), without a table of S.
+
+    In the frame of an edge the coupled components of S with M other than 0 vanish; those of an atom's own block, which is a
+    scalar, vanish for L above 0. This holds for any orbitals that are real spherical harmonics times functions of the distance.
+    """
+    result, coupling = np.zeros(len(operators.pairs)), Coupling(operators.basis)
+    vectors, onsite = operators.pairs.vectors, operators.pairs.onsite
+    for z_i, z_j, rows, places in operators.groups():
+        pair = coupling[z_i, z_j]
+        along = np.where(onsite[rows, None], [0.0, 0.0, 1.0], vectors[rows])
+        coupled = pair.rotate(places.take(operators.overlap) @ pair.transform, edge_rotations(along, max(pair.slots)))
+        lacking = np.where(onsite[rows, None], pair.degree > 0, pair.order != 0)
+        result[rows] = np.abs(np.where(lacking, coupled, 0.0)).max(1)
     return result
 
 
