@@ -98,18 +98,26 @@ class ElementBasis:
         ends = np.cumsum([2 * l + 1 for l in self.l])
         return tuple(slice(int(end) - 2 * l - 1, int(end)) for l, end in zip(self.l, ends))
 
+    @cached_property
+    def normalised(self) -> tuple[tuple[int, np.ndarray, np.ndarray], ...]:
+        """Return (l, exponents a, coefficients c) of each shell, as CP2K prints them: sum c x^l exp(-a r^2) has norm one."""
+        result = []
+        for l, exponents, coefficients in self.shells:
+            # primitives N r^l exp(-a r^2) of norm one over the angular parts x^l y^0 z^0, as CP2K scales them
+            c = coefficients * 2.0**l * (2 / np.pi) ** 0.75 * exponents ** (0.5 * l + 0.75)
+            total = np.add.outer(exponents, exponents)
+            norm = np.outer(c, c) * (np.pi / total) ** 1.5 * prod(range(1, 2 * l, 2)) / (2 * total) ** l
+            result.append((l, exponents, c / np.sqrt(norm.sum())))
+        return tuple(result)
+
     def radius_angstrom(self, threshold: float) -> float:
         """Compute the distance beyond which |c r^l exp(-a r^2)| of every primitive is below a threshold, in Angstrom.
 
         c is the coefficient in the normalised contracted orbital, r in Bohr: CP2K's radius of an orbital at EPS_PGF_ORB.
         """
         r, largest = np.arange(0.0, 60.0, 0.01), 0.0
-        for l, exponents, coefficients in self.shells:
-            # primitives N r^l exp(-a r^2) of norm one over the angular parts x^l y^0 z^0, as CP2K scales them
-            c = coefficients * 2.0**l * (2 / np.pi) ** 0.75 * exponents ** (0.5 * l + 0.75)
-            total = np.add.outer(exponents, exponents)
-            norm = np.outer(c, c) * (np.pi / total) ** 1.5 * prod(range(1, 2 * l, 2)) / (2 * total) ** l
-            for a, of_primitive in zip(exponents, c / np.sqrt(norm.sum())):
+        for l, exponents, coefficients in self.normalised:
+            for a, of_primitive in zip(exponents, coefficients):
                 above = np.flatnonzero(np.abs(of_primitive) * r**l * np.exp(-a * r**2) > threshold)
                 largest = max(largest, r[above[-1]] if len(above) else 0.0)
         return bohr_to_angstrom(largest)
