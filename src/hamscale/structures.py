@@ -257,7 +257,7 @@ def read_frames(path: str | Path) -> list[Atoms]:
         if given is not None and not (given.shape == (len(atoms), 3) and given.dtype == float and np.isfinite(given).all()):
             raise ValueError(f"{where}: {GIVEN} are not three numbers for each atom. Correct the column, or leave it out.")
         # for every kind of site ASE lists the elements that share it, once for each of these elements
-        kinds = {tuple(sorted(shares.items())) for shares in atoms.info.get("occupancy", {}).values()}
+        kinds = {tuple(sorted(shares.items())) for shares in _occupancies(where, atoms)}
         shared = [kind for kind in sorted(kinds) if len(kind) > 1 or kind[0][1] < 1]
         if shared:
             told = "; ".join(", ".join(f"{share:g} {symbol}" for symbol, share in kind) for kind in shared)
@@ -267,6 +267,17 @@ def read_frames(path: str | Path) -> list[Atoms]:
                 "random (docs/new_material.md)."
             )
     return frames
+
+
+def _occupancies(where: str, atoms: Atoms) -> list[dict[str, float]]:
+    """Return what a file says of the shares of elements in sites. Raises ValueError if it is not that."""
+    found = atoms.info.get("occupancy", {})
+    sites = list(found.values()) if isinstance(found, dict) else [found]
+    for site in sites:
+        shares = site.items() if isinstance(site, dict) else [(site, None)]
+        if not shares or not all(isinstance(name, str) and isinstance(share, (int, float)) for name, share in shares):
+            raise ValueError(f"{where}: occupancy is {site!r:.80}, expected the shares of elements in a site.")
+    return sites
 
 
 def _frames(path: Path) -> list[Atoms]:
