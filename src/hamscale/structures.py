@@ -10,6 +10,7 @@ import numpy as np
 from ase import Atoms
 from ase.cell import Cell
 from ase.data import chemical_symbols
+from ase.io.formats import filetype
 from numpy.typing import ArrayLike
 from scipy.spatial import cKDTree
 
@@ -284,13 +285,13 @@ def _frames(path: Path) -> list[Atoms]:
     """Read a file through ASE; labels of an xyz file such as Hf1, which ASE does not know, stand for their elements."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file. Expected a structure that ASE reads: extxyz, CIF, ...")
-    of_xyz = path.suffix in (".xyz", ".extxyz")
     try:
+        # an absolute path, because ASE takes some names for addresses of data bases; a structure may have @ in its name
+        kind = "extxyz" if path.suffix == ".extxyz" else filetype(str(path.absolute()))
+        if of_xyz := kind in ("xyz", "extxyz"):
+            _check_counts(path)
         try:
-            # an absolute path, because ASE takes some names for addresses of data bases; a structure may have @ in its name
-            found = ase.io.read(
-                path.absolute(), ":", "extxyz" if path.suffix == ".extxyz" else None, do_not_split_by_at_sign=True
-            )
+            found = ase.io.read(path.absolute(), ":", kind, do_not_split_by_at_sign=True)
         except KeyError:
             text = path.read_text()
             if not (of_xyz and (labels := sorted({label[0].strip() for label in LABELS.finditer(text)}))):
@@ -298,9 +299,21 @@ def _frames(path: Path) -> list[Atoms]:
             found = ase.io.read(io.StringIO(LABELS.sub(r"\1", text)), ":", "extxyz")
             log.warning(f"{path}: atoms are called {', '.join(labels[:5])}, and taken for the elements without the number.")
     except Exception as error:  # ASE's readers raise exceptions of any type
-        kind = "an atom is called" if isinstance(error, KeyError) else f"{type(error).__name__}:"
+        told = "an atom is called" if isinstance(error, KeyError) else f"{type(error).__name__}:"
         raise ValueError(
-            f"{path}: not a structure ASE reads ({kind} {' '.join(str(error).split()):.200}). Expected extxyz, CIF, ..."
+            f"{path}: not a structure ASE reads ({told} {' '.join(str(error).split()):.200}). Expected extxyz, CIF, ..."
         ) from None
     assert isinstance(found, list), "ASE reads a list with the index ':'"
     return found
+
+
+def _check_counts(path: Path) -> None:
+    """Raise ValueError if a frame of an xyz file has fewer lines than atoms: ASE would look for all of them, for ever."""
+    lines, place = path.read_bytes().splitlines(), 0
+    while place < len(lines) and re.fullmatch(rb"[\d_+]{1,4000}", lines[place].strip()):
+        count = int(lines[place])
+        if count > len(lines) - place - 2:
+            raise ValueError(f"line {place + 1} says {count} atoms, {len(lines) - place - 2} lines follow; was it cut short?")
+        place += 2 + count
+        while place < len(lines) and lines[place].lstrip().startswith(b"VEC"):
+            place += 1
