@@ -1,10 +1,10 @@
-# make demo | hfo2 | gst | figures | test | bench | bench-gpu | setup | lint | clean
+# make demo | hfo2 | gst | figures | test | fuzz | bench | bench-gpu | setup | lint | clean
 PYTHON ?= python3
 CORES ?= $(shell nproc)
 RUN := . .venv/bin/activate &&
 SNAKEMAKE := $(RUN) snakemake --cores $(CORES) --show-failed-logs --rerun-incomplete --quiet rules reason host
 
-.PHONY: demo hfo2 gst figures test bench bench-gpu setup lint clean
+.PHONY: demo hfo2 gst figures test fuzz bench bench-gpu setup lint clean
 
 demo: setup
 	$(SNAKEMAKE) --configfile config/demo.yaml
@@ -28,6 +28,13 @@ figures: .venv/installed
 test: setup
 	@tests/setup_programs.sh
 	$(RUN) pytest --all-programs -n $(CORES)
+
+# mutants of every kind of file from elsewhere, 10,000 of each: about an hour; another seed, others
+MUTANTS ?= 10000
+SEED ?= 0
+fuzz: setup
+	$(RUN) python tests/fuzz/readers.py --count $(MUTANTS) --seed $(SEED)
+	$(RUN) FUZZ=$(MUTANTS) pytest tests/fuzz/test_own_files.py
 
 bench: setup
 	$(RUN) python benchmarks/standard.py

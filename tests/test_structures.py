@@ -6,6 +6,8 @@ from ase import Atoms
 from hamscale.building import build_structure, build_structures
 from hamscale.config import Material, load_material, validate
 from hamscale.structures import (
+    MINIMUM_DISTANCE_ANGSTROM,
+    check_distances,
     given_cells,
     kpoint_counts,
     random_kpoints,
@@ -78,7 +80,7 @@ def test_a_trajectory_gives_one_structure_a_frame(tmp_path):
         ({"builder": {"name": "molecule", "arguments": {"name": "H2"}}}, "cell has rank 0.*box_angstrom"),
         ({"builder": {"name": "molecule", "arguments": {"name": "H2O"}}, "box_angstrom": 6.0}, "holds O, but species are H"),
         ({"builder": {"name": "bulk", "arguments": {"nonsense": 1}}}, "ASE could not make it"),
-        ({"file": {"path": "nowhere.xyz"}}, "structures.a: nowhere.xyz: not a structure ASE reads"),
+        ({"file": {"path": "nowhere.xyz"}}, "structures.a: nowhere.xyz: no such file"),
     ],
 )
 def test_bad_structures_are_refused_by_set(structure, message):
@@ -282,3 +284,80 @@ def test_kpoints_lie_where_a_structure_is_periodic():
     assert kpoint_counts(atoms, (4, 4, 4), None) == (4, 1, 4)
     assert kpoint_counts(atoms, (1, 1, 1), 12.0) == (6, 1, 4)
     assert not random_kpoints(atoms, 5)[:, 1].any()
+
+
+ROCK_SALT = """2
+Lattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3 pbc="T T T"
+Na 0.0 0.0 0.0
+Cl 2.0 2.0 2.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("a.extxyz", "2.0 2.0 2.0", "nan 2.0 2.0", r"position of an atom \(1\) is \[nan, 2.0, 2.0\] A, expected numbers up to"),
+        ("a.extxyz", "2.0 2.0 2.0", "2.0 -inf 2.0", "position of an atom.*-inf"),
+        ("a.extxyz", "2.0 2.0 2.0", "2.0 1e300 2.0", "position of an atom.*1e.300"),
+        ("a.extxyz", "2.0 2.0 2.0", "4.0 8.0 -4.0", "atoms 0 and 1 are 0.000 A apart"),
+        ("a.extxyz", "2.0 2.0 2.0", "3.9 0.1 3.9", "are 0.173 A apart"),
+        ("a.extxyz", "4 0 0 0 4 0", "nan 0 0 0 4 0", r"cell \(0\) is \[nan"),
+        ("a.extxyz", "4 0 0 0 4 0", "0 0 0 0 4 0", "periodic along a, where the cell vector is zero"),
+        ("a.extxyz", "4 0 0 0 4 0", "4 0 0 4 0 0", "planes of the cell.*are 0 A apart"),
+        ("a.extxyz", "4 0 0 0 4 0", "4 0 0 400 4 0", "planes of the cell.*are 0.04 A apart.*less oblique"),
+        ("a.extxyz", "4 0 0 0 4 0", "0.1 0 0 0 4 0", "planes of the cell.*are 0.1 A apart"),
+        ("a.extxyz", ROCK_SALT, ROCK_SALT.splitlines()[1].join(["0\n", "\n"]), "no atoms"),
+        ("a.extxyz", "Na 0.0", "Nax 0.0", "an atom is called 'Nax'"),
+        ("a.extxyz", "Na 0.0", "X 0.0", "atom 0 has the atomic number 0, expected an element"),
+        ("a.extxyz", "Na 0.0", "\0\1\2 0.0", "not a structure ASE reads"),
+        ("a.extxyz", ROCK_SALT, ROCK_SALT.replace("2\n", "999999999999\n", 1), "says 999999999999 atoms, 2 lines follow"),
+        ("a.extxyz", ROCK_SALT, ROCK_SALT * 2 + "9_9", "says 99 atoms, -1 lines follow"),
+        ("a", ROCK_SALT, "999999999999\n" + ROCK_SALT, "says 999999999999 atoms"),
+        ("a.extxyz", ROCK_SALT, "", "holds no structure|not a structure"),
+        ("a.blend", ROCK_SALT, "BLENDER-v279 \0\0", "not a structure ASE reads"),
+        ("a.cif", ROCK_SALT, "\0" * 40, "not a structure ASE reads|holds no structure"),
+        ("a.xyz", "Lattice", "charge=nan Lattice", "charge of the structure is nan, expected an integer"),
+    ],
+)
+def test_a_file_that_is_no_structure_is_refused_in_a_line_that_names_it(name, old, new, message, tmp_path):
+    assert old in ROCK_SALT
+    path = tmp_path / name
+    path.write_text(ROCK_SALT.replace(old, new))
+    with pytest.raises(ValueError, match=message) as refused:
+        read_structure_file(path)
+    assert str(refused.value).startswith(str(path))
+    assert "\n" not in str(refused.value)
+
+
+def test_labels_of_atoms_stand_for_their_elements(tmp_path, caplog):
+    path = tmp_path / "a.extxyz"
+    path.write_text(ROCK_SALT.replace("Na", "Na1").replace("Cl", " Cl23"))
+    assert read_structure_file(path).get_chemical_symbols() == ["Na", "Cl"]
+    assert "atoms are called Cl23, Na1" in caplog.text
+    path.write_text(ROCK_SALT.replace("Na", "Nx1"))
+    with pytest.raises(ValueError, match="an atom is called"):
+        read_structure_file(path)
+
+
+def test_distances_are_those_of_all_images():
+    """Against every image of every atom, in cells of any shape and periodicity."""
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        cell = np.eye(3) * 3 + rng.normal(0, 0.8, (3, 3))
+        atoms = Atoms("H6", rng.uniform(-5, 5, (6, 3)), cell=cell, pbc=rng.random(3) < 0.6)
+        shifts = np.array([R for R in np.ndindex(15, 15, 15)]) - 7
+        shifts = shifts[(shifts[:, ~atoms.pbc] == 0).all(1)] @ cell
+        d = np.linalg.norm(atoms.positions[:, None, None] - atoms.positions[:, None] + shifts, axis=-1)
+        closest = d[d > 1e-9].min()
+        if closest < MINIMUM_DISTANCE_ANGSTROM:
+            with pytest.raises(ValueError, match=rf"atoms \d and \d are {closest:.3f} A apart"):
+                check_distances("it", atoms)
+        else:
+            check_distances("it", atoms)
+
+
+def test_a_name_that_looks_like_the_address_of_a_data_base_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("postgresql@1.extxyz", "mysql.xyz"):
+        (tmp_path / name).write_text(ROCK_SALT)
+        assert len(read_structure_file(name)) == 2

@@ -9,12 +9,13 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property, lru_cache
 from math import prod
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
@@ -25,6 +26,13 @@ from .config import Material
 from .units import bohr_to_angstrom
 
 SHELLS_ONLY = "l ="
+HIGHEST_L = 6
+LARGEST_FILE = 1 << 26  # bytes; the largest of CP2K's own has 3 MB
+
+# a line of anything but numbers, behind which a table of basis sets may name shells (6s 7s), or a title with the number of
+# core corrections
+OTHER_LINE = re.compile(r"^(?!(?:[-+.0-9eE \t\r]*(?:[ \t]+\d[spdfgh])*|[ \t]*NLCC[ \t]+\d+)[ \t\r]*$).*$", re.M)
+Entry = TypeVar("Entry", BasisSetData, PseudopotentialData)
 
 
 def shells_only(l: list[int]) -> str:
@@ -52,7 +60,7 @@ class ElementBasis:
     def shells(self) -> tuple[tuple[int, np.ndarray, np.ndarray], ...]:
         """Return (l, exponents in 1/Bohr^2, contraction coefficients) of each shell, in CP2K's order.
 
-        Raises ValueError for a basis without radial functions.
+        Raises ValueError for a basis without radial functions, and as `parse_basis_set` does.
         """
         if self.text.startswith(SHELLS_ONLY):
             raise ValueError(
@@ -61,7 +69,7 @@ class ElementBasis:
                 "exported."
             )
         shells = []
-        for block in BasisSetData.from_lines(self.text.splitlines()).blocks:
+        for block in parse_basis_set(self.text.splitlines()).blocks:
             table = np.array(block.coefficients, dtype=float)  # (exponents, 1 + shells)
             column = 1
             for l, count in block.l:
@@ -72,9 +80,12 @@ class ElementBasis:
 
     @cached_property
     def l(self) -> tuple[int, ...]:  # noqa: E743
-        """Return the angular momentum of each shell."""
+        """Return the angular momentum of each shell. Raises ValueError if the text says none."""
         if self.text.startswith(SHELLS_ONLY):
-            return tuple(int(l) for l in self.text.removeprefix(SHELLS_ONLY).split())
+            words = self.text.removeprefix(SHELLS_ONLY).split()
+            if not words or not all(re.fullmatch(rf"[0-{HIGHEST_L}]", word) for word in words):
+                raise ValueError(f"basis of {self.element} has the shells {self.text!r:.80}, expected l of 0 to {HIGHEST_L}.")
+            return tuple(int(l) for l in words)
         return tuple(shell[0] for shell in self.shells)
 
     @cached_property
@@ -87,18 +98,26 @@ class ElementBasis:
         ends = np.cumsum([2 * l + 1 for l in self.l])
         return tuple(slice(int(end) - 2 * l - 1, int(end)) for l, end in zip(self.l, ends))
 
+    @cached_property
+    def normalised(self) -> tuple[tuple[int, np.ndarray, np.ndarray], ...]:
+        """Return (l, exponents a, coefficients c) of each shell, as CP2K prints them: sum c x^l exp(-a r^2) has norm one."""
+        result = []
+        for l, exponents, coefficients in self.shells:
+            # primitives N r^l exp(-a r^2) of norm one over the angular parts x^l y^0 z^0, as CP2K scales them
+            c = coefficients * 2.0**l * (2 / np.pi) ** 0.75 * exponents ** (0.5 * l + 0.75)
+            total = np.add.outer(exponents, exponents)
+            norm = np.outer(c, c) * (np.pi / total) ** 1.5 * prod(range(1, 2 * l, 2)) / (2 * total) ** l
+            result.append((l, exponents, c / np.sqrt(norm.sum())))
+        return tuple(result)
+
     def radius_angstrom(self, threshold: float) -> float:
         """Compute the distance beyond which |c r^l exp(-a r^2)| of every primitive is below a threshold, in Angstrom.
 
         c is the coefficient in the normalised contracted orbital, r in Bohr: CP2K's radius of an orbital at EPS_PGF_ORB.
         """
         r, largest = np.arange(0.0, 60.0, 0.01), 0.0
-        for l, exponents, coefficients in self.shells:
-            # primitives N r^l exp(-a r^2) of norm one over the angular parts x^l y^0 z^0, as CP2K scales them
-            c = coefficients * 2.0**l * (2 / np.pi) ** 0.75 * exponents ** (0.5 * l + 0.75)
-            total = np.add.outer(exponents, exponents)
-            norm = np.outer(c, c) * (np.pi / total) ** 1.5 * prod(range(1, 2 * l, 2)) / (2 * total) ** l
-            for a, of_primitive in zip(exponents, c / np.sqrt(norm.sum())):
+        for l, exponents, coefficients in self.normalised:
+            for a, of_primitive in zip(exponents, coefficients):
                 above = np.flatnonzero(np.abs(of_primitive) * r**l * np.exp(-a * r**2) > threshold)
                 largest = max(largest, r[above[-1]] if len(above) else 0.0)
         return bohr_to_angstrom(largest)
@@ -188,20 +207,86 @@ def find_data_file(name: str) -> Path:
     raise ValueError(f"{name}: no such file here or in {cp2k_data_directory()}. Expected a basis or potential file of CP2K.")
 
 
-def _entries(
-    path: Path, element: str, parser: type[BasisSetData] | type[PseudopotentialData]
-) -> Iterator[BasisSetData | PseudopotentialData]:
-    """Yield all entries of one element.
+def _entries(path: Path, element: str) -> list[tuple[list[str], list[str]]]:
+    """Return (names, lines) of all entries of one element, not parsed: files contain kinds of entries that nobody here knows.
 
-    Each entry is parsed by itself, because files contain kinds of entries that the library does not know.
+    An entry ends before the next line that is not of numbers.
+    Raises ValueError if the file is no text.
     """
-    text = re.sub(r"[#!].*", "", path.read_text())
+    content = path.read_bytes()
+    if len(content) > LARGEST_FILE:
+        raise ValueError(f"{path}: {len(content)} bytes, expected a file of at most {LARGEST_FILE}.")
+    if b"\0" in content:
+        raise ValueError(f"{path}: a binary file, expected text in CP2K's format.")
+    text = re.sub(r"[#!].*", "", content.decode(errors="replace"))
     start = re.compile(rf"^[ \t]*{element}[ \t]+\S*[A-Za-z]\S*.*$", re.M)
-    any_start = re.compile(r"^[ \t]*[A-Z][a-z]?[ \t]+\S*[A-Za-z]\S*.*$", re.M)
+    entries = []
     for match in start.finditer(text):
-        following = any_start.search(text, match.end())
+        following = OTHER_LINE.search(text, match.end())
         lines = text[match.start() : following.start() if following else None].splitlines()
-        yield parser.from_lines([line for line in lines if line.strip()])
+        entries.append((match[0].split()[1:], [line.strip() for line in lines if line.strip()]))
+    return entries
+
+
+def _parsed(parser: type[Entry], lines: list[str]) -> Entry:
+    """Parse an entry. Raises ValueError, in one line, for what is none; the parsers raise exceptions of many types."""
+    try:
+        entry = parser.from_lines(lines)
+    except Exception as error:
+        told = " ".join((str(error) or type(error).__name__).split())
+        raise ValueError(f"not in CP2K's format: {told:.200}") from None
+    return entry
+
+
+def _is_number(number: Decimal) -> bool:
+    """Tell whether a number has a size and decimals as tables of basis sets have; others would fill the memory as text."""
+    return number.is_finite() and number.adjusted() < 12 and int(number.as_tuple().exponent) >= -40
+
+
+def parse_basis_set(lines: list[str]) -> BasisSetData:
+    """Parse a basis set in CP2K's format.
+
+    Raises ValueError if its numbers are not as many as it says, or none of a basis set: exponents are above zero, and every
+    shell has a coefficient that is not zero.
+    """
+    data = _parsed(BasisSetData, lines)
+    if not data.blocks or len(lines) != 2 + sum(1 + len(block.coefficients) for block in data.blocks):
+        raise ValueError(f"{len(lines)} lines, expected those of {len(data.blocks)} sets and no more.")
+    for number, (block, head) in enumerate(zip(data.blocks, _heads(data, lines)), start=1):
+        where, shells = f"set {number}", sum(count for _, count in block.l)
+        counts = [count for _, count in block.l]
+        if not (0 <= head[1] <= head[2] <= HIGHEST_L and len(counts) == head[2] - head[1] + 1 and min(counts) >= 0):
+            raise ValueError(f"{where}: {head} is no line of n, lmin, lmax, number of exponents and of the shells of each l.")
+        if not (0 < shells <= 100 and 0 < len(block.coefficients) <= 100):
+            raise ValueError(f"{where}: {shells} shells of {len(block.coefficients)} exponents, expected 1 to 100 of each.")
+        if any(len(row) != 1 + shells for row in block.coefficients):
+            raise ValueError(f"{where}: a line without exponent and {shells} coefficients.")
+        if not all(_is_number(x) for row in block.coefficients for x in row):
+            raise ValueError(f"{where}: a number is not finite, too large, or of more than 40 decimals.")
+        if not all(row[0] >= Decimal("1e-6") for row in block.coefficients):
+            raise ValueError(f"{where}: an exponent is below 1e-6, expected it above zero.")
+        if not all(any(row[1 + shell] for row in block.coefficients) for shell in range(shells)):
+            raise ValueError(f"{where}: a shell whose coefficients are all zero.")
+    return data
+
+
+def _heads(data: BasisSetData, lines: list[str]) -> Iterator[list[int]]:
+    """Yield the first four numbers of the line before the exponents of every set: n, lmin, lmax, number of exponents."""
+    place = 2
+    for block in data.blocks:
+        yield [int(word) for word in lines[place].split()[:4]]
+        place += 1 + len(block.coefficients)
+
+
+def _parse_potential(element: str, lines: list[str]) -> PseudopotentialData:
+    """Parse a pseudopotential. Raises ValueError if it is none, or leaves more electrons than its element has."""
+    data = _parsed(PseudopotentialData, lines)
+    numbers = [data.local.r, *data.local.coefficients, *(x for part in data.non_local for x in (part.r, *part.coefficients))]
+    if not all(map(_is_number, numbers)) or not data.local.r > 0:
+        raise ValueError("a number is not finite or too large, or the radius not above zero.")
+    if not (min(data.n_el) >= 0 and 0 < sum(data.n_el) <= atomic_numbers[element]):
+        raise ValueError(f"{data.n_el} valence electrons, expected 1 to {atomic_numbers[element]}.")
+    return data
 
 
 def read_element_basis(element: str, basis: str, potential: str, basis_file: str, potential_file: str) -> ElementBasis:
@@ -209,28 +294,49 @@ def read_element_basis(element: str, basis: str, potential: str, basis_file: str
 
     basis, potential: any of the names given in the files, with or without the suffix -qN for the number of valence
     electrons. Without it, the potential that fits the basis set is taken.
-    Raises ValueError that names what the file has instead.
+    Raises ValueError that names what the file has instead, or what is wrong with the entry.
     """
-    if element not in atomic_numbers:
+    if element not in atomic_numbers or element == "X":
         raise ValueError(f"{element!r} is not a chemical element.")
     basis_path, potential_path = find_data_file(basis_file), find_data_file(potential_file)
-    found = list(_entries(basis_path, element, BasisSetData))
-    sets = [entry for entry in found if basis in entry.identifiers]
+    found = _entries(basis_path, element)
+    sets = [lines for names, lines in found if basis in names]
     if not sets:
-        names = ", ".join(entry.identifiers[0] for entry in found) or "no basis set of this element"
+        names = ", ".join(names[0] for names, _ in found) or "no basis set of this element"
         raise ValueError(f"{basis_path}: element {element} has no basis set {basis}; it has {names}.")
-    found = list(_entries(potential_path, element, PseudopotentialData))
-    wanted = {potential} | {f"{potential}-q{entry.n_el}" for entry in sets[:1] if entry.n_el}
-    potentials = [entry for entry in found if wanted & set(entry.identifiers)]
-    if sets[0].n_el:
-        potentials = [entry for entry in potentials if sum(entry.n_el) == sets[0].n_el]
+    data = _of_file(basis_path, element, basis, sets, parse_basis_set)
+    found = _entries(potential_path, element)
+    wanted = {potential} | ({f"{potential}-q{data.n_el}"} if data.n_el else set())
+    potentials = [lines for names, lines in found if wanted & set(names)]
+    if data.n_el:
+        potentials = [lines for lines in potentials if _electrons(lines) == data.n_el]
     if not potentials:
-        names = ", ".join(entry.identifiers[0] for entry in found) or "no potential of this element"
-        need = f" for {sets[0].n_el} valence electrons (basis {basis})" if sets[0].n_el else ""
+        names = ", ".join(names[0] for names, _ in found) or "no potential of this element"
+        need = f" for {data.n_el} valence electrons (basis {basis})" if data.n_el else ""
         raise ValueError(f"{potential_path}: element {element} has no potential {potential}{need}; it has {names}.")
-    text = "\n".join(line.rstrip() for line in sets[0].cp2k_format_line_iter())
-    name = next((n for n in potentials[0].identifiers if re.search(r"-q\d+$", n)), potentials[0].identifiers[0])
-    return ElementBasis(element, basis, text, name, int(sum(potentials[0].n_el)))
+    parsed = _of_file(potential_path, element, potential, potentials[:1], lambda lines: _parse_potential(element, lines))
+    text = "\n".join(line.rstrip() for line in data.cp2k_format_line_iter())
+    name = next((n for n in parsed.identifiers if re.search(r"-q\d+$", n)), parsed.identifiers[0])
+    return ElementBasis(element, basis, text, name, int(sum(parsed.n_el)))
+
+
+def _electrons(lines: list[str]) -> int:
+    """Return the number of valence electrons of an entry of a pseudopotential, 0 if its second line does not say it."""
+    words = lines[1].split() if len(lines) > 1 else []
+    return sum(map(int, words)) if all(re.fullmatch(r"\d{1,3}", word, re.ASCII) for word in words) else 0
+
+
+def _of_file(path: Path, element: str, name: str, entries: list[list[str]], parse: Callable[[list[str]], Entry]) -> Entry:
+    """Return the one entry of a name. Raises ValueError, with the file, if it is none, or if there are several."""
+    try:
+        first, *others = map(parse, entries)
+    except ValueError as error:
+        raise ValueError(f"{path}: {name} of {element}: {error}") from None
+    if any(other != first for other in others):
+        raise ValueError(
+            f"{path}: {name} of {element} is there {1 + len(others)} times, with other numbers. Remove all but one."
+        )
+    return first
 
 
 def material_basis(material: Material) -> Basis:

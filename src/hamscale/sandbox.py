@@ -17,6 +17,7 @@ SECONDS = 10  # beside those for BYTES_PER_SECOND
 BYTES_PER_SECOND = 10**7
 AT_ONCE = 2**20  # values that are read at a time
 DEEPEST = 8  # groups within groups
+COMPRESSED = 1000  # a dataset may be so many times larger than its file
 # set in the process itself, because a process with threads must not run Python between fork and exec
 LIMITED = """import os, resource, sys
 for kind, limit in (resource.RLIMIT_DATA, int(sys.argv[1])), (resource.RLIMIT_CPU, int(sys.argv[2])), (resource.RLIMIT_CORE, 0):
@@ -31,6 +32,8 @@ def probe(*paths: Path) -> None:
     Raises ValueError if one is damaged or cut short, holds links, virtual datasets or data stored in other files, or takes
     more memory or time than its size allows.
     """
+    if not paths:
+        return
     run_limited([sys.executable, "-m", "hamscale.sandbox", *map(str, paths)], paths)
 
 
@@ -63,24 +66,30 @@ def run_limited(command: Sequence[str], paths: Sequence[Path], memory: int = FIX
     return done.stdout
 
 
-def _read_all(group: h5py.Group, depth: int) -> None:
+class _Refused(Exception):
+    """What a file holds is not taken."""
+
+
+def _read_all(group: h5py.Group, depth: int, size: int) -> None:
     for name in group:
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise ValueError(f"{group.name}/{name} is a link to somewhere else")
+            raise _Refused(f"{group.name.rstrip('/')}/{name} is a link, expected what it leads to in this file")
         item = group[name]
         if isinstance(item, h5py.Group):
             if not depth:
-                raise ValueError(f"{item.name}: groups lie within more than {DEEPEST} groups")
-            _read_all(item, depth - 1)
+                raise _Refused(f"{item.name} lies within more than {DEEPEST} groups")
+            _read_all(item, depth - 1, size)
         elif isinstance(item, h5py.Dataset):
-            _read_dataset(item)
+            _read_dataset(item, size)
         else:
-            raise ValueError(f"{item.name} is neither a group nor a dataset")
+            raise _Refused(f"{item.name} is neither a group nor a dataset")
 
 
-def _read_dataset(dataset: h5py.Dataset) -> None:
+def _read_dataset(dataset: h5py.Dataset, size: int) -> None:
     if dataset.is_virtual or dataset.id.get_create_plist().get_external_count():
-        raise ValueError(f"{dataset.name} is virtual or stored in another file")
+        raise _Refused(f"{dataset.name} is virtual or lies in another file, expected what it stands for in this file")
+    if dataset.nbytes > COMPRESSED * size:
+        raise _Refused(f"{dataset.name} declares {dataset.nbytes} bytes in a file of {size}")
     for _ in dataset.attrs.items():
         pass
     if not dataset.shape:
@@ -98,7 +107,10 @@ def main(paths: Sequence[str]) -> int:
             with h5py.File(path, "r", locking=False) as file:
                 for _ in file.attrs.items():
                     pass
-                _read_all(file, DEEPEST)
+                _read_all(file, DEEPEST, os.path.getsize(path))
+        except _Refused as error:
+            print(f"{path}: {error}.", file=sys.stderr)
+            return 1
         except MemoryError:
             print(f"{path}: reading it takes more memory than its size allows", file=sys.stderr)
             return 1

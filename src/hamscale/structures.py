@@ -1,18 +1,27 @@
 """Read, write and wrap structures, and tell what follows from their cells and the directions in which they are periodic."""
 
+import io
+import logging
+import re
 from pathlib import Path
 
 import ase.io
 import numpy as np
 from ase import Atoms
 from ase.cell import Cell
-from ase.neighborlist import neighbor_list
+from ase.data import chemical_symbols
+from ase.io.formats import filetype
 from numpy.typing import ArrayLike
+from scipy.spatial import cKDTree
 
 from .files import atomic
 
+log = logging.getLogger(__name__)
+
 GIVEN = "given_positions"  # array of wrapped Atoms, (A, 3) Angstrom: the positions in the user's file
 MINIMUM_DISTANCE_ANGSTROM = 0.5
+LARGEST_ANGSTROM = 1e6  # of a coordinate or a cell vector; beyond it 8 decimals are no longer exact
+LABELS = re.compile(r"^(\s*[A-Z][a-z]?)\d+(?=\s)", re.M)  # Hf1, O2: symbols with a number behind, at the start of lines
 POSITION_DECIMALS = 8  # extxyz holds so many; positions are rounded to them, so that a structure equals its file
 
 
@@ -90,8 +99,8 @@ def multiplicity_of(atoms: Atoms) -> int | None:
 
 def _integer(atoms: Atoms, name: str, default: int) -> int:
     found = atoms.info.get(name, default)
-    if not isinstance(found, (int, float, np.integer, np.floating)) or found != int(found):
-        raise ValueError(f"{name} of the structure is {found!r}, expected an integer. Correct it in its file.")
+    if not isinstance(found, (int, float, np.integer, np.floating)) or not np.isfinite(found) or found != int(found):
+        raise ValueError(f"{name} of the structure is {found}, expected an integer. Correct it in its file.")
     return int(found)
 
 
@@ -142,13 +151,69 @@ def plane_distances(cell: Cell) -> np.ndarray:
     return 1 / np.linalg.norm(cell.reciprocal(), axis=1)
 
 
-def check_distances(where: str, atoms: Atoms) -> None:
-    """Raise ValueError if two atoms (or an atom and its image) are closer than 0.5 A."""
-    i, j, d = neighbor_list("ijd", atoms, MINIMUM_DISTANCE_ANGSTROM)
-    if len(d):
+def check_structure(where: str, atoms: Atoms) -> None:
+    """Raise ValueError if there are no atoms, or one of no element, or a coordinate or the cell is not what it can be.
+
+    Coordinates and cell vectors are to be finite, charge and multiplicity integers, and the lattice planes along the vectors at
+    least 0.5 A apart, which they are not where vectors lie in a plane.
+    """
+    if not len(atoms):
+        raise ValueError(f"{where}: holds no atoms, expected at least one.")
+    wrong = np.flatnonzero((atoms.numbers < 1) | (atoms.numbers >= len(chemical_symbols)))
+    if len(wrong):
+        raise ValueError(f"{where}: atom {wrong[0]} has the atomic number {atoms.numbers[wrong[0]]}, expected an element.")
+    for name, values in (("position of an atom", atoms.positions), ("cell", atoms.cell.array)):
+        unfit = ~(np.abs(values) <= LARGEST_ANGSTROM).all(1)  # also of NaN
+        if unfit.any():
+            row = int(unfit.argmax())
+            raise ValueError(
+                f"{where}: {name} ({row}) is {values[row].tolist()} A, expected numbers up to {LARGEST_ANGSTROM:g}. Correct it "
+                "in the file."
+            )
+    lengths = atoms.cell.lengths()
+    if (missing := atoms.pbc & (lengths == 0)).any():
+        axes = ", ".join("abc"[axis] for axis in np.flatnonzero(missing))
         raise ValueError(
-            f"{where}: atoms {i[0]} and {j[0]} are {d[0]:.3f} A apart, expected at least {MINIMUM_DISTANCE_ANGSTROM} A. "
-            "Use a smaller rattle or mend the structure."
+            f"{where}: periodic along {axes}, where the cell vector is zero. Give a cell, or no periodicity there."
+        )
+    given = atoms.cell.array[lengths > 0]
+    planes = 1 / np.linalg.norm(np.linalg.pinv(given), axis=0) if np.linalg.matrix_rank(given) == len(given) else np.zeros(1)
+    if planes.min(initial=np.inf) < MINIMUM_DISTANCE_ANGSTROM:
+        raise ValueError(
+            f"{where}: lattice planes of the cell {np.round(atoms.cell.array, 4).tolist()} A are {planes.min():.2g} A apart, "
+            f"expected at least {MINIMUM_DISTANCE_ANGSTROM}. Its vectors lie in a plane, or nearly; give the right ones, or "
+            "others of the same lattice that are less oblique."
+        )
+    try:
+        charge_of(atoms), multiplicity_of(atoms)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def check_distances(where: str, atoms: Atoms) -> None:
+    """Raise ValueError if two atoms (or an atom and an image of another) are closer than 0.5 A, and as `check_structure`."""
+    check_structure(where, atoms)
+    cell = atoms.cell.complete()
+    fractions = cell.scaled_positions(atoms.positions)
+    fractions -= np.where(atoms.pbc, np.floor(fractions), 0)
+    index, margin = np.arange(len(atoms)), MINIMUM_DISTANCE_ANGSTROM / plane_distances(cell)
+    for axis in np.flatnonzero(atoms.pbc):  # with images of the atoms at each lower face beyond the upper one
+        near = np.flatnonzero(fractions[:, axis] <= margin[axis])
+        index, fractions = np.append(index, index[near]), np.append(fractions, fractions[near] + np.eye(3)[axis], axis=0)
+    points = fractions @ cell.array
+    at_one, first = np.unique(np.round(points, POSITION_DECIMALS), axis=0, return_index=True)
+    if len(at_one) < len(points):  # many atoms at one point, as in a file of zeros, would take the tree for ever
+        second = np.setdiff1d(np.arange(len(points)), first)[0]
+        first, distance = np.flatnonzero((np.abs(points - points[second]) < 1e-7).all(1))[0], 0.0
+    else:
+        distances, nearest = cKDTree(points).query(points, 2, distance_upper_bound=MINIMUM_DISTANCE_ANGSTROM)
+        first = distances[:, 1].argmin()
+        distance, second = distances[first, 1], nearest[first, 1]
+    if distance < MINIMUM_DISTANCE_ANGSTROM:
+        i, j = sorted((index[first], index[second]))
+        raise ValueError(
+            f"{where}: atoms {i} and {j} are {distance:.3f} A apart, expected at least {MINIMUM_DISTANCE_ANGSTROM} A. Use a "
+            "smaller rattle or mend the structure."
         )
 
 
@@ -161,7 +226,8 @@ def write_structure_file(path: str | Path, atoms: Atoms) -> None:
 def read_structure_file(path: str | Path, frame: int | None = None) -> Atoms:
     """Read one structure from any file that ASE reads. frame: index of the structure in a trajectory, from 0.
 
-    Raises ValueError as `read_frames` does, if there are several frames and none was chosen, and if there is no such frame.
+    Raises ValueError as `read_frames` does, if there are several frames and none was chosen, if there is no such frame, and if
+    two atoms are closer than 0.5 A.
     """
     frames = read_frames(path)
     if frame is None and len(frames) > 1:
@@ -171,25 +237,28 @@ def read_structure_file(path: str | Path, frame: int | None = None) -> Atoms:
         )
     if not 0 <= (frame or 0) < len(frames):
         raise ValueError(f"{path}: no frame {frame}, it holds {len(frames)}. Choose one by --frame 0 to {len(frames) - 1}.")
-    return frames[frame or 0]
+    atoms = frames[frame or 0]
+    check_distances(str(path), atoms)
+    return atoms
 
 
 def read_frames(path: str | Path) -> list[Atoms]:
     """Read all structures of a file that ASE reads.
 
-    Raises ValueError if the file is missing or ASE cannot read it, and if a site is shared by elements or partly empty: ASE
-    would keep only the element with the largest share.
+    Raises ValueError if the file is missing, empty or ASE cannot read it, if a structure is none (`check_structure`), and if a
+    site is shared by elements or partly empty: ASE would keep only the element with the largest share.
     """
-    try:
-        frames = ase.io.read(path, index=":", format="extxyz" if str(path).endswith(".extxyz") else None)
-    except Exception as error:  # ASE's readers raise exceptions of any type
-        raise ValueError(
-            f"{path}: not a structure ASE reads ({type(error).__name__}: {error}). Expected extxyz, CIF, ..."
-        ) from None
-    assert isinstance(frames, list), "ASE reads a list with the index ':'"
-    for atoms in frames:
+    frames = _frames(Path(path))
+    if not frames:
+        raise ValueError(f"{path}: holds no structure, expected at least one.")
+    for number, atoms in enumerate(frames):
+        where = f"{path}, frame {number}" if len(frames) > 1 else str(path)
+        check_structure(where, atoms)
+        given = atoms.arrays.get(GIVEN)
+        if given is not None and not (given.shape == (len(atoms), 3) and given.dtype == float and np.isfinite(given).all()):
+            raise ValueError(f"{where}: {GIVEN} are not three numbers for each atom. Correct the column, or leave it out.")
         # for every kind of site ASE lists the elements that share it, once for each of these elements
-        kinds = {tuple(sorted(shares.items())) for shares in atoms.info.get("occupancy", {}).values()}
+        kinds = {tuple(sorted(shares.items())) for shares in _occupancies(where, atoms)}
         shared = [kind for kind in sorted(kinds) if len(kind) > 1 or kind[0][1] < 1]
         if shared:
             told = "; ".join(", ".join(f"{share:g} {symbol}" for symbol, share in kind) for kind in shared)
@@ -199,3 +268,52 @@ def read_frames(path: str | Path) -> list[Atoms]:
                 "random (docs/new_material.md)."
             )
     return frames
+
+
+def _occupancies(where: str, atoms: Atoms) -> list[dict[str, float]]:
+    """Return what a file says of the shares of elements in sites. Raises ValueError if it is not that."""
+    found = atoms.info.get("occupancy", {})
+    sites = list(found.values()) if isinstance(found, dict) else [found]
+    for site in sites:
+        shares = site.items() if isinstance(site, dict) else [(site, None)]
+        if not shares or not all(isinstance(name, str) and isinstance(share, (int, float)) for name, share in shares):
+            raise ValueError(f"{where}: occupancy is {site!r:.80}, expected the shares of elements in a site.")
+    return sites
+
+
+def _frames(path: Path) -> list[Atoms]:
+    """Read a file through ASE; labels of an xyz file such as Hf1, which ASE does not know, stand for their elements."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file. Expected a structure that ASE reads: extxyz, CIF, ...")
+    try:
+        # an absolute path, because ASE takes some names for addresses of data bases; a structure may have @ in its name
+        kind = "extxyz" if path.suffix == ".extxyz" else filetype(str(path.absolute()))
+        if of_xyz := kind in ("xyz", "extxyz"):
+            _check_counts(path)
+        try:
+            found = ase.io.read(path.absolute(), ":", kind, do_not_split_by_at_sign=True)
+        except KeyError:
+            text = path.read_text()
+            if not (of_xyz and (labels := sorted({label[0].strip() for label in LABELS.finditer(text)}))):
+                raise
+            found = ase.io.read(io.StringIO(LABELS.sub(r"\1", text)), ":", "extxyz")
+            log.warning(f"{path}: atoms are called {', '.join(labels[:5])}, and taken for the elements without the number.")
+    except Exception as error:  # ASE's readers raise exceptions of any type
+        told = "an atom is called" if isinstance(error, KeyError) else f"{type(error).__name__}:"
+        raise ValueError(
+            f"{path}: not a structure ASE reads ({told} {' '.join(str(error).split()):.200}). Expected extxyz, CIF, ..."
+        ) from None
+    assert isinstance(found, list), "ASE reads a list with the index ':'"
+    return found
+
+
+def _check_counts(path: Path) -> None:
+    """Raise ValueError if a frame of an xyz file has fewer lines than atoms: ASE would look for all of them, for ever."""
+    lines, place = path.read_bytes().splitlines(), 0
+    while place < len(lines) and re.fullmatch(rb"[\d_+]{1,4000}", lines[place].strip()):
+        count = int(lines[place])
+        if count > len(lines) - place - 2:
+            raise ValueError(f"line {place + 1} says {count} atoms, {len(lines) - place - 2} lines follow; was it cut short?")
+        place += 2 + count
+        while place < len(lines) and lines[place].lstrip().startswith(b"VEC"):
+            place += 1

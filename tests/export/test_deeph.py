@@ -199,11 +199,53 @@ def spoil_h5(name, change):
     return spoil
 
 
+def spoil_set(name, dataset, change):
+    def replace_it(file):
+        values = file[dataset][:]
+        del file[dataset]
+        file[dataset] = change(values)
+
+    return spoil_h5(name, replace_it)
+
+
+def spoil_pairs(change):
+    """The same change in both files."""
+
+    def spoil(folder):
+        for name in ("hamiltonian.h5", "overlap.h5"):
+            spoil_set(name, "atom_pairs", change)(folder)
+
+    return spoil
+
+
+def link_to_a_file(file):
+    del file["entries"]
+    file["entries"] = h5py.ExternalLink("hamiltonian.h5", "entries")
+
+
+def put_elsewhere(file):
+    del file["entries"]
+    file.create_dataset("entries", (10,), float, external=[("/etc/passwd", 0, 80)])
+
+
+def declare_more(file):
+    del file["entries"]
+    file.create_dataset("entries", (10**11,), float, chunks=(100,))
+
+
+def map_itself(file):
+    del file["entries"]
+    layout = h5py.VirtualLayout((10,), float)
+    layout[:] = h5py.VirtualSource(".", "entries", (10,))
+    file.create_virtual_dataset("entries", layout)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (spoil_info(spinful=True), "info.json: spinful, expected one spin"),
-        (spoil_info(elements_orbital_map={"Hf": [0, 1], "O": [0, 1]}), "the shells of its atoms say"),
+        (spoil_info(elements_orbital_map={"Hf": [0, 1], "O": [0, 1]}), "orbits_quantity is .*the shells say"),
+        (spoil_info(elements_orbital_map={"Hf": [0, 1], "O": [0, 1]}, orbits_quantity=12), "the shells of its atoms say"),
         (spoil_info(elements_orbital_map={"Hf": [0, 1]}), "O. Expected a data set of DeepH"),
         (lambda folder: (folder / "overlap.h5").unlink(), "No such file or directory"),
         (lambda folder: (folder / "info.json").write_text("{"), "not JSON"),
@@ -213,6 +255,33 @@ def spoil_h5(name, change):
         (spoil_h5("overlap.h5", lambda f: f["atom_pairs"].__setitem__((4, 0), 9)), "atom_pairs .* differ"),
         (spoil_h5("overlap.h5", lambda f: f["atom_pairs"].__setitem__((4, 3), 9)), "a block of atom 9, expected atoms 0 to 2"),
         (spoil_h5("overlap.h5", lambda f: f["chunk_boundaries"].__setitem__(4, 9)), "chunk_boundaries do not fit"),
+        (lambda folder: (folder / "info.json").write_text("[1, 2]"), "info.json: a list, expected an object"),
+        (lambda folder: (folder / "info.json").write_text("[" * 100_000), "info.json: not JSON"),
+        (lambda folder: (folder / "info.json").write_bytes(b"\xff{}"), "info.json: not JSON"),
+        (spoil_info(elements_orbital_map=[0, 1]), "elements_orbital_map is no mapping"),
+        (spoil_info(elements_orbital_map={"Hf": [0, 1.5], "O": [0, 1]}), "shells of Hf are .*expected a list of their l"),
+        (spoil_info(elements_orbital_map={"Hf": [0, 1], "O": [7, 1]}), "shells of O are .*expected l of 0 to 6"),
+        (spoil_info(elements_orbital_map={"Hf": [0, 0, 2, 1], "O": [0, 1]}), "overlap of atoms .* couples other m"),
+        (spoil_info(elements_orbital_map={"Hf": [0, 0, 1, 2], "O": [1, 0]}), "overlap of atoms .* couples other m"),
+        (spoil_info(fermi_energy_eV="low"), "info.json: the Fermi level is 'low', expected a number"),
+        (spoil_info(fermi_energy_eV=float("nan")), "info.json: the Fermi level is nan"),
+        (spoil_info(atoms_quantity=4), "atoms_quantity is 4, POSCAR and the shells say 3"),
+        (spoil_info(orthogonal_basis=True), "orthogonal_basis, expected orbitals of atoms"),
+        (spoil_set("overlap.h5", "atom_pairs", lambda p: p[:, :4]), r"atom_pairs has the shape .*expected \(n, 5\)"),
+        (spoil_set("overlap.h5", "atom_pairs", lambda p: p.astype(float)), "atom_pairs are float64, expected integers"),
+        (spoil_set("hamiltonian.h5", "entries", lambda e: e + 0j), "entries are complex128, expected real numbers"),
+        (spoil_set("hamiltonian.h5", "entries", lambda e: e.reshape(1, -1)), r"entries has the shape .*expected \(n,\)"),
+        (spoil_set("hamiltonian.h5", "entries", lambda e: e * 1e8), "element of .* Hartree, expected at most 1e.05"),
+        (spoil_set("hamiltonian.h5", "chunk_shapes", lambda s: s[:-1]), "chunk_shapes of .* atom_pairs, expected one"),
+        (spoil_set("overlap.h5", "entries", lambda e: e * 1.01), "1.0e-02 off, expected one on its diagonal"),
+        (spoil_pairs(lambda p: np.where(p == 0, p, -p) * [1, 1, 1, -1, -1]), "overlap of atoms .* couples other m"),
+        (spoil_pairs(lambda p: p * [10**6, 1, 1, 1, 1]), "a cell R of a pair is .*no orbitals reach it"),
+        (spoil_pairs(lambda p: p * [20, 20, 20, 1, 1]), "A apart, expected at most 100"),
+        (spoil_pairs(lambda p: p * [0, 1, 1, 1, 1]), "a pair of atoms is there twice"),
+        (spoil_h5("overlap.h5", link_to_a_file), "entries is a link, expected what it leads to in this file"),
+        (spoil_h5("overlap.h5", put_elsewhere), "entries is virtual or lies in another file"),
+        (spoil_h5("overlap.h5", declare_more), "entries declares 800000000000 bytes in a file of"),
+        (spoil_h5("overlap.h5", map_itself), "entries is virtual or lies in another file"),
     ],
 )
 def test_a_data_set_that_is_doubtful_is_refused_with_its_name(dft, tmp_path, spoil, message):

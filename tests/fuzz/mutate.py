@@ -144,16 +144,16 @@ BINARY: list[Mutation] = [_flip_bits, _set_bytes, _set_value, _cut_end, _append,
 TEXT: list[Mutation] = [_swap_lines, _repeat_or_drop_line, _replace_number, _replace_number, _swap_tokens, _drop_token]
 
 
-def mutants(data: bytes, count: int, seed: int) -> Iterator[bytes]:
+def mutants(data: bytes, count: int, seed: int, first: int = 0) -> Iterator[bytes]:
     """Yield `count` mutants of the bytes of a file; each differs from it, by one to four mutations.
 
     Of text, which has no byte zero, lines, numbers and words are changed too. Mutant n of a seed is the same whatever `count`
-    is. Raises ValueError if there is nothing to mutate.
+    is; they begin with mutant `first`. Raises ValueError if there is nothing to mutate.
     """
     if not data:
         raise ValueError("a file without a byte has no mutants.")
     mutations = BINARY if b"\0" in data else BINARY + TEXT + TEXT
-    for number in range(count):
+    for number in range(first, first + count):
         random = Random(f"{seed} {number}")
         mutant = bytearray(data)
         while mutant == data:

@@ -16,8 +16,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from mutate import mutants
 
+from fuzz.mutate import mutants
 from hamscale.config import Network
 from hamscale.container import identity
 from hamscale.graph.codec import BlockCodec

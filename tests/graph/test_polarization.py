@@ -8,9 +8,18 @@ from scipy.spatial.transform import Rotation
 from scipy.special import erf, erfc
 
 from hamscale.angular import rotation_matrix
-from hamscale.graph.polarization import WIDTH_ANGSTROM, _Waves, neutral_charges, potentials
+from hamscale.graph.polarization import (
+    FEWEST_WAVES,
+    SPLIT_ANGSTROM,
+    WAVES_PER_ATOM,
+    WIDTH_ANGSTROM,
+    _split_angstrom,
+    _Waves,
+    neutral_charges,
+    potentials,
+)
 from hamscale.units import angstrom_to_bohr
-from helpers import hafnia, rotated
+from helpers import WATER, hafnia, rotated
 
 ELEMENTS = [8, 72]
 
@@ -179,3 +188,31 @@ def test_an_element_that_is_absent_has_zeros():
     assert not felt[:, 1].any()
     assert not fields[:, :, 1].any()
     assert felt[:, [0, 2]].all()
+
+
+@pytest.mark.parametrize("pbc", [(True, True, True), (True, True, False)], ids=["bulk", "slab"])
+def test_vacuum_takes_wider_gaussians_and_gives_the_same(pbc):
+    """A molecule in a box of 30 A against the waves of the Gaussians themselves, without a sum near by."""
+    atoms = Atoms("OHH", WATER.positions + 1.0, cell=np.diag([30.0, 28, 29]), pbc=pbc)
+    assert _split_angstrom(atoms) > SPLIT_ANGSTROM
+    charges = np.array([[1.0], [-2.0]])
+    felt, _, fields = potentials(atoms, [1, 8], charges)
+    waves = _Waves(atoms)
+    phi, E = waves.of_charges(np.where(atoms.numbers == 8, -2.0, 1.0))
+    np.testing.assert_allclose(felt[:, 0], phi, rtol=0, atol=2e-8)
+    np.testing.assert_allclose(fields[:, :, 0], E[:, [1, 2, 0]], rtol=0, atol=2e-8)
+    induced, of_dipoles = waves.of_dipoles((atoms.numbers == 8)[:, None] * E)
+    np.testing.assert_allclose(felt[:, 2], induced, rtol=0, atol=2e-8)
+    np.testing.assert_allclose(fields[:, :, 2], of_dipoles[:, [1, 2, 0]], rtol=0, atol=2e-8)
+
+
+def test_waves_follow_the_atoms_and_not_the_vacuum():
+    def waves(atoms: Atoms) -> int:
+        return int(np.prod(_Waves(atoms, _split_angstrom(atoms)).shape))
+
+    for box in (90.0, 200.0, 2000.0):
+        assert waves(Atoms("OHH", WATER.positions, cell=[box] * 3, pbc=True)) <= FEWEST_WAVES
+        assert waves(Atoms("OHH", WATER.positions, cell=[box] * 3, pbc=[True, False, False])) <= FEWEST_WAVES
+    crystal = hafnia(0).repeat(3)
+    assert _split_angstrom(crystal) == SPLIT_ANGSTROM
+    assert waves(crystal) < WAVES_PER_ATOM * len(crystal)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # largest difference of the eigenvalues of parsed H(k), S(k) from those CP2K printed; the project's runs give 1e-10 or less
 EIGENVALUE_TOLERANCE_HARTREE = 5e-8
+# largest difference of S from two-centre integrals of the basis; the project's runs give 1e-6 or less
+OVERLAP_TOLERANCE = 1e-4
 
 
 @command("check", argument("config"))
@@ -161,17 +163,17 @@ def parse_operators(material: Path, structure: Path, run: Path, out: Path) -> No
     from ..analysis.spectra import find_levels
     from ..basis import material_basis
     from ..dft.outputs import check_eigenvalues, read_run
+    from ..export import cp2k_runs
     from ..operators import write_operators
     from ..structures import read_structure_file
 
     settings = config.load_material(material)
     atoms, basis = read_structure_file(structure), material_basis(settings)
     if run.is_file():
-        from ..export import cp2k_runs
-
         result = cp2k_runs.read(run, basis, atoms)
     else:
         result = read_run(run, atoms, basis, {"config_sha256": config.sha256(settings.dft)})
+        cp2k_runs.check_images(str(run), result, OVERLAP_TOLERANCE)
         check_eigenvalues(str(run), result, EIGENVALUE_TOLERANCE_HARTREE)
     result.attributes |= find_levels(result, settings.analysis).attributes()
     write_operators(out, result)

@@ -23,12 +23,16 @@ CELL_ROUNDING_ANGSTROM = 6e-4  # of the 3 decimals of the log
 
 @dataclass
 class Kind:
-    """An atomic kind of a run: its element, basis set and pseudopotential."""
+    """An atomic kind of a run: its element, basis set and pseudopotential.
+
+    shells: (exponents, coefficients) of the function x^l of every shell, normalised, to 6 decimals; empty if not printed.
+    """
 
     element: str
     basis: str
     n_orbitals: int
     potential: str
+    shells: list[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass
@@ -204,8 +208,28 @@ def _atoms(text: str) -> tuple[dict[str, Kind], list[str], np.ndarray]:
         basis = re.search(r"Orbital Basis Set +(\S+).*?Number of spherical basis functions: +(\d+)", part, re.S)
         potential = re.search(r"Potential information for +(\S+)", part)
         if basis and number in element:
-            kinds[name] = Kind(element[number], basis[1], int(basis[2]), potential[1] if potential else "")
+            kinds[name] = Kind(element[number], basis[1], int(basis[2]), potential[1] if potential else "", _shells(part))
     return kinds, [symbol for _, symbol, _ in rows], np.array([[float(x) for x in xyz.split()] for *_, xyz in rows])
+
+
+def _shells(part: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return `Kind.shells` of what the log prints of a kind. The first function of a shell is the one with x^l."""
+    table = re.search(
+        r"Orbital Basis Set.*?Normalised Cartesian orbitals:.*?Coefficient *\n(.*?)(?=^ +[A-Z]|\Z)", part, re.M | re.S
+    )
+    shells: dict[tuple[str, str], list[list[str]]] = {}
+    rows: list[list[str]] = []
+    for line in table[1].splitlines() if table else ():
+        words = line.split()
+        if len(words) == 5:
+            rows = [] if (words[0], words[1]) in shells else shells.setdefault((words[0], words[1]), [])
+        if len(words) in (2, 5):
+            rows.append(words[-2:])
+    try:
+        tables = [np.array(rows, dtype=float).T for rows in shells.values()]
+    except ValueError:  # CP2K prints stars for a number too wide
+        return []
+    return [(exponents, coefficients) for exponents, coefficients in tables]
 
 
 def _cell(path: Path, text: str) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from ase import Atoms
 from scipy.linalg import LinAlgError
 
-from ..basis import Basis
+from ..basis import SHELLS_ONLY, Basis, ElementBasis
 from ..operators import Operators
 from ..pairs import PairList
 from ..runs import Snapshot, snapshot
@@ -23,7 +23,7 @@ from ..units import angstrom_to_bohr
 from ..workers import eigh
 from .csr import image_files, read_blocks
 from .geometry import input_file, run_geometry, run_output
-from .log import OUTPUT, RunOutput
+from .log import OUTPUT, Kind, RunOutput
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +177,11 @@ def _check_kinds(log: Path, output: RunOutput, atoms: Atoms, basis: Basis) -> No
                 f"{log}: {kind.element} was run with basis {kind.basis} of {kind.n_orbitals} orbitals, the configuration says "
                 f"{wanted}. Run it again, or set species back to what was run."
             )
+        if not _same_shells(kind, expected):
+            raise ValueError(
+                f"{log}: {kind.element} was run with other exponents or coefficients than basis {kind.basis} has now. Was the "
+                "file of basis sets changed after the run? Run it again, or take the file that it was run with."
+            )
         if kind.potential and _name(kind.potential) != _name(expected.potential):
             raise ValueError(
                 f"{log}: {kind.element} was run with potential {kind.potential}, the configuration says {expected.potential}. "
@@ -188,6 +193,16 @@ def _check_kinds(log: Path, output: RunOutput, atoms: Atoms, basis: Basis) -> No
             f"{log}: {output.n_electrons} electrons, the pseudopotentials of the configuration leave {electrons} at "
             f"the charge {output.charge}. Expected a run of these potentials."
         )
+
+
+def _same_shells(kind: Kind, basis: ElementBasis) -> bool:
+    """Tell whether the log prints the exponents and coefficients of a basis, to its 6 decimals; also where it prints none."""
+    if not kind.shells or basis.text.startswith(SHELLS_ONLY):
+        return True
+    return len(kind.shells) == len(basis.normalised) and all(
+        len(a) == len(exponents) and np.abs(a - exponents).max() < 1e-6 and np.abs(c - coefficients).max() < 2e-6
+        for (a, c), (_, exponents, coefficients) in zip(kind.shells, basis.normalised)
+    )
 
 
 def _name(potential: str) -> str:

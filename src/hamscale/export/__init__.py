@@ -10,6 +10,7 @@ from pathlib import Path
 from ..basis import Basis
 from ..operators import SPINS, write_operators
 from ..runs import first_file, snapshots
+from ..sandbox import probe
 from . import cp2k, cp2k_runs, deeph, matrixmarket, quatrex, siesta
 from .stream import stored
 
@@ -79,9 +80,10 @@ def import_data(source: str | Path, out: str | Path, basis: Basis | None = None)
 
 
 def _import_deeph(source: Path, out: Path) -> list[Path]:
-    written = []
-    for folder in deeph.data_folders(source):
+    written, folders = [], deeph.data_folders(source)
+    probe(*(path for folder in folders for path in deeph.hdf5_files(folder)))  # one process for all
+    for folder in folders:
         name = "-".join(folder.relative_to(source).parts)
         written.append(out / f"{name}.h5" if name else out)
-        write_operators(written[-1], deeph.read(folder))
+        write_operators(written[-1], deeph.read(folder, probed=True))
     return written

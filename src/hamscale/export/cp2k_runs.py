@@ -9,7 +9,7 @@ from ase import Atoms
 from ..basis import Basis
 from ..dft.geometry import run_atoms
 from ..dft.outputs import check_eigenvalues, read_run
-from ..graph.placement import overlap_deviations, placed_by_overlap
+from ..graph.placement import exchanged_images, overlap_deviations, placed_by_overlap
 from ..operators import Operators
 from ..runs import snapshot
 from ..structures import POSITION_DECIMALS, check_distances, wrap_as_cp2k
@@ -48,10 +48,21 @@ def read(path: str | Path, basis: Basis, atoms: Atoms | None = None, attributes:
     """
     where = str(snapshot(path))
     operators = placed_by_overlap(read_run(path, read_structure(path) if atoms is None else atoms, basis, attributes))
-    if (overlap := float(overlap_deviations(operators).max())) > OVERLAP_TOLERANCE:
+    check_images(where, operators)
+    _check_eigenvalues(where, operators)
+    return operators
+
+
+def check_images(where: str, operators: Operators, tolerance: float = OVERLAP_TOLERANCE) -> None:
+    """Check that S is that of two-centre integrals of the basis, and that every image of H belongs to that of S.
+
+    A difference of S beyond CLOSE_OVERLAP is told. Raises ValueError for one beyond the tolerance, and for an image R whose H
+    is that of another image (`graph.placement.exchanged_images`).
+    """
+    if (overlap := float(overlap_deviations(operators).max())) > tolerance:
         raise ValueError(
             f"{where}: S differs from the two-centre integrals of the basis by {overlap:.1e}, expected at most "
-            f"{OVERLAP_TOLERANCE:.0e}. Are positions, cell and basis those of the run? Keep its input and "
+            f"{tolerance:.0e}. Are positions, cell and basis those of the run? Keep its input and "
             "NAME-pos-1.xyz beside the log, and NAME-1.cell (&MOTION &PRINT &CELL) where the cell changes."
         )
     if overlap > CLOSE_OVERLAP:
@@ -59,8 +70,12 @@ def read(path: str | Path, basis: Basis, atoms: Atoms | None = None, attributes:
             f"{where}: S differs from the two-centre integrals of the basis by {overlap:.1e}: EPS_DEFAULT is large, or "
             "positions or cell are rounded."
         )
-    _check_eigenvalues(where, operators)
-    return operators
+    if exchanged := exchanged_images(operators):
+        R, other = exchanged[0]
+        raise ValueError(
+            f"{where}: H of the image R = {R} is that of R = {other}, by its S. Were files of matrices renamed, or the table "
+            "of images in the log changed? Run CP2K again."
+        )
 
 
 def _check_eigenvalues(where: str, operators: Operators) -> None:

@@ -16,25 +16,36 @@ order of OpenMX: p = (x, y, z), d = (z2, x2-y2, xy, xz, yz), f = (z3, xz2, yz2, 
 """
 
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
 import ase.io
+import h5py
 import numpy as np
 from ase import Atoms
-from ase.data import chemical_symbols
 
 from ..basis import Basis, ElementBasis, shells_only
-from ..container import new_h5, open_foreign
+from ..container import new_h5
 from ..files import atomic_folder
+from ..graph.placement import edge_frame_deviations
 from ..operators import Operators, check_finite
 from ..pairs import PairList, block_offsets, find_pairs
-from ..structures import charge_of, wrap_as_cp2k
+from ..sandbox import probe
+from ..structures import MINIMUM_DISTANCE_ANGSTROM, charge_of, check_distances, check_structure, wrap_as_cp2k
 from ..units import ev_to_hartree, hartree_to_ev
 from .stream import Stored, write_energies
 
 HERMITICITY_TOLERANCE = 1e-4  # Hartree for H, 1 for S: a larger difference does not come from rounding
+OVERLAP_TOLERANCE = 1e-3  # of what S has by its nature: other codes integrate it on grids
+LARGEST_HARTREE = 1e5  # |H| of the 1s shell of the heaviest element is 5e3
+FARTHEST_ANGSTROM = 100.0  # no orbitals reach so far
+SHELL_LETTERS = "spdfghi"
+LARGEST_RATIO, ALWAYS_READ = (
+    4,
+    1 << 24,
+)  # of the bytes that a dataset declares to those of its file, and beyond; it may be compressed
 OPENMX = {0: [0], 1: [1, 2, 0], 2: [2, 4, 0, 3, 1], 3: [6, 4, 2, 0, 1, 3, 5]}  # l -> places of m = -l..l in OpenMX's order
 
 
@@ -103,21 +114,33 @@ def data_folders(root: str | Path) -> list[Path]:
     return folders
 
 
-def read(folder: str | Path) -> Operators:
+def hdf5_files(folder: Path) -> list[Path]:
+    """Return the HDF5 files of one structure of a data set."""
+    return sorted(path for path in folder.glob("*.h5") if path.is_file())
+
+
+def read(folder: str | Path, probed: bool = False) -> Operators:
     """Read H and S of one structure of a DeepH data set, of either layout.
+
+    probed: whether another process has read its HDF5 files without harm (`sandbox.probe`); if not, one does so first.
 
     The basis has shells alone (`basis.shells_only`). Atoms are wrapped as CP2K wraps them, and the cells R with them. A
     structure whose blocks all belong to the home cell is taken for a molecule. eV become Hartree by CODATA 2006, as everywhere
     in hamscale.
 
     Raises ValueError, naming the file, if a file is missing or cut short, if there are two spins, if H and S have different
-    pairs, if a block has another shape than its shells say, if a value is not a number, or if a block is not the transpose of
-    its reverse.
+    pairs, if a block has another shape than its shells say, if a value is not a number or complex, if a block is not the
+    transpose of its reverse, if S is not that of orbitals at the places of the atoms (`_check_values`), or if an HDF5 file has
+    links or takes data from elsewhere.
     """
     folder = Path(folder)
     info = _json(folder / "info.json")
+    if not probed:
+        probe(*hdf5_files(folder))
     if info.get("spinful", info.get("isspinful", False)):
         raise ValueError(f"{folder / 'info.json'}: spinful, expected one spin: operators here are spin-restricted.")
+    if info.get("orthogonal_basis", False):
+        raise ValueError(f"{folder / 'info.json'}: orthogonal_basis, expected orbitals of atoms, which overlap.")
     read_layout = _read_dock if (folder / "POSCAR").is_file() else _read_pack
     try:
         atoms, shells, fermi_ev, blocks = read_layout(folder, info)
@@ -126,15 +149,17 @@ def read(folder: str | Path) -> Operators:
     except KeyError as error:
         raise ValueError(f"{folder}: {error.args[0]}. Expected a data set of DeepH-dock or DeepH-pack.") from None
     basis = Basis(
-        ElementBasis(element, "DeepH " + "".join("spdfghi"[l] for l in l_of_shells), shells_only(l_of_shells), "unknown", 0)
+        ElementBasis(element, "DeepH " + "".join(SHELL_LETTERS[l] for l in l_of_shells), shells_only(l_of_shells), "unknown", 0)
         for element, l_of_shells in shells.items()
     )
     pairs, hamiltonian, overlap = blocks
     attributes = {"source": "dft", "code": "DeepH data set", "wall_seconds": 0.0}
     if fermi_ev is not None:
-        attributes["fermi_level_hartree"] = ev_to_hartree(fermi_ev)
+        attributes["fermi_level_hartree"] = ev_to_hartree(_number(folder / "info.json", "the Fermi level", fermi_ev))
     try:
+        _check_pairs(atoms, pairs)
         pairs = _wrap(atoms, pairs)
+        check_distances("structure", atoms)
         operators = Operators(atoms, basis, PairList(atoms, pairs), ev_to_hartree(hamiltonian), overlap, attributes).sorted()
         for name in ("hamiltonian", "overlap"):
             check_finite(name, getattr(operators, name))
@@ -144,35 +169,149 @@ def read(folder: str | Path) -> Operators:
                     f"{name} differs from its adjoint by {difference:.1e} (Hartree, 1), expected at most "
                     f"{HERMITICITY_TOLERANCE:.0e}."
                 )
+        _check_values(operators)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     return operators
+
+
+def _check_pairs(atoms: Atoms, pairs: np.ndarray) -> None:
+    """Raise ValueError if a pair is there twice or of atoms that are too far apart, or if an atom has no block of its own."""
+    if np.abs(pairs[:, 2:]).max(initial=0) > FARTHEST_ANGSTROM / MINIMUM_DISTANCE_ANGSTROM:
+        raise ValueError(
+            f"a cell R of a pair is {pairs[np.abs(pairs[:, 2:]).max(1).argmax(), 2:].tolist()}: no orbitals reach it."
+        )
+    of_pairs = PairList(atoms, pairs)
+    if of_pairs.distances.max(initial=0) > FARTHEST_ANGSTROM:
+        i, j, *R = pairs[of_pairs.distances.argmax()].tolist()
+        raise ValueError(
+            f"block ({i}, {j}, {R}) is of atoms {of_pairs.distances.max():.0f} A apart, expected at most {FARTHEST_ANGSTROM:g}."
+        )
+    if len(np.unique(of_pairs.keys)) < len(pairs):
+        raise ValueError("a pair of atoms is there twice, expected one block of each. Write the data set again.")
+    if len(lacking := np.setdiff1d(np.arange(len(atoms)), pairs[of_pairs.onsite, 0])):
+        raise ValueError(f"atom {lacking[0]} has no block (i, i, 0) of its own. Write the data set again.")
+
+
+def _check_values(operators: Operators) -> None:
+    """Raise ValueError if H or S is what none can be.
+
+    |H| is bounded; S is one on its diagonal and not above one anywhere, and it is a two-centre quantity: seen along the line
+    between two atoms it couples orbitals of the same m alone. It does not if the order of shells or of m, the positions or the
+    cells R are others than those of the matrices.
+    """
+    if (largest := np.abs(operators.hamiltonian).max(initial=0)) > LARGEST_HARTREE:
+        raise ValueError(f"hamiltonian has an element of {largest:.1e} Hartree, expected at most {LARGEST_HARTREE:.0e}.")
+    worst = np.abs(operators.overlap).max(initial=0)
+    for z, _, rows, places in operators.groups():
+        onsite = operators.pairs.onsite[rows]
+        diagonal = places[onsite].take(operators.overlap)[:, :: operators.basis[z].n_orbitals + 1]
+        worst = max(worst, 1 + np.abs(diagonal - 1).max(initial=0))
+    if worst > 1 + OVERLAP_TOLERANCE:
+        raise ValueError(
+            f"overlap has an element that is {worst - 1:.1e} off, expected one on its diagonal and less elsewhere."
+        )
+    deviations = edge_frame_deviations(operators)
+    if len(deviations) and deviations.max() > OVERLAP_TOLERANCE:
+        i, j, *R = operators.pairs[int(deviations.argmax())].tolist()
+        raise ValueError(
+            f"overlap of atoms {i} and {j}, R = {R}, is not that of orbitals at their places: it couples other m by "
+            f"{deviations.max():.1e}, expected at most {OVERLAP_TOLERANCE:.0e}. Do the order of shells (elements_orbital_map), "
+            "the positions and atom_pairs belong to these matrices?"
+        )
 
 
 def _json(path: Path) -> dict:
     if not path.is_file():
         raise ValueError(f"{path}: no such file. Expected the info.json of a DeepH data set.")
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
         raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: a {type(content).__name__}, expected an object of keys and values.")
+    return content
+
+
+def _number(path: Path, name: str, found: object) -> float:
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not abs(found) < 1e9:  # also NaN
+        raise ValueError(f"{path}: {name} is {found!r:.80}, expected a number.")
+    return float(found)
+
+
+def _shells(path: Path, element: str, found: object) -> list[int]:
+    """Return the l of the shells of an element. Raises ValueError if they are none."""
+    if not (isinstance(found, list) and 0 < len(found) <= 100 and all(type(l) is int for l in found)):
+        raise ValueError(f"{path}: shells of {element} are {found!r:.80}, expected a list of their l, e.g. [0, 0, 1].")
+    if not 0 <= min(found) <= max(found) < len(SHELL_LETTERS):
+        raise ValueError(f"{path}: shells of {element} are {found!r:.80}, expected l of 0 to {len(SHELL_LETTERS) - 1}.")
+    return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file; what h5py raises while it is read, exceptions of many types, becomes ValueError with its path."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        told = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
+        raise ValueError(told if told.startswith(str(path)) else f"{path}: cannot be read as HDF5: {told:.200}") from None
+
+
+def _dataset(path: Path, file: h5py.File, name: str, kinds: str, width: int | None = None) -> np.ndarray:
+    """Read a dataset of numbers, (n,), or (n, width), or of any two lengths if width is 0.
+
+    kinds: of numpy's dtype, "iu" of integers, "f" of real numbers. Raises ValueError before anything is read if the dataset is
+    elsewhere (a link, an external or a virtual dataset), or of other numbers or shape, or declares more than the file can hold.
+    """
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{path}: {name} is {'a link' if name in file else 'missing'}, expected a dataset of this file.")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
+        raise ValueError(f"{path}: {name} is not a dataset that lies in this file. Copy what it stands for into it.")
+    if dataset.dtype.kind not in kinds:
+        expected = "integers" if "i" in kinds else "real numbers"
+        raise ValueError(f"{path}: {name} are {dataset.dtype}, expected {expected}.")
+    shape_fits = dataset.ndim == (1 if width is None else 2) and (not width or dataset.shape[1] == width)
+    if not shape_fits:
+        expected = "(n,)" if width is None else f"(n, {width or 'm'})"
+        raise ValueError(f"{path}: {name} has the shape {dataset.shape}, expected {expected}.")
+    if dataset.nbytes > LARGEST_RATIO * path.stat().st_size + ALWAYS_READ:
+        raise ValueError(
+            f"{path}: {name} declares {dataset.nbytes} bytes in a file of {path.stat().st_size}. Was it cut short?"
+        )
+    return dataset[:]
 
 
 def _read_dock(folder: Path, info: dict) -> Layout:
     try:
         found = ase.io.read(folder / "POSCAR", format="vasp")
     except Exception as error:  # ASE raises exceptions of any type
-        raise ValueError(f"{folder / 'POSCAR'}: not a POSCAR that ASE reads ({type(error).__name__}: {error}).") from None
+        told = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        raise ValueError(f"{folder / 'POSCAR'}: not a POSCAR that ASE reads ({told}).") from None
     assert isinstance(found, Atoms), "without an index ASE reads one structure"
-    atoms = Atoms(found.numbers, found.positions, cell=found.cell)
-    shells = {e: [int(l) for l in info["elements_orbital_map"][e]] for e in dict.fromkeys(atoms.get_chemical_symbols())}
+    atoms = Atoms(found.numbers, found.positions, cell=found.cell, pbc=True)
+    check_structure(str(folder / "POSCAR"), atoms)
+    of_elements = info["elements_orbital_map"]
+    if not isinstance(of_elements, dict):
+        raise ValueError(f"{folder / 'info.json'}: elements_orbital_map is no mapping of elements to the l of their shells.")
+    shells = {e: _shells(folder / "info.json", e, of_elements[e]) for e in dict.fromkeys(atoms.get_chemical_symbols())}
     orbitals = _orbitals(atoms, shells)
+    for name, count in (("atoms_quantity", len(atoms)), ("orbits_quantity", int(orbitals.sum()))):
+        if info.get(name, count) != count:
+            raise ValueError(f"{folder / 'info.json'}: {name} is {info[name]!r:.80}, POSCAR and the shells say {count}.")
     values = {}
     for name in ("hamiltonian", "overlap"):
         path = folder / f"{name}.h5"
-        with open_foreign(path) as file:
-            pairs, bounds, entries = file["atom_pairs"][:], file["chunk_boundaries"][:], file["entries"][:]
-            shapes = file["chunk_shapes"][:]
+        with _opened(path) as file:
+            pairs = _dataset(path, file, "atom_pairs", "iu", 5)
+            shapes, bounds = _dataset(path, file, "chunk_shapes", "iu", 2), _dataset(path, file, "chunk_boundaries", "iu")
+            entries = _dataset(path, file, "entries", "f")
+        if len(shapes) != len(pairs):
+            raise ValueError(f"{path}: {len(shapes)} chunk_shapes of {len(pairs)} atom_pairs, expected one of each.")
         pairs = pairs[:, [3, 4, 0, 1, 2]].astype(np.int64)
         _check_blocks(path, pairs, orbitals, shapes)
         if not np.array_equal(bounds, np.concatenate([[0], np.cumsum(np.prod(shapes, axis=1))])) or bounds[-1] != len(entries):
@@ -184,25 +323,61 @@ def _read_dock(folder: Path, info: dict) -> Layout:
     return atoms, shells, fermi, (pairs, values["hamiltonian"][1], values["overlap"][1])
 
 
-def _read_pack(folder: Path, info: dict) -> Layout:
-    numbers = np.loadtxt(folder / "element.dat", dtype=int, ndmin=1)
-    cell, positions = np.loadtxt(folder / "lat.dat").T, np.loadtxt(folder / "site_positions.dat", ndmin=2).T
-    atoms = Atoms(numbers, positions, cell=cell)
-    lines = [[int(l) for l in line.split()] for line in (folder / "orbital_types.dat").read_text().splitlines() if line.strip()]
+def _numbers(path: Path) -> np.ndarray:
+    """Read a table of numbers. Raises ValueError, naming the file, if it is none."""
+    try:
+        return np.loadtxt(path, ndmin=2)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a table of numbers: {' '.join(str(error).split())}") from None
+
+
+def _pack_structure(folder: Path) -> tuple[Atoms, dict[str, list[int]]]:
+    """Read the structure of DeepH-pack's layout, and the l of the shells of its elements."""
+    numbers, cell, positions = (_numbers(folder / name) for name in ("element.dat", "lat.dat", "site_positions.dat"))
+    numbers = numbers.ravel()
+    if cell.shape != (3, 3) or positions.shape != (3, len(numbers)) or not (numbers % 1 == 0).all() or abs(numbers).max() > 200:
+        raise ValueError(
+            f"{folder}: lat.dat is {cell.shape}, site_positions.dat {positions.shape}, and element.dat has {len(numbers)} "
+            "numbers, expected (3, 3), (3, atoms) and the atomic number of each atom."
+        )
+    atoms = Atoms(numbers.astype(int), positions.T, cell=cell.T, pbc=True)
+    check_structure(str(folder), atoms)
+    path = folder / "orbital_types.dat"
+    try:
+        lines = [[int(l) for l in line.split()] for line in path.read_text().splitlines() if line.strip()]
+    except ValueError as error:
+        raise ValueError(f"{path}: not lines of l: {error}") from None
+    if len(lines) != len(atoms):
+        raise ValueError(f"{path}: {len(lines)} lines of shells for {len(atoms)} atoms, expected one each.")
     shells: dict[str, list[int]] = {}
-    for number, line in zip(numbers.tolist(), lines, strict=True):
-        if shells.setdefault(chemical_symbols[number], line) != line:
-            raise ValueError(f"{folder / 'orbital_types.dat'}: atoms of {chemical_symbols[number]} differ in their shells.")
+    for symbol, line in zip(atoms.get_chemical_symbols(), lines):
+        if shells.setdefault(symbol, _shells(path, symbol, line)) != line:
+            raise ValueError(f"{path}: atoms of {symbol} differ in their shells.")
+    return atoms, shells
+
+
+def _read_pack(folder: Path, info: dict) -> Layout:
+    atoms, shells = _pack_structure(folder)
     orbitals = _orbitals(atoms, shells)
     order = {e: _from_openmx(l) for e, l in shells.items()}
     found = {}
     for name in ("hamiltonian", "overlap"):
         path = folder / f"{name}s.h5"
-        with open_foreign(path) as file:
-            keys = np.array([json.loads(key) for key in file], dtype=np.int64).reshape(-1, 5)
-            blocks = [file[key][:] for key in file]
-        pairs = np.column_stack([keys[:, 3:] - 1, keys[:, :3]])
+        with _opened(path) as file:
+            keys = [json.loads(key) for key in file]
+            if not all(isinstance(k, list) and len(k) == 5 and all(type(n) is int and abs(n) < 2**31 for n in k) for k in keys):
+                raise ValueError(f"{path}: a dataset has another name than [R1, R2, R3, i, j].")
+            blocks, read = [], 0
+            for key in file:
+                blocks.append(_dataset(path, file, key, "f", 0))
+                read += blocks[-1].nbytes
+                if read > LARGEST_RATIO * path.stat().st_size + ALWAYS_READ:
+                    raise ValueError(f"{path}: its datasets declare more bytes than it has. Was it cut short?")
+        numbers = np.array(keys, dtype=np.int64).reshape(-1, 5)
+        pairs = np.column_stack([numbers[:, 3:] - 1, numbers[:, :3]])
         _check_blocks(path, pairs, orbitals, np.array([block.shape for block in blocks]).reshape(-1, 2))
+        if len(np.unique(pairs, axis=0)) < len(pairs):
+            raise ValueError(f"{path}: a pair of atoms is there twice, expected one block of each.")
         symbols = atoms.get_chemical_symbols()
         blocks = [block[np.ix_(order[symbols[i]], order[symbols[j]])] for block, (i, j) in zip(blocks, pairs[:, :2])]
         found[name] = pairs, blocks
@@ -230,8 +405,11 @@ def _from_openmx(shells: list[int]) -> np.ndarray:
 
 
 def _check_blocks(path: Path, pairs: np.ndarray, orbitals: np.ndarray, shapes: np.ndarray) -> None:
-    if len(pairs) and not (pairs[:, :2].min() >= 0 and pairs[:, :2].max() < len(orbitals)):
-        raise ValueError(f"{path}: a block of atom {pairs[:, :2].max()}, expected atoms 0 to {len(orbitals) - 1}.")
+    if len(outside := np.flatnonzero(((pairs[:, :2] < 0) | (pairs[:, :2] >= len(orbitals))).any(1))):
+        i, j = pairs[outside[0], :2].tolist()
+        raise ValueError(
+            f"{path}: a block of atom {j if 0 <= i < len(orbitals) else i}, expected atoms 0 to {len(orbitals) - 1}."
+        )
     expected = orbitals[pairs[:, :2]]
     if len(wrong := np.flatnonzero((shapes != expected).any(1))):
         i, j, *R = pairs[wrong[0]].tolist()

@@ -13,7 +13,9 @@ the screening by dipoles are coefficients that a fit determines. The difference 
 / r, is short-ranged and is represented by a sum over near neighbours.
 
 As in every Ewald sum, the waves are those of wider Gaussians (SPLIT_ANGSTROM), and the difference to the Gaussians of
-WIDTH_ANGSTROM is summed over the atoms near by. There are 45 times fewer waves than without it. The sums over k are non-uniform
+WIDTH_ANGSTROM is summed over the atoms near by. There are 45 times fewer waves than without it. The number of waves follows
+the volume of the cell; where most of that is vacuum, as around a molecule in a periodic box, the Gaussians are made so much
+wider that it follows the number of atoms (`_split_angstrom`), which changes no result. The sums over k are non-uniform
 Fourier transforms, which cost N log N in the number of atoms. A rank makes those of all atoms, whose number is small, and
 the sums near by for its own atoms alone; the fields that induce dipoles are put together from all ranks.
 
@@ -45,7 +47,8 @@ from ..units import angstrom_to_bohr
 from .neighbours import Neighbourhood
 
 WIDTH_ANGSTROM = 0.7
-SPLIT_ANGSTROM = 2.5
+SPLIT_ANGSTROM = 2.5  # the least; wider where there would be more waves than the two numbers below allow
+FEWEST_WAVES, WAVES_PER_ATOM = 8192, 1000  # solids have 5 to 30 waves per atom
 REACH = 6.5  # largest |k| times the width, and largest distance over it: weights below exp(-21) are left out
 ACCURACY = 1e-10
 FROM_XYZ = [1, 2, 0]  # takes (x, y, z) into the order of L = 1: y, z, x
@@ -111,8 +114,9 @@ class _Sums:
 
     def __init__(self, atoms: Atoms, elements: list[int], owned: np.ndarray) -> None:
         self.atoms, self.owned = atoms, owned
-        self.waves = _Waves(atoms, SPLIT_ANGSTROM, owned)
-        self.near = Neighbourhood(atoms, REACH * SPLIT_ANGSTROM, owned)
+        self.split = _split_angstrom(atoms)
+        self.waves = _Waves(atoms, self.split, owned)
+        self.near = Neighbourhood(atoms, REACH * self.split, owned)
         self.of = [(atoms.numbers == z).astype(float) for z in elements]
         self.kind = np.full(len(atoms), len(elements))
         for kind, z in enumerate(elements):
@@ -124,7 +128,7 @@ class _Sums:
         phi, fields = (np.stack(parts, -1) for parts in zip(*map(self.waves.of_charges, of_atoms)))
         if self.atoms.pbc.all():  # the sum over waves has none of length zero, and the near potentials have a mean
             volume = angstrom_to_bohr(angstrom_to_bohr(angstrom_to_bohr(self.atoms.get_volume())))
-            widths = angstrom_to_bohr(SPLIT_ANGSTROM) ** 2 - angstrom_to_bohr(WIDTH_ANGSTROM) ** 2
+            widths = angstrom_to_bohr(self.split) ** 2 - angstrom_to_bohr(WIDTH_ANGSTROM) ** 2
             phi -= 2 * np.pi / volume * widths * np.array([q.sum() for q in of_atoms])
         for rows, _, vectors, (h, slope, _), add in self._near_atoms():
             phi[rows] += add(h) @ charges
@@ -159,19 +163,20 @@ class _Sums:
             def add(values: np.ndarray) -> np.ndarray:
                 return np.bincount(index, values, rows * (n + 1)).reshape(rows, n + 1)[:, :n]  # noqa: B023
 
-            values = _short_range(np.linalg.norm(vectors, axis=1))
+            values = _short_range(np.linalg.norm(vectors, axis=1), self.split)
             yield slice(first, first + rows), pairs[:, 1], vectors, values, add
             first += rows
 
 
-def _short_range(r: np.ndarray) -> np.ndarray:
+def _short_range(r: np.ndarray, split_angstrom: float) -> np.ndarray:
     """Compute h, h'/r and (h'' - h'/r) / r^2, (3, E), of h(r) = erf(r / 2^0.5 w) / r - erf(r / 2^0.5 W) / r.
 
-    h is the potential of a Gaussian of width w less that of one of width W. r (E,), w and W are in Bohr; r may be zero.
+    h is the potential of a Gaussian of width w less that of one of width W, `split_angstrom`. r (E,) is in Bohr, and so are the
+    results; r may be zero.
     """
     own, result = r == 0, np.zeros((3, len(r)))
     r = np.where(own, 1.0, r)
-    for sign, s in ((1, angstrom_to_bohr(WIDTH_ANGSTROM)), (-1, angstrom_to_bohr(SPLIT_ANGSTROM))):
+    for sign, s in ((1, angstrom_to_bohr(WIDTH_ANGSTROM)), (-1, angstrom_to_bohr(split_angstrom))):
         potential, g = erf(r / (2**0.5 * s)) / r, (2 / np.pi) ** 0.5 / s * np.exp(-(r**2) / (2 * s**2))
         values = potential, (g - potential) / r**2, (3 * potential - 3 * g - g * r**2 / s**2) / r**4
         at_zero = (2 / np.pi) ** 0.5 * np.array([1 / s, -1 / (3 * s**3), 1 / (5 * s**5)])
@@ -179,19 +184,36 @@ def _short_range(r: np.ndarray) -> np.ndarray:
     return result
 
 
+def _split_angstrom(atoms: Atoms) -> float:
+    """Return the width of the Gaussians whose waves are summed, in Angstrom.
+
+    It is SPLIT_ANGSTROM, or, where there would be more than WAVES_PER_ATOM of each atom and FEWEST_WAVES in all, as much more
+    as leaves no more. The atoms within its reach then number no more than some hundreds for an atom, since most of the cell is
+    empty, unless the atoms lie together in it.
+    """
+    width, most = SPLIT_ANGSTROM, max(FEWEST_WAVES, WAVES_PER_ATOM * len(atoms))
+    while np.prod(2.0 * _highest(_in_cell_of_waves(atoms, width), width) + 1) > most:
+        width *= 1.25
+    return width
+
+
+def _highest(atoms: Atoms, width_angstrom: float) -> np.ndarray:
+    """Return the highest order of the waves along each cell vector up to the reach of Gaussians of a width, (3,)."""
+    return np.ceil(REACH / width_angstrom * atoms.cell.lengths() / (2 * np.pi)).astype(int)
+
+
 class _Waves:
     """Plane waves of a cell up to the reach of Gaussians of a width, and sums over them at some atoms, all by default."""
 
     def __init__(self, atoms: Atoms, width_angstrom: float = WIDTH_ANGSTROM, owned: np.ndarray | None = None) -> None:
         open_directions = None if atoms.pbc.all() else ~atoms.pbc
-        if open_directions is not None:
-            atoms = _in_cell_of_waves(atoms, width_angstrom)
+        atoms = _in_cell_of_waves(atoms, width_angstrom)
         cell = angstrom_to_bohr(np.asarray(atoms.cell))
         width = angstrom_to_bohr(width_angstrom)
         reach = REACH / width
         self.points = [np.ascontiguousarray(2 * np.pi * x) for x in (atoms.get_scaled_positions() - 0.5).T]
         self.places = self.points if owned is None else [np.ascontiguousarray(x[owned]) for x in self.points]
-        highest = np.ceil(reach * np.linalg.norm(cell, axis=1) / (2 * np.pi)).astype(int)
+        highest = _highest(atoms, width_angstrom)
         self.shape = tuple(int(m) for m in 2 * highest + 1)
         reciprocal = 2 * np.pi * np.linalg.inv(cell).T
         orders = np.meshgrid(*(np.arange(-m, m + 1) for m in highest), indexing="ij", sparse=True)
@@ -223,11 +245,13 @@ class _Waves:
 
 
 def _in_cell_of_waves(atoms: Atoms, width_angstrom: float) -> Atoms:
-    """Return the atoms of a slab or a wire in a periodic cell with room for an interaction that ends.
+    """Return the atoms of a slab or a wire in a periodic cell with room for an interaction that ends; others as they are.
 
     Its open vectors are perpendicular to the periodic ones and to each other, and of equal length L. The interaction ends at
     L/2, beyond the farthest atom and its Gaussian, and the nearest image of that atom lies beyond L/2 too.
     """
+    if atoms.pbc.all():
+        return atoms
     cell, is_open = with_vacuum(atoms, 1.0).cell.array, ~atoms.pbc
     normals = cell[is_open] / np.linalg.norm(cell[is_open], axis=1, keepdims=True)
     extent = np.linalg.norm(np.ptp(atoms.positions @ normals.T, axis=0))
