@@ -1,3 +1,3 @@
 """From DFT to the predicted Hamiltonian of device-sized materials."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
