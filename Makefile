@@ -1,10 +1,13 @@
-# make demo | hfo2 | gst | figures | test | fuzz | bench | bench-gpu | setup | lint | clean
+# make demo | hfo2 | gst | figures | docs | test | fuzz | bench | bench-gpu | setup | lint | clean
 PYTHON ?= python3
 CORES ?= $(shell nproc)
 RUN := . .venv/bin/activate &&
 SNAKEMAKE := $(RUN) snakemake --cores $(CORES) --show-failed-logs --rerun-incomplete --quiet rules reason host
 
-.PHONY: demo hfo2 gst figures test fuzz bench bench-gpu setup lint clean
+# Material's notice about the future of MkDocs is no warning of this site
+MKDOCS := NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
+
+.PHONY: demo hfo2 gst figures docs test fuzz bench bench-gpu setup lint clean
 
 demo: setup
 	$(SNAKEMAKE) --configfile config/demo.yaml
@@ -24,8 +27,13 @@ figures: .venv/installed
 	$(SNAKEMAKE) -- figures
 	@echo "pictures: results/figures/*.pdf, .png"
 
+# the site, in site/: it opens in a browser without a server
+docs: .venv/docs
+	$(RUN) $(MKDOCS)
+	@echo "site: site/index.html"
+
 # all tests, on all cores; a program that is missing is installed, or the run ends before it begins
-test: setup
+test: setup .venv/docs
 	@tests/setup_programs.sh
 	$(RUN) pytest --all-programs -n $(CORES)
 
@@ -47,8 +55,8 @@ bench-gpu: .venv/installed
 	$(RUN) python benchmarks/throughput.py --device $(DEVICE) --raw results/raw
 	$(RUN) python benchmarks/scaling.py measure --device $(DEVICE) --ranks $(GPUS) --raw results/raw
 
-lint: .venv/installed
-	$(RUN) ruff check . && ruff format --check . && snakefmt --check Snakefile workflow && lint-imports && mypy && snakemake --lint
+lint: .venv/installed .venv/docs
+	$(RUN) ruff check . && ruff format --check . && snakefmt --check Snakefile workflow && lint-imports && mypy && snakemake --lint && $(MKDOCS)
 
 setup: .venv/installed
 	@workflow/setup_cp2k.sh
@@ -66,5 +74,10 @@ setup: .venv/installed
 	.venv/bin/pip install --quiet --disable-pip-version-check -r envs/md.lock
 	@touch $@
 
+# the site: MkDocs and its theme
+.venv/docs: .venv/installed envs/docs.lock
+	.venv/bin/pip install --quiet --disable-pip-version-check -r envs/docs.lock
+	@touch $@
+
 clean:
-	rm -rf results logs .snakemake
+	rm -rf results logs site .snakemake

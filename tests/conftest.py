@@ -1,8 +1,8 @@
 """Fixtures of the tests, and the programs that some of them need.
 
-A test that runs a program asks for the fixture `cp2k`, `browser`, `graphviz`, `mpirun` or `slurm`, itself or by a fixture that
-does, and so carries the marker of that name. Where a program is missing its tests are deselected, which a line at the end says;
-with --all-programs, as `make test` has it, that is an error.
+A test that runs a program asks for the fixture `cp2k`, `browser`, `graphviz`, `mkdocs`, `mpirun` or `slurm`, itself or by a
+fixture that does, and so carries the marker of that name. Where a program is missing its tests are deselected, which a line at
+the end says; with --all-programs, as `make test` has it, that is an error.
 """
 
 import os
@@ -107,6 +107,11 @@ def cp2k():
 @pytest.fixture(scope="session")
 def graphviz():
     """The program `dot`."""
+
+
+@pytest.fixture(scope="session")
+def mkdocs():
+    """MkDocs, with what envs/docs.lock has beside it."""
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,10 @@ def _has_chromium() -> bool:
     return all(map(shutil.which, ("chromium", "chromedriver"))) and find_spec("selenium") is not None
 
 
+def _has_mkdocs() -> bool:
+    return all(map(find_spec, ("mkdocs", "material", "mkdocstrings", "latex2mathml")))
+
+
 def _has_slurm() -> bool:
     """Slurm's daemons are started by the tests themselves, which takes root."""
     return all(map(shutil.which, ("slurmctld", "slurmd", "srun", "munged"))) and os.geteuid() == 0
@@ -40,6 +44,7 @@ PROGRAMS = {
     "cp2k": Program("CP2K", "workflow/setup_cp2k.sh", _has_cp2k),
     "browser": Program("Chromium with its driver", "tests/setup_programs.sh", _has_chromium),
     "graphviz": Program("graphviz", "tests/setup_programs.sh", lambda: shutil.which("dot") is not None),
+    "mkdocs": Program("MkDocs", "make .venv/docs", _has_mkdocs),
     "mpirun": Program("mpirun (Open MPI)", "tests/setup_programs.sh", lambda: shutil.which("mpirun") is not None),
     "slurm": Program("Slurm (run as root)", "tests/setup_programs.sh", _has_slurm),
 }

@@ -1,4 +1,4 @@
-"""Every shell line of README.md and docs/new_material.md, in order, as a new user types it.
+"""Every shell line of README.md, docs/howto/usual.md and docs/new_material.md, in order, as a new user types it.
 
 The lines run in a copy, without an active environment.
 """
@@ -76,8 +76,10 @@ def run(folder: Path, lines: list[str]):
     return result.stdout
 
 
-def test_the_lines_of_the_readme(clone, szv):
+def test_the_lines_of_the_readme_and_of_the_usual_commands(clone, szv):
     lines = shell_lines(ROOT / "README.md")
+    assert len(lines) == 3
+    lines += shell_lines(ROOT / "docs/howto/usual.md")
     assert len(lines) > 15
     entered = lines.index("source .venv/bin/activate")
     assert not any(re.match("snakemake|hamscale|torchrun", line) for line in lines[:entered])
@@ -105,7 +107,7 @@ def test_the_lines_of_the_readme(clone, szv):
     ):
         assert (clone / name).is_file()
     # the lines of Python that follow read what was predicted
-    (code,) = blocks(ROOT / "README.md", "python")
+    code, *_ = blocks(ROOT / "docs/python.md", "python")
     result = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 

@@ -74,6 +74,21 @@ def test_a_trajectory_gives_one_structure_a_frame(tmp_path):
     assert [round(a.get_distance(0, 1), 3) for a in built.values()] == [0.7, 0.8, 0.9]
 
 
+def test_a_crystal_may_feed_several_splits_and_a_trajectory_may_not(tmp_path):
+    frames = [Atoms("H2", [(0, 0, 0), (0, 0, d)], cell=[4] * 3, pbc=True) for d in (0.7, 0.8)]
+    sets = {split: {"split": split, "file": {"path": str(tmp_path / "h.extxyz")}, "count": 2} for split in ("train", "test")}
+    moved = {"rattle_angstrom": 0.1}
+    material = validate(
+        "m", {"species": {"H": {"basis": "SZV"}}, "structures": {name: s | moved for name, s in sets.items()}}, Material
+    )
+    ase.io.write(tmp_path / "h.extxyz", frames[:1])
+    distances = [a.get_distance(0, 1) for a in build_structures(material).values()]
+    assert len({round(d, 6) for d in distances}) == 4
+    ase.io.write(tmp_path / "h.extxyz", frames)
+    with pytest.raises(ValueError, match="structures.train: .* has 2 frames and feeds the splits test, train"):
+        build_structures(material)
+
+
 @pytest.mark.parametrize(
     ("structure", "message"),
     [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .api import Model, Operators, load_model, read_operators
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Model", "Operators", "load_model", "read_operators"]
 
 

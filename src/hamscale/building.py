@@ -49,8 +49,8 @@ def _build(material: Material, identifier: str, tiles: tuple[str, ...], tile: At
         frames = [tile or _build(material, s.tile.of, (*tiles, identifier))]
     else:
         frames = _source(name, s)
-    if s.file and len(frames) not in (1, s.count):
-        raise ValueError(f"structures.{name}: {s.file.path} has {len(frames)} frames, count is {s.count}. Make them equal.")
+    if s.file and len(frames) > 1:
+        _check_trajectory(name, len(frames), material)
     atoms = _in_cell(f"structures.{name}", frames[int(number) % len(frames)], s)
     key = f"{s.seed} {name} {int(number)}".encode()
     rng = np.random.default_rng(np.frombuffer(hashlib.sha256(key).digest(), np.uint32))
@@ -65,6 +65,20 @@ def _build(material: Material, identifier: str, tiles: tuple[str, ...], tile: At
     atoms.info |= {name: value for name in ("charge", "multiplicity") if (value := getattr(s, name))}
     _check(f"structures.{name} number {int(number)}", atoms, material)
     return atoms
+
+
+def _check_trajectory(name: str, frames: int, material: Material) -> None:
+    """Raise ValueError if a trajectory has not a frame for each structure of a set, or if it feeds several splits."""
+    s = material.structures[name]
+    assert s.file is not None, "only a file has several frames"
+    if frames != s.count:
+        raise ValueError(f"structures.{name}: {s.file.path} has {frames} frames, count is {s.count}. Make them equal.")
+    splits = {other.split for other in material.structures.values() if other.file == s.file}
+    if len(splits) > 1:
+        raise ValueError(
+            f"structures.{name}: {s.file.path} has {frames} frames and feeds the splits {', '.join(sorted(splits))}: frames of "
+            "one trajectory are nearly the same structure and must stay in one split. Give each split a file of its own."
+        )
 
 
 def _source(name: str, s: StructureSet) -> list[Atoms]:

@@ -56,7 +56,7 @@ def snapshots(path: str | Path) -> list[Snapshot]:
     if not found:
         raise ValueError(
             f"{path}: no file NAME-KS_SPIN_1...-1_0.csr there or below, expected runs of CP2K that wrote H and S. Set &PRINT "
-            "&KS_CSR_WRITE ON and &S_CSR_WRITE ON in &DFT (docs/new_material.md)."
+            "&KS_CSR_WRITE ON and &S_CSR_WRITE ON in &DFT (docs/howto/own_runs.md)."
         )
     return sorted(found, key=lambda s: (_natural(s.folder), _natural(s.project), s.step))
 

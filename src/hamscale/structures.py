@@ -265,7 +265,7 @@ def read_frames(path: str | Path) -> list[Atoms]:
             raise ValueError(
                 f"{path}: sites are shared by elements or partly empty ({told}), expected one atom on every site. Write the "
                 "file with one element on such sites, and let `decorate` of a material give them to others and to vacancies at "
-                "random (docs/new_material.md)."
+                "random (docs/howto/disorder.md)."
             )
     return frames
 

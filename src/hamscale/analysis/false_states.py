@@ -97,7 +97,7 @@ class Suspects:
             f"{self.states} states at {self.places} of {self.of} {places} are probably false: {self.lowest_ev:.2f} to "
             f"{self.highest_ev:.2f} eV from the highest occupied level, along directions that the overlap nearly misses "
             f"(v^+ v > {LONG:g}). Train longer or on more structures, or leave such directions out of the analysis "
-            "(analysis.overlap_threshold, --overlap-threshold; docs/new_material.md)."
+            "(analysis.overlap_threshold, --overlap-threshold; docs/howto/choosing.md)."
         )
 
 

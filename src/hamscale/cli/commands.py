@@ -55,6 +55,8 @@ THRESHOLD = argument(
     metavar="T",
     help="leave out directions whose overlap is smaller, against false states; 5e-3 is a value to try",
 )
+MATERIAL = argument("material", help="file of the material, config/materials/NAME.yaml")
+STRUCTURE = argument("structure", help="file of the structure, any that ASE reads")
 OUT = argument("--out", required=True, metavar="PATH", help="what to write")
 
 

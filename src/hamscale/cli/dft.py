@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .. import config
 from ..config import check_configuration, load_config
 from ..files import write_text
-from .commands import OUT, argument, command
+from .commands import MATERIAL, OUT, STRUCTURE, argument, command
 
 if TYPE_CHECKING:
     from ..basis import Basis
@@ -18,7 +18,7 @@ EIGENVALUE_TOLERANCE_HARTREE = 5e-8
 OVERLAP_TOLERANCE = 1e-4
 
 
-@command("check", argument("config"))
+@command("check", argument("config", help="list of runs, e.g. config/config.yaml"))
 def check_files(config: Path) -> None:
     """Validate a configuration with every material and model that it names."""
     check_configuration(load_config(config))
@@ -36,7 +36,7 @@ def print_schema(kind: str) -> None:
 
 @command(
     "structure",
-    argument("material"),
+    MATERIAL,
     argument("--id", type=str, required=True, metavar="SET-NNN", help="which structure"),
     argument("--tile", help="file of the structure it is a tile of; default: built again"),
     OUT,
@@ -57,7 +57,7 @@ def write_structure(material: Path, id: str, tile: Path | None, out: Path) -> No
         write_structure_file(out, build_structure(settings, id, read_structure_file(tile) if tile else None))
 
 
-@command("input", argument("material"), argument("structure"), OUT)
+@command("input", MATERIAL, STRUCTURE, OUT)
 def write_input(material: Path, structure: Path, out: Path) -> None:
     """Write the CP2K input of a structure."""
     from ..basis import material_basis
@@ -79,7 +79,7 @@ def _write_input(structure: Path, settings: config.Material, basis: "Basis", out
 
 @command(
     "prepare",
-    argument("material"),
+    MATERIAL,
     argument("--out", required=True, metavar="DIR", help="folder of the structures and inputs"),
 )
 def prepare(material: Path, out: Path) -> None:
@@ -106,7 +106,7 @@ def prepare(material: Path, out: Path) -> None:
 COMMAND = argument("--command", type=str, help="CP2K, e.g. 'mpirun -n 4 cp2k.psmp'; default: $HAMSCALE_CP2K, else PATH")
 
 
-@command("dft", argument("input"), OUT, COMMAND)
+@command("dft", argument("input", help="CP2K input, as `input` writes it"), OUT, COMMAND)
 def run_dft(input: Path, out: Path, command: str | None) -> None:
     """Run CP2K in a scratch folder; a run that is accepted is moved to OUT at once."""
     from ..dft.run import run_cp2k
@@ -116,7 +116,7 @@ def run_dft(input: Path, out: Path, command: str | None) -> None:
 
 @command(
     "batch",
-    argument("inputs", nargs="+"),
+    argument("inputs", nargs="+", help="CP2K inputs, as `input` writes them"),
     argument("--store", required=True, metavar="DIR", help="folder of accepted runs"),
     argument("--at-once", type=int, default=1, help="runs side by side"),
     argument(
@@ -139,9 +139,9 @@ def run_many(inputs: list[Path], store: Path, at_once: int, command: str | None,
 
 @command(
     "collect",
-    argument("input"),
-    argument("--store", required=True, metavar="DIR"),
-    argument("--record", required=True),
+    argument("input", help="CP2K input of the run"),
+    argument("--store", required=True, metavar="DIR", help="folder of accepted runs, that of `batch`"),
+    argument("--record", required=True, help="OUT of the `batch` that the run is of"),
     OUT,
 )
 def collect_run(input: Path, store: Path, record: Path, out: Path) -> None:
@@ -153,8 +153,8 @@ def collect_run(input: Path, store: Path, record: Path, out: Path) -> None:
 
 @command(
     "operators",
-    argument("material"),
-    argument("structure"),
+    MATERIAL,
+    argument("structure", help="file of the structure that the run is of"),
     argument("run", help="folder of a run, or a file of H of a run that was not made here"),
     OUT,
 )

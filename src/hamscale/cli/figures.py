@@ -7,7 +7,7 @@ from ..files import facts, write_table, write_text
 from .commands import OUT, argument, command
 
 
-@command("quality", argument("structures", nargs="+"), OUT)
+@command("quality", argument("structures", nargs="+", help="files of structures of one set"), OUT)
 def measure_quality(structures: list[Path], out: Path) -> None:
     """Measure density, radial distribution and coordination numbers of disordered structures.
 
@@ -26,7 +26,12 @@ def measure_quality(structures: list[Path], out: Path) -> None:
     draw_quality(distribution, numbers, out / "quality")
 
 
-@command("plot-structure", argument("analysis"), argument("train_csv"), OUT)
+@command(
+    "plot-structure",
+    argument("analysis", help="folder that `analyse` wrote"),
+    argument("train_csv", help="train.csv of the model"),
+    OUT,
+)
 def plot_structure(analysis: Path, train_csv: Path, out: Path) -> None:
     """Draw every figure of a structure from its tables: OUT/*.pdf and *.png."""
     from ..figures import draw_all

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from .. import config
 from ..files import write_table
-from .commands import OUT, THRESHOLD, argument, command, ranks
+from .commands import OUT, STRUCTURE, THRESHOLD, argument, command, ranks
 from .training import EXCHANGE, FRAME
 
 
 @command(
     "predict",
-    argument("model"),
-    argument("structure"),
+    argument("model", help="folder of the model, results/MATERIAL/models/NAME or one of resources/models"),
+    STRUCTURE,
     FRAME,
     argument("--material", help="whose k-grid the band edges are found on; default: 20 A over |a|"),
     OUT,
@@ -50,7 +50,7 @@ def write_prediction(
 
 @command(
     "export",
-    argument("operators"),
+    argument("operators", help="file of H and S, of DFT or predicted"),
     argument("--to", type=str, required=True, metavar="FORMAT", help=", ".join(config.EXPORTS)),
     OUT,
     argument(
@@ -95,7 +95,7 @@ def import_operators(source: str, material: Path | None, out: Path) -> None:
 
 @command(
     "dos",
-    argument("operators"),
+    argument("operators", help="file of H and S, of DFT or predicted"),
     argument("--clusters", type=int, default=40, help="default 40; the error falls as the root of their number"),
     argument("--radius", type=float, default=10.0, help="Angstrom, of a cluster; default 10; more is slower and cuts less"),
     argument("--core", type=float, default=4.0, help="Angstrom; atoms so near the centre count; default 4"),

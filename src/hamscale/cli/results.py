@@ -8,17 +8,17 @@ from pathlib import Path
 from .. import config
 from ..config import Analysis, Material, Split
 from ..files import read_table, write_table, write_text
-from .commands import OUT, THRESHOLD, argument, command
+from .commands import MATERIAL, OUT, THRESHOLD, argument, command
 
 log = logging.getLogger(__name__)
 
 
 @command(
     "analyse",
-    argument("material"),
-    argument("--dft", required=True),
-    argument("--predicted", required=True),
-    argument("--baseline", required=True),
+    MATERIAL,
+    argument("--dft", required=True, help="file of H and S of DFT"),
+    argument("--predicted", required=True, help="file of the prediction of the same structure"),
+    argument("--baseline", required=True, help="its prediction with `predict --reference-only`"),
     THRESHOLD,
     OUT,
 )
@@ -36,7 +36,7 @@ def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, overlap_
     if row["false_states"] or row["suspect_states"]:
         warnings.warn(
             f"{predicted}: false states at {row['false_states']} of {row['random_kpoints']} random k-points, and states that "
-            f"look false without DFT at {row['suspect_states']} (docs/new_material.md, a basis that is nearly singular).",
+            f"look false without DFT at {row['suspect_states']} (docs/howto/choosing.md, a basis that is nearly singular).",
             stacklevel=2,
         )
     for table_name, content in tables.items():
@@ -51,7 +51,7 @@ def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, overlap_
 
 @command(
     "evaluate",
-    argument("model"),
+    argument("model", help="folder of the model, results/MATERIAL/models/NAME or one of resources/models"),
     argument("--split", choices=["train", "validation", "test"], default="test", help="default: test"),
     argument("--sets", type=str, nargs="*", metavar="SET", help="some sets of the split; default: all"),
     argument("--material", help="default: config/materials/M.yaml of results/M/models/NAME"),
@@ -111,7 +111,7 @@ def _analysis(settings: Material, overlap_threshold: float | None) -> Analysis:
 
 @command(
     "view",
-    argument("predicted"),
+    argument("predicted", help="file of the prediction"),
     argument("--parts", type=int, default=8, help="ranks its atoms are shared by"),
     OUT,
 )
@@ -131,7 +131,7 @@ def write_view(predicted: Path, parts: int, out: Path) -> None:
         write_table(out / f"{name}.csv", content, **facts)
 
 
-@command("summary", argument("summaries", nargs="+"), OUT)
+@command("summary", argument("summaries", nargs="+", help="files summary.csv that `analyse` wrote"), OUT)
 def join_summaries(summaries: list[Path], out: Path) -> None:
     """Join the summaries of structures into one table: OUT, and the same as .html."""
     import pandas as pd
@@ -147,7 +147,7 @@ def join_summaries(summaries: list[Path], out: Path) -> None:
     )
 
 
-@command("table", argument("summary"))
+@command("table", argument("summary", help="file that `summary` wrote, results/summary.csv"))
 def print_table(summary: Path) -> None:
     """Print a summary as a table."""
     content = read_table(summary)
@@ -165,7 +165,7 @@ def print_table(summary: Path) -> None:
 
 @command(
     "verify",
-    argument("paths", nargs="+", metavar="FILE_OR_FOLDER"),
+    argument("paths", nargs="+", metavar="FILE_OR_FOLDER", help="files, model folders, or folders that hold such"),
     argument(
         "--sandbox",
         action="store_true",

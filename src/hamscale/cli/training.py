@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import config
-from .commands import OUT, argument, command, ranks
+from .commands import MATERIAL, OUT, STRUCTURE, argument, command, ranks
 
 if TYPE_CHECKING:
     from ..operators import Operators
@@ -22,6 +22,7 @@ EXCHANGE = argument(
     default="torch",
     help="torch.distributed, or NCCL through CuPy; -float16, -bfloat16: what travels between ranks has 16 bits",
 )
+REFERENCE = argument("reference", help="reference.h5, as `reference` writes it")
 FRAME = argument("--frame", type=int, metavar="N", help="which structure of a trajectory, from 0")
 
 
@@ -37,7 +38,12 @@ class _Stored:
         return (read_operators(path) for path in self.paths)
 
 
-@command("reference", argument("material"), argument("operators", nargs="+"), OUT)
+@command(
+    "reference",
+    MATERIAL,
+    argument("operators", nargs="+", help="files of H and S of the training structures"),
+    OUT,
+)
 def fit(material: Path, operators: list[Path], out: Path) -> None:
     """Fit energy gauge, reference and scales to training structures."""
     from ase.data import atomic_numbers
@@ -76,8 +82,8 @@ def fit(material: Path, operators: list[Path], out: Path) -> None:
 
 @command(
     "graph",
-    argument("reference"),
-    argument("operators", nargs="+"),
+    REFERENCE,
+    argument("operators", nargs="+", help="files of H and S of the structures"),
     argument("--out", required=True, metavar="DIR", help="folder of the graphs"),
 )
 def encode(reference: Path, operators: list[Path], out: Path) -> None:
@@ -103,12 +109,17 @@ def encode(reference: Path, operators: list[Path], out: Path) -> None:
 
 @command(
     "partition",
-    argument("structure"),
+    STRUCTURE,
     FRAME,
     argument("--cutoff", type=float, help="Angstrom: that of the graph; or give --reference"),
     argument("--reference", help="whose cutoff is taken"),
-    argument("--parts", type=int, required=True),
-    argument("--method", choices=list(config.PARTITIONERS), default="min-nn"),
+    argument("--parts", type=int, required=True, help="number of ranks"),
+    argument(
+        "--method",
+        choices=list(config.PARTITIONERS),
+        default="min-nn",
+        help="how the structure is cut (docs/distributed.md); default min-nn",
+    ),
     argument("--ranks-per-node", type=int, default=1, help="parts that exchange much become ranks of one node"),
     OUT,
 )
@@ -146,10 +157,10 @@ def cut(
 
 @command(
     "train",
-    argument("model"),
-    argument("reference"),
-    argument("--train", nargs="*", default=[]),
-    argument("--validation", nargs="*", default=[]),
+    argument("model", help="file of the model's settings, config/models/NAME.yaml"),
+    REFERENCE,
+    argument("--train", nargs="*", default=[], help="graphs that are learnt"),
+    argument("--validation", nargs="*", default=[], help="graphs that choose the weights which are kept"),
     argument(
         "--operators",
         nargs="*",
@@ -162,7 +173,7 @@ def cut(
         default=[],
         help="of the training, then of the validation structures; default: min-nn, made at the start",
     ),
-    argument("--ranks-per-structure", type=int, help="default: all"),
+    argument("--ranks-per-structure", type=int, metavar="N", help="ranks that share a structure; default: all"),
     EXCHANGE,
     argument(
         "--network",
@@ -171,7 +182,7 @@ def cut(
         help="which of the model's `networks`, from 0; `join` makes one model of them",
     ),
     OUT,
-    argument("--checkpoint", required=True, metavar="DIR"),
+    argument("--checkpoint", required=True, metavar="DIR", help="folder of the checkpoint, from which training goes on"),
 )
 def train_network(
     model: Path,
@@ -208,7 +219,7 @@ def train_network(
     return 0
 
 
-@command("join", argument("networks", nargs="+"), OUT)
+@command("join", argument("networks", nargs="+", help="folders that `train` wrote"), OUT)
 def join_networks(networks: list[Path], out: Path) -> None:
     """Make one model of networks that differ only in their seeds: its prediction is the mean of theirs."""
     from ..inputs.model_folder import join

@@ -66,10 +66,17 @@ class Species(Section):
 
 
 class File(Section):
-    path: str = Field(description="any file ASE reads; several frames become several structures of this one set")
+    """Structures of a file."""
+
+    path: str = Field(
+        description="any file ASE reads; several frames become several structures of this one set; several splits may share a "
+        "crystal, a file of one frame, if each displaces it by rattle_angstrom or melt_quench"
+    )
 
 
 class Builder(Section):
+    """A structure that ASE builds."""
+
     name: Literal["bulk", "molecule", "surface", "fcc100", "fcc111", "graphene", "nanotube", "mx2"] = Field(
         description="a function of ase.build"
     )
@@ -77,6 +84,8 @@ class Builder(Section):
 
 
 class Spacegroup(Section):
+    """A crystal by its symmetry."""
+
     spacegroup: int = Field(ge=1, le=230, description="number in the International Tables")
     cellpar: tuple[float, float, float, float, float, float] = Field(
         description="a, b, c (Angstrom), alpha, beta, gamma (degrees)"
@@ -87,6 +96,8 @@ class Spacegroup(Section):
 
 
 class Tile(Section):
+    """Copies of another structure, as many as `repeat` of the set says."""
+
     of: str = Field(description="identifier of another structure of this material, e.g. test-000")
 
 
@@ -131,15 +142,15 @@ class StructureSet(Section):
     unsaid = frozenset({"dft", "open", "vacuum_angstrom", "charge", "multiplicity"})
 
     split: Split = Field(description="train, validation and test get DFT; predict does not")
-    file: File | None = None
+    file: File | None = Field(None, description="source: structures of a file")
     dft: str | None = Field(
         None,
-        description="runs of CP2K that are there: a folder, searched with those below it, or a pattern, e.g. runs/md_*; every "
-        "step that wrote H and S is a structure, and `count` is their number unless it is given",
+        description="source: runs of CP2K that are there: a folder, with those below it, or a pattern, e.g. runs/md_*; "
+        "every step that wrote H and S is a structure, and `count` is their number unless it is given",
     )
-    builder: Builder | None = None
-    spacegroup: Spacegroup | None = None
-    tile: Tile | None = None
+    builder: Builder | None = Field(None, description="source: a structure that ASE builds")
+    spacegroup: Spacegroup | None = Field(None, description="source: a crystal by its symmetry")
+    tile: Tile | None = Field(None, description="source: another structure, which `repeat` tiles")
     repeat: tuple[PositiveInt, PositiveInt, PositiveInt] = Field((1, 1, 1), description="tiling along a, b, c")
     decorate: dict[str, dict[str, PositiveInt]] = Field(
         default_factory=dict,
@@ -198,7 +209,9 @@ class StructureSet(Section):
 
 
 class Smearing(Section):
-    method: Literal["fermi_dirac"] = "fermi_dirac"
+    """Fractional occupation of levels near the Fermi level."""
+
+    method: Literal["fermi_dirac"] = Field("fermi_dirac", description="distribution of the electrons")
     temperature_kelvin: PositiveFloat = Field(300.0, description="electronic temperature (K)")
 
 
@@ -245,6 +258,8 @@ class Dft(Section):
 
 
 class Graph(Section):
+    """Edges of the network, and the reference that it starts from."""
+
     cutoff_angstrom: PositiveFloat | Literal["auto"] = Field(
         "auto", description="radius of the network's edges (A), or auto: the reach of H at auto_threshold_hartree"
     )
@@ -256,7 +271,7 @@ class Graph(Section):
     )
     charges: dict[str, float] = Field(
         default_factory=dict,
-        description="reference: formal charges of ions, e.g. Hf: 4, O: -2: carries further from the structures trained on; of "
+        description="reference: formal charges of ions (e), e.g. Hf: 4, O: -2: carries further from those trained on; of "
         "all elements or of none; the training structures are to be neutral with them",
     )
     far: bool = Field(
@@ -272,6 +287,8 @@ class Graph(Section):
 
 
 class Analysis(Section):
+    """Eigenvalues, bands and densities of states of DFT and of the prediction."""
+
     kgrid: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
         (2, 2, 2), description="Gamma-centred grid for eigenvalues and DOS"
     )
@@ -300,17 +317,17 @@ class Analysis(Section):
 class Material(Section):
     """Settings of a material: the content of config/materials/NAME.yaml."""
 
-    description: str = ""
+    description: str = Field("", description="what the material is, for people")
     extends: Name | None = Field(
         None,
         description="NAME of another material, whose structures, DFT and keys these are unless said here: other splits and "
         "counts, another graph or analysis; `set: null` leaves a set out",
     )
     species: Annotated[dict[str, Species], Field(min_length=1, description="element -> basis and potential")]
-    dft: Dft = Dft()
+    dft: Dft = Field(Dft(), description="settings of CP2K")
     structures: Annotated[dict[str, StructureSet], Field(min_length=1, description="set name -> how to make it")]
-    graph: Graph = Graph()
-    analysis: Analysis = Analysis()
+    graph: Graph = Field(Graph(), description="edges and reference")
+    analysis: Analysis = Field(Analysis(), description="eigenvalues, bands, densities of states")
 
     @model_validator(mode="after")
     def _splits(self) -> typing.Self:
@@ -320,7 +337,9 @@ class Material(Section):
                 raise ValueError(f"structures.{name}: the name of a set is letters, digits and _ only")
             if (s.multiplicity or 1) > 1 and not self.dft.spin:
                 raise ValueError(f"structures.{name}.multiplicity is {s.multiplicity}, expected with dft.spin: {{}}")
-            if s.file:
+            if s.file and not (
+                s.rattle_angstrom or s.melt_quench
+            ):  # a file that is displaced must hold one crystal: building.py
                 trajectories.setdefault(s.file.path, set()).add(s.split)
             for run in s.runs() if s.dft else []:
                 trajectories.setdefault(str(run.folder / run.project), set()).add(s.split)
@@ -340,7 +359,7 @@ class Material(Section):
             if len(splits) > 1:
                 raise ValueError(
                     f"{path} feeds the splits {', '.join(sorted(splits))}: frames of one trajectory are nearly the same "
-                    "structure and must stay in one split"
+                    "structure and must stay in one split. A crystal may feed several if these sets have rattle_angstrom."
                 )
         return self
 
@@ -373,6 +392,8 @@ Even = Annotated[int, Field(gt=0, multiple_of=2)]
 
 
 class Network(Section):
+    """Size of the network (docs/method.md)."""
+
     lmax: PositiveInt | Literal["auto"] = Field(
         "auto", description="highest degree of the features; auto: what the basis couples to"
     )
@@ -391,13 +412,17 @@ class Network(Section):
 
 
 class Training(Section):
+    """How the weights are found (docs/method.md)."""
+
     networks: PositiveInt = Field(
         1, description="networks, alike but for their seeds (seed, seed + 1, ...), whose mean is the prediction"
     )
     steps: PositiveInt = Field(1000, description="optimiser steps of each network")
     batch: PositiveInt = Field(1, description="structures per step")
-    learning_rate: PositiveFloat = 5e-3
-    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    learning_rate: PositiveFloat = Field(5e-3, description="rate of Adam after the warm-up")
+    schedule: Literal["cosine", "plateau", "constant"] = Field(
+        "cosine", description="how the rate goes on: falls to zero as a cosine, falls when validation stops to improve, stays"
+    )
     warmup: int = Field(20, ge=0, description="steps of linear warm-up")
     patience: PositiveInt = Field(10, description="plateau: validations without improvement before the rate drops")
     factor: PositiveFloat = Field(0.5, lt=1, description="plateau: what the rate is multiplied by")
@@ -418,7 +443,7 @@ class Training(Section):
     )
     directions: PositiveInt = Field(32, description="random sums of states per structure that eigenvalue errors are taken of")
     validate_every: PositiveInt = Field(50, description="steps")
-    seed: int = 0
+    seed: int = Field(0, description="of the first weights and of the order of the structures; network K has seed + K")
     precision: Literal["float32", "float64", "mixed"] = Field(
         "float32", description="mixed: bfloat16 messages, the rest float32"
     )
@@ -429,15 +454,15 @@ class Training(Section):
         description="memory of each rank in which structures stay once they are read; others are read again whenever they are "
         "needed, while a step computes (GiB)",
     )
-    tensorboard: bool = False
+    tensorboard: bool = Field(False, description="write errors for TensorBoard, beside the checkpoint")
 
 
 class Model(Section):
     """Settings of a model: the content of config/models/NAME.yaml."""
 
-    description: str = ""
-    network: Network = Network()
-    training: Training = Training()
+    description: str = Field("", description="what the model is, for people")
+    network: Network = Field(Network(), description="size of the network")
+    training: Training = Field(Training(), description="how the weights are found")
 
     def of_weights(self) -> dict:
         """Return the settings on which the weights of a network depend, in the types of JSON."""
@@ -448,6 +473,8 @@ class Model(Section):
 
 
 class Run(Section):
+    """A material and the model that learns it."""
+
     material: Name = Field(description="NAME of config/materials/NAME.yaml")
     model: Name = Field(description="NAME of config/models/NAME.yaml")
 
@@ -474,8 +501,8 @@ PAPER_FIGURES = ("fig3", "fig5", "fig6", "fig7", "fig8", "learning", "roofline",
 class Figure8(Section):
     """Structures that figure 8 shows, from one of the runs."""
 
-    material: Name
-    model: Name
+    material: Name = Field(description="NAME of config/materials/NAME.yaml")
+    model: Name = Field(description="NAME of config/models/NAME.yaml")
     structures: dict[str, str] = Field(description="label: held-out structure, e.g. amorphous: test-000")
     tiled: dict[str, str] = Field(description="label: structure whose predicted H is shown", min_length=1, max_length=1)
 
@@ -484,7 +511,7 @@ class Config(Section):
     """List of runs and their settings: the content of config/config.yaml."""
 
     runs: Annotated[list[Run], Field(min_length=1, description="which material is learnt by which model")]
-    cluster: Cluster = Cluster()
+    cluster: Cluster = Field(Cluster(), description="how work is cut into jobs; a profile sets it")
     export: list[Export] = Field([], description="formats that every prediction of a test or predict set is exported to")
     raw: Literal["resources/raw", "results/raw"] = Field(
         "resources/raw", description="tables that the paper's figures are drawn from; results/raw: measured here, anew"

@@ -93,7 +93,7 @@ def electrons_by_spin(atoms: Atoms, material: Material, basis: Basis) -> tuple[i
         if electrons % 2 or (multiplicity or 1) > 1:
             raise ValueError(
                 f"{electrons} valence electrons, expected an even number and multiplicity 1: the run is spin-restricted. Set "
-                "dft.spin (docs/new_material.md), add or remove an atom, or double the cell."
+                "dft.spin (docs/howto/spin.md), add or remove an atom, or double the cell."
             )
         return (electrons // 2,)
     if multiplicity:
