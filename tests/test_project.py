@@ -54,7 +54,7 @@ def test_a_wheel_has_all_that_a_project_needs(installed, tmp_path):
     of_wheel(installed, tmp_path, "hamscale", "init", "mine")
     planned = of_wheel(installed, tmp_path / "mine", "snakemake", "-n")
     assert "train                 1" in planned
-    assert str(CLONE) not in planned
+    assert str(CLONE / "workflow") not in planned
 
 
 def test_a_new_project_plans_its_example(tmp_path):

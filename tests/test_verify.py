@@ -1,5 +1,6 @@
 """`hamscale verify`: files and folders that are whole, mean something, and belong together."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -125,6 +126,18 @@ def test_files_that_were_made_of_others_are_named(results, tmp_path, basis):
     assert lines[1].startswith(f"{folder}/reference.h5: was made of another operators")
     shutil.rmtree(folder / "models" / "m")
     assert any("predicted/a.h5: was made of another model" in line for line in mixed([verify(p) for p in artefacts(folder)]))
+
+
+def test_operators_of_another_structure_are_named(results, tmp_path):
+    folder = copied(results, tmp_path)
+    (folder / "structures").mkdir()
+    (folder / "structures" / "a.extxyz").write_text("one")
+    with forged(folder / "operators" / "a.h5") as file:
+        file.attrs["made_of"] = json.dumps({"structure": [identity(folder / "structures" / "a.extxyz")]})
+    assert not list(mixed([verify(folder / "operators" / "a.h5")]))
+    (folder / "structures" / "a.extxyz").write_text("another")
+    (line,) = mixed([verify(folder / "operators" / "a.h5")])
+    assert line.startswith(f"{folder}/operators/a.h5: was made of another structure than {folder}/structures/a.extxyz")
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "reference.h5", "config.json"])

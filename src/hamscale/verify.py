@@ -148,6 +148,9 @@ def mixed(found: list[Verified]) -> Iterator[str]:
     for one in found:
         there.setdefault(one.kind, set()).add(one.identity)
     for one in found:
+        structure = one.path.parent.parent / "structures" / f"{one.path.stem}.extxyz"
+        if "structure" in one.made_of and structure.is_file() and identity(structure) not in one.made_of["structure"]:
+            yield f"{one.path}: was made of another structure than {structure} holds. Make it again."
         for kind, identities in one.made_of.items():
             if kind in there and not set(identities) <= there[kind]:
                 yield f"{one.path}: was made of another {kind} than those that lie here. Make it again."

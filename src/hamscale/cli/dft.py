@@ -162,6 +162,7 @@ def parse_operators(material: Path, structure: Path, run: Path, out: Path) -> No
     """Parse H and S of a CP2K run, and find the band edges on the k-grid of the analysis."""
     from ..analysis.spectra import find_levels
     from ..basis import material_basis
+    from ..container import MADE_OF, identity
     from ..dft.outputs import check_eigenvalues, read_run
     from ..export import cp2k_runs
     from ..operators import write_operators
@@ -176,4 +177,5 @@ def parse_operators(material: Path, structure: Path, run: Path, out: Path) -> No
         cp2k_runs.check_images(str(run), result, OVERLAP_TOLERANCE)
         check_eigenvalues(str(run), result, EIGENVALUE_TOLERANCE_HARTREE)
     result.attributes |= find_levels(result, settings.analysis).attributes()
+    result.attributes[MADE_OF] = json.dumps({"structure": [identity(structure)]})
     write_operators(out, result)
