@@ -1,10 +1,10 @@
-# make demo | hfo2 | gst | figures | test | bench | bench-gpu | setup | lint | clean
+# make demo | hfo2 | gst | figures | test | fuzz | bench | bench-gpu | setup | lint | clean
 PYTHON ?= python3
 CORES ?= $(shell nproc)
 RUN := . .venv/bin/activate &&
 SNAKEMAKE := $(RUN) snakemake --cores $(CORES) --show-failed-logs --rerun-incomplete --quiet rules reason host
 
-.PHONY: demo hfo2 gst figures test bench bench-gpu setup lint clean
+.PHONY: demo hfo2 gst figures test fuzz bench bench-gpu setup lint clean
 
 demo: setup
 	$(SNAKEMAKE) --configfile config/demo.yaml
@@ -28,6 +28,10 @@ figures: .venv/installed
 test: setup
 	@tests/setup_programs.sh
 	$(RUN) pytest --all-programs -n $(CORES)
+
+# every verb killed at each of its writes, and out of disk at 20 points
+fuzz: setup
+	$(RUN) HAMSCALE_FAULTS=all pytest tests/test_faults.py -n $(CORES)
 
 bench: setup
 	$(RUN) python benchmarks/standard.py
