@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import sisl
 import yaml
+from parallel.ranks import start_cli
 
 from hamscale.analysis.spectra import eigenvalues
 from hamscale.cli import main
@@ -15,7 +16,6 @@ from hamscale.files import facts
 from hamscale.operators import read_operators
 from hamscale.units import HARTREE_IN_EV
 from helpers import SZV
-from parallel.ranks import start_cli
 
 SHEET = {
     "species": {"B": {"basis": SZV}, "N": {"basis": SZV}},

@@ -147,8 +147,8 @@ def _length(name: int | str, found: int, sizes: dict[str, int]) -> int:
 class Sink(io.RawIOBase):
     """File that libhdf5 writes to, or whose copy it changes, with the digests of its parts.
 
-    It crashes the interpreter if it cannot finish a file, so after the first error it is told that all goes well, and the
-    error is kept for `new_h5` to raise.
+    It crashes the interpreter if it cannot finish a file, or a dataset in chunks, so after the first error, and while it is
+    finishing, it is told that all goes well, and the error is kept for `new_h5` to raise.
     """
 
     def __init__(self, path: Path, mode: str = "w+", digests: dict[int, bytes] | None = None) -> None:
@@ -333,6 +333,7 @@ def new_h5(temporary: Path, path: Path, schema: str | None = None, source: Sourc
     """
     digests = {k: source.trailer[k * DIGEST : (k + 1) * DIGEST] for k in range(_parts(source.size))} if source else None
     with closing(Sink(temporary, "r+" if source else "w+", digests)) as sink:
+        sink.finishing = schema is None  # such files have datasets in chunks, which are finished at any time
         try:
             options = {} if source or not schema else {"userblock_size": BLOCK}
             with h5py.File(sink, "r+" if source else "w", **options) as file:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+TOKEN = 8  # characters at the end of the name of a scratch folder, which differ
+
+
 @contextmanager
 def scratch(path: str | Path) -> Iterator[Path]:
     """Yield an empty hidden folder beside `path`, in which `path` is made; it is removed at the end with all that is left.
@@ -32,10 +35,7 @@ def scratch(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.part*"):
-        if (handle := _lock(left, without_locks=False)) is not None:
-            shutil.rmtree(left, ignore_errors=True)
-            os.close(handle)
+    sweep(path)
     handle = None
     while handle is None:  # another process may take a new folder for one that was left, before it is locked
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.part"))
@@ -45,6 +45,15 @@ def scratch(path: str | Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(handle)
+
+
+def sweep(path: str | Path) -> None:
+    """Remove what processes that were killed have left of a path: they no longer hold the lock of its folder (`scratch`)."""
+    path = Path(path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.part*"):
+        if (handle := _lock(left, without_locks=False)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(handle)
 
 
 def _lock(folder: Path, without_locks: bool) -> int | None:
@@ -88,16 +97,75 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     Raises ValueError if `path` exists and is not an empty folder, because what it holds may be anything.
     """
     path = Path(path)
+    exists = f"{path}: exists, expected a new or an empty folder. Remove it or give another name."
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"{path}: exists, expected a new or an empty folder. Remove it or give another name.")
+        raise ValueError(exists)
     with scratch(path) as folder:
         temporary = folder / path.name
         temporary.mkdir()
         yield temporary
         for file in temporary.iterdir():
             flush(file)
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process has written it meanwhile
+                raise ValueError(exists) from None
+            raise
         flush(path.parent)
+
+
+@contextmanager
+def together(directory: str | Path, last: str) -> Iterator[Path]:
+    """Yield a temporary folder; on success its files are flushed and take their places in `directory`, else they are removed.
+
+    last: the file without which the others are nothing. What is there of it goes before the others come, so that files of two
+    calls are never taken for those of one, and the new one comes after them.
+    """
+    directory = Path(directory)
+    with scratch(directory / last) as folder:
+        yield folder
+        files = sorted(folder.iterdir(), key=lambda file: (file.name == last, file.name))
+        for file in files:
+            flush(file)
+        (directory / last).unlink(missing_ok=True)
+        for file in files:
+            file.replace(directory / file.name)
+        flush(directory)
+
+
+def move_folder(new: Path, path: Path) -> None:
+    """Put a folder, whose files are flushed, in the place of another, which is there as a whole or not at all."""
+    with scratch(path) as aside:
+        while True:  # another process may have put one there
+            with suppress(FileNotFoundError):
+                path.rename(Path(tempfile.mkdtemp(dir=aside)) / path.name)
+            try:
+                new.rename(path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            else:
+                break
+        flush(path.parent)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make a folder, and wait until no other process is in this context with it; without locks of the file system, do not."""
+    handle = None
+    while handle is None:  # who was in it may have removed it
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if not (folder.exists() and os.path.samestat(os.fstat(handle), folder.stat())):
+            os.close(handle)
+            handle = None
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def flush(path: Path) -> None:

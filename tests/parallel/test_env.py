@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 import pytest
-from ranks import free_port
 
 from hamscale.parallel.env import first_host, numbers
 from helpers import PATIENCE
+from ranks import free_port
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from ranks import on_ranks
 
 from hamscale.config import Network
 from hamscale.graph.codec import BlockCodec
@@ -14,6 +13,7 @@ from hamscale.model.chunks import Way
 from hamscale.model.readout import hermitian_mean
 from hamscale.parallel.env import World
 from helpers import hafnia, model_hamiltonian, rattled
+from ranks import on_ranks
 
 SETTINGS = Network(lmax=3, layers=3, channels=4, hidden=4, values=4, feed_forward=8, radial=8)
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from ranks import on_ranks
 
 from hamscale.config import Network
 from hamscale.graph.codec import BlockCodec
@@ -18,6 +17,7 @@ from hamscale.partition.halo import Halo
 from hamscale.predict import predict
 from hamscale.train.loop import sum_gradients
 from helpers import hafnia, model_hamiltonian, rattled
+from ranks import on_ranks
 
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 DIGITS = {"float16": 11, "bfloat16": 8}

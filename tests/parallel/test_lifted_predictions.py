@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ranks import on_ranks
 
 from hamscale.cli import main
 from hamscale.config import Network
@@ -17,6 +16,7 @@ from hamscale.operators import read_operators
 from hamscale.predict import predict, prediction
 from hamscale.structures import write_structure_file
 from helpers import DZVP, basis_of, model_hamiltonian
+from ranks import on_ranks
 
 ATOMS = Atoms("Ga2", [(0.1, 0, 0), (1.2, 1.9, 1.3)], cell=[5.5, 5.6, 5.7], pbc=True)
 

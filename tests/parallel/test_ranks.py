@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ranks import on_ranks
 
 from hamscale.config import Network
 from hamscale.graph.codec import BlockCodec
@@ -28,6 +27,7 @@ from hamscale.structures import with_vacuum, wrap_as_cp2k
 from hamscale.train.loop import sum_gradients
 from hamscale.train.loss import eigenvalue_error, l1_l2
 from helpers import WATER, hafnia, model_hamiltonian, rattled
+from ranks import on_ranks
 
 CUTOFF, LAYERS, CHANNELS, LMAX = 5.0, 3, 4, 4
 

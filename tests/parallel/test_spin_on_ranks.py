@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from ranks import on_ranks
 
 from hamscale.config import Network
 from hamscale.graph.reference import fit_reference, write_reference
@@ -11,6 +10,7 @@ from hamscale.inputs.tensors import build_network
 from hamscale.operators import read_operators
 from hamscale.predict import predict
 from helpers import hafnia, magnetic, model_hamiltonian
+from ranks import on_ranks
 
 
 def on_each(world, model, path):

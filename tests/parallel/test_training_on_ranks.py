@@ -8,7 +8,6 @@ import sys
 
 import pytest
 import yaml
-from ranks import on_ranks, start_cli
 from safetensors.torch import load_file
 
 from hamscale.cli import main
@@ -20,6 +19,7 @@ from hamscale.parallel.env import World
 from hamscale.structures import write_structure_file
 from hamscale.train.loop import TrainingFiles, train
 from helpers import PATIENCE, hafnia, model_hamiltonian, wait_for
+from ranks import on_ranks, start_cli
 
 NETWORK = {"layers": 2, "channels": 4, "hidden": 4, "values": 4, "feed_forward": 8, "radial": 8, "lmax": 2}
 

@@ -7,6 +7,7 @@ Training that was stopped by a signal, with its checkpoint written, exits with 8
 """
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -26,6 +27,11 @@ from .commands import COMMANDS
 __all__ = ["dft", "figures", "main", "prediction", "results", "training"]
 
 log = logging.getLogger(__name__)
+# torch reads it when it is imported: what it would print in many lines of C++ is in the line of the error
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # errors of a write, which do not name the file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error(error)
         return 1
     except OSError as error:  # e.g. a full disk or a folder without permission to write
-        log.error(" ".join(str(error).split()))  # messages of HDF5 have many lines
+        unnamed = f"{options['out']}: cannot be written: " if error.errno in FULL and error.filename is None else ""
+        log.error(unnamed + " ".join(str(error).split()))  # messages of HDF5 have many lines
         return 1
     except MemoryError as error:
         log.error(f"memory ran out: {' '.join(str(error).split()) or 'no more is to be had'}")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .. import config
-from ..files import facts, write_table, write_text
+from ..files import facts, together, write_table, write_text
 from .commands import OUT, argument, command
 
 
@@ -21,9 +21,10 @@ def measure_quality(structures: list[Path], out: Path) -> None:
     about: dict = {"structures": len(atoms), "density_g_cm3": [round(density_g_cm3(a), 3) for a in atoms]}
     distribution = radial_distribution(atoms)
     numbers = coordination(atoms, distribution)
-    write_table(out / "distribution.csv", distribution, **about)
-    write_table(out / "coordination.csv", numbers, **about)
-    draw_quality(distribution, numbers, out / "quality")
+    with together(out, last="distribution.csv") as folder:
+        write_table(folder / "distribution.csv", distribution, **about)
+        write_table(folder / "coordination.csv", numbers, **about)
+        draw_quality(distribution, numbers, folder / "quality")
 
 
 @command(
@@ -54,8 +55,9 @@ def write_paper_tables(label: list[str], analysis: list[Path], view: Path, out: 
         raise ValueError(f"{len(label)} labels for {len(analysis)} structures and one view: expected one each.")
     about = facts(view / "atoms.csv") | {"label": label[-1]}
     about = {name: about[name] for name in ("label", "cell_angstrom", "orbitals", "model")}
-    for name, content in figure_8_tables(dict(zip(label, analysis)), view).items():
-        write_table(out / f"fig8_{name}.csv", content, **about)
+    with together(out, last="fig8_summary.csv") as folder:
+        for name, content in figure_8_tables(dict(zip(label, analysis)), view).items():
+            write_table(folder / f"fig8_{name}.csv", content, **about)
 
 
 @command(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .. import config
 from ..config import Analysis, Material, Split
-from ..files import read_table, write_table, write_text
+from ..files import read_table, together, write_table
 from .commands import MATERIAL, OUT, THRESHOLD, argument, command
 
 log = logging.getLogger(__name__)
@@ -39,14 +39,15 @@ def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, overlap_
             f"look false without DFT at {row['suspect_states']} (docs/howto/choosing.md, a basis that is nearly singular).",
             stacklevel=2,
         )
-    for table_name, content in tables.items():
-        write_text(out / f"{table_name}.csv", content.to_csv(index=False))
     shown = {
         "By pair of elements": tables["by_pair"],
         "By distance": tables["by_distance"],
         "Mean potential of slabs along the longest periodic cell vector": tables["slabs"],
     }
-    write_text(out / "errors.html", tables_page(f"Errors of {' / '.join(name.values())}", shown))
+    with together(out, last="summary.csv") as folder:
+        for table_name, content in tables.items():
+            (folder / f"{table_name}.csv").write_text(content.to_csv(index=False))
+        (folder / "errors.html").write_text(tables_page(f"Errors of {' / '.join(name.values())}", shown))
 
 
 @command(
@@ -93,8 +94,9 @@ def evaluate_model(
     settings = settings.model_copy(update={"analysis": _analysis(settings, overlap_threshold)})
     rows, slabs = evaluate(model, settings, [results / f"{i}.h5" for i in ids])
     if out:
-        write_table(out, rows, model=model.name, split=split)
-        write_table(out.with_name(f"{out.stem}_slabs{out.suffix}"), slabs, model=model.name, split=split)
+        with together(out.parent, last=out.name) as temporary:
+            write_table(temporary / out.name, rows, model=model.name, split=split)
+            write_table(temporary / f"{out.stem}_slabs{out.suffix}", slabs, model=model.name, split=split)
     for slab in slabs[slabs.groupby("structure")["slab"].transform("size") > 1].round(4).to_dict("records"):
         print(json.dumps(slab))
     for name, part in rows.groupby("set", sort=False):
@@ -127,8 +129,9 @@ def write_view(predicted: Path, parts: int, out: Path) -> None:
         "orbitals": operators.n_orbitals,
         "model": operators.attributes["model"],
     }
-    for name, content in view_tables(operators, parts).items():
-        write_table(out / f"{name}.csv", content, **facts)
+    with together(out, last="atoms.csv") as folder:
+        for name, content in view_tables(operators, parts).items():
+            write_table(folder / f"{name}.csv", content, **facts)
 
 
 @command("summary", argument("summaries", nargs="+", help="files summary.csv that `analyse` wrote"), OUT)
@@ -139,12 +142,11 @@ def join_summaries(summaries: list[Path], out: Path) -> None:
     from ..page import tables_page
 
     content = pd.concat([pd.read_csv(path) for path in summaries])
-    write_text(out, content.to_csv(index=False))
     shown = content.drop(columns=["elements", "rmse_mev", "max_abs_error_mev", "orbitals"], errors="ignore")
-    write_text(
-        out.with_suffix(".html"),
-        tables_page("Held-out structures", {"Errors and gaps": shown.set_index("structure").T.reset_index()}),
-    )
+    page = tables_page("Held-out structures", {"Errors and gaps": shown.set_index("structure").T.reset_index()})
+    with together(out.parent, last=out.name) as folder:
+        (folder / out.name).write_text(content.to_csv(index=False))
+        (folder / out.with_suffix(".html").name).write_text(page)
 
 
 @command("table", argument("summary", help="file that `summary` wrote, results/summary.csv"))

@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 
 from ..basis import CP2K_BINARIES, cp2k_data_directory
-from ..files import flush, scratch
+from ..files import flush, move_folder, scratch, sweep
 from ..runs import snapshot
 from .csr import image_files
 from .inputs import PROJECT
@@ -93,15 +93,12 @@ def run_cp2k(input_path: str | Path, directory: str | Path, command: str | None 
         try:
             check_run(run, result.returncode)
         except ValueError as error:
-            shutil.rmtree(failed, ignore_errors=True)
-            run.rename(failed)
+            move_folder(run, failed)
             kind = Aborted if isinstance(error, Aborted) else ValueError
             raise kind(f"{input_path}: {error} Log: {failed / OUTPUT}") from None
         for path in run.iterdir():
             flush(path)
-        if directory.exists():
-            shutil.rmtree(directory)
-        run.rename(directory)
+        move_folder(run, directory)
         shutil.rmtree(failed, ignore_errors=True)
 
 
@@ -130,6 +127,7 @@ def run_batch(inputs: list[Path], store: Path, at_once: int = 1, command: str | 
     def run(path: Path) -> None:
         kept = store / path.stem / f"{PROJECT}.inp"
         if kept.is_file() and kept.read_bytes() == path.read_bytes():
+            sweep(store / path.stem)
             log.info(f"{path.stem}: done before ({next(ended)} of {len(inputs)})")
             return
         try:
@@ -169,9 +167,7 @@ def collect(input_path: Path, store: Path, record: Path, directory: Path) -> Non
         run.mkdir()
         for path in kept.iterdir():
             os.link(path, run / path.name)
-        if directory.exists():
-            shutil.rmtree(directory)
-        run.rename(directory)
+        move_folder(run, directory)
 
 
 def check_run(directory: Path, returncode: int) -> None:

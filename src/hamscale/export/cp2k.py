@@ -54,7 +54,7 @@ def _append_binary(path: Path, row: np.ndarray, column: np.ndarray, value: np.nd
     records["head"] = records["tail"] = 16
     records["row"], records["column"], records["value"] = row + 1, column + 1, value
     with open(path, "ab") as file:
-        records.tofile(file)
+        file.write(records.tobytes())  # numpy's tofile says nothing of a full disk
 
 
 def _append_text(path: Path, row: np.ndarray, column: np.ndarray, value: np.ndarray) -> None:

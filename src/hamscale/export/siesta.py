@@ -6,6 +6,7 @@ the Condon-Shortley sign (-1)^m, those of hamscale do not (sisl/_core/orbital.py
 is that of Siesta").
 """
 
+from contextlib import chdir
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
-from ..files import atomic
+from ..files import together
 from ..units import hartree_to_ev
 from .stream import Stored, write_energies
 
@@ -100,10 +101,18 @@ def write(stored: Stored, out: str | Path, suffix: str | None = None) -> list[st
     suffix = suffix or Path(out).suffix
     if suffix not in SUFFIXES.values():
         raise ValueError(f"{out}: suffix is {suffix!r}, expected .nc (netCDF, which TBtrans reads) or .TSHS.")
-    sisl, H = _sisl(), hamiltonian(stored)
-    with atomic(Path(out)) as temporary:
-        written = temporary.with_name(f"hamiltonian{suffix}")  # sisl chooses the format by the suffix, and `out` may have any
-        sisl.get_sile(written, "w").write_hamiltonian(H, Ef=stored.energies_ev().get("fermi_level", 0.0))
-        written.replace(temporary)
-    write_energies(Path(out).with_suffix(".energies.json"), stored)
+    out, sisl, H = Path(out), _sisl(), hamiltonian(stored)
+    with together(out.parent, last=out.name) as folder:
+        written = folder / f"hamiltonian{suffix}"  # sisl chooses the format by the suffix, and `out` may have any
+        with chdir(folder):  # its Fortran takes names of ASCII alone
+            try:
+                sisl.get_sile(written.name, "w").write_hamiltonian(H, Ef=stored.energies_ev().get("fermi_level", 0.0))
+                # the Fortran says nothing of a full disk
+                whole = sisl.get_sile(written.name).read_hamiltonian().nnz == H.nnz
+            except (RuntimeError, OSError, sisl.SislError):
+                whole = False
+        if not whole:
+            raise OSError(f"{out}: what sisl wrote does not read back. Is the disk full?")
+        written.replace(folder / out.name)
+        write_energies(folder / out.with_suffix(".energies.json").name, stored)
     return [f"{H.geometry.na} atoms, {H.geometry.no} orbitals, cells {H.geometry.nsc.tolist()}, eV"]

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 import xxhash
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from ..config import Network, validate
 from ..container import identity
-from ..files import atomic, provenance, write_text
+from ..files import provenance, together
 from ..graph.reference import Reference, read_reference
 from ..model.network import HamiltonianNetwork
 from .tensors import build_network
@@ -36,32 +36,35 @@ def save_model(
     reference_path: str | Path,
     training: dict,
     data: str | None = None,
+    table: str | None = None,
 ) -> None:
-    """Write weights.safetensors, config.json and the reference: all files that prediction needs.
+    """Write weights.safetensors, config.json and the reference, all files that prediction needs, and train.csv.
 
-    config.json is written last, with the digests of the others and of itself, so that a folder is whole or refused.
+    config.json has the digests of the others and of itself, and comes last, so that a folder is whole or refused.
 
     networks: weights of each network.
     network: fields of config.Network, with lmax a number.
     reference_path: the reference that the networks were trained with.
     training: a record of the training.
     data: a hash of the training data, where it is known.
+    table: the text of train.csv.
     """
     directory = Path(directory)
     tensors = {f"{k}.{name}": v.detach().contiguous() for k, weights in enumerate(networks) for name, v in weights.items()}
-    with atomic(directory / "weights.safetensors") as temporary:
-        save_file(tensors, temporary)
-    with atomic(directory / "reference.h5") as temporary:
-        shutil.copyfile(reference_path, temporary)
-    content = {
-        "schema": SCHEMA,
-        "network": network,
-        "networks": len(networks),
-        "training": training,
-        "data": data,
-        "files": {name: identity(directory / name) for name in FILES},
-    } | provenance()
-    write_text(directory / "config.json", json.dumps(content | {"digest": _digest(content)}, indent=2) + "\n")
+    with together(directory, last="config.json") as folder:
+        (folder / "weights.safetensors").write_bytes(save(tensors))
+        shutil.copyfile(reference_path, folder / "reference.h5")
+        if table is not None:
+            (folder / "train.csv").write_text(table)
+        content = {
+            "schema": SCHEMA,
+            "network": network,
+            "networks": len(networks),
+            "training": training,
+            "data": data,
+            "files": {name: identity(folder / name) for name in FILES},
+        } | provenance()
+        (folder / "config.json").write_text(json.dumps(content | {"digest": _digest(content)}, indent=2) + "\n")
 
 
 def _digest(content: dict) -> str:
@@ -93,8 +96,8 @@ def join(directories: list[Path], out: str | Path) -> None:
         tensors = _weights(directory)
         networks += [with_prefix(tensors, f"{n}.") for n in range(content["networks"])]
     record = first["training"] | {name: sum((c["training"][name] for c in contents), []) for name in OF_EACH}
-    save_model(out, networks, first["network"], reference, record, first.get("data"))
-    write_text(Path(out) / "train.csv", tables[0] + "".join(t.split("\n", 1)[1] for t in tables[1:]))
+    table = tables[0] + "".join(t.split("\n", 1)[1] for t in tables[1:])
+    save_model(out, networks, first["network"], reference, record, first.get("data"), table)
 
 
 def load_model(directory: str | Path) -> tuple[list[HamiltonianNetwork], Reference]:

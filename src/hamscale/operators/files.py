@@ -3,6 +3,7 @@
 The layouts are those of docs/files.md. Atoms are wrapped as CP2K wraps them, so that R has the same meaning everywhere.
 """
 
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from ase.data import chemical_symbols
 
 from ..basis import Basis, ElementBasis
 from ..container import Array, Layout, create_h5, edit_h5, identity, is_protected, open_h5, schema_of
+from ..files import flush, locked
 from ..pairs import PairList, block_offsets
 from ..structures import GIVEN, charge_of, given_cells
 from .blocks import Operators
@@ -111,10 +113,8 @@ def shard_path(path: str | Path, prediction: str, rank: int) -> Path:
 def join_shards(path: str | Path, prediction: str, ranks: int, attributes: dict) -> None:
     """Write the file that puts the shards of a prediction together, atomically, without copying them.
 
-    It holds the digest of each. Shards of other predictions are removed from their folder afterwards.
-    Raises ValueError if a shard is missing or damaged.
+    It holds the digest of each. Raises ValueError if a shard is missing or damaged.
     """
-    path = Path(path)
     shards = [shard_path(path, prediction, rank) for rank in range(ranks)]
     with open_h5(shards[0], SHARD) as file:
         atoms, basis = read_structure(file), read_basis(file)
@@ -123,8 +123,36 @@ def join_shards(path: str | Path, prediction: str, ranks: int, attributes: dict)
         write_basis(file, basis)
         file["shards"] = np.array([list(bytes.fromhex(identity(shard))) for shard in shards], np.uint8)
         file.attrs.update(attributes)
-    for other in set(shards[0].parent.glob("*.h5")) - set(shards):
-        other.unlink()
+
+
+def move_operators(source: str | Path, path: str | Path) -> None:
+    """Put a file of operators of the same name, with its shards, in the place of another, whose shards are removed.
+
+    At any time the file that is there has its shards, also if several processes do this at once.
+    """
+    source, path = Path(source), Path(path)
+    new, shards = shard_path(source, "", 0).parent, shard_path(path, "", 0).parent
+    if not new.is_dir() and not shards.is_dir():
+        source.replace(path)
+        flush(path.parent)
+        return
+    with locked(shards):
+        for shard in new.glob("*.h5"):
+            shard.replace(shards / shard.name)
+        flush(shards)
+        source.replace(path)
+        flush(path.parent)
+        joined = _layout_of(path) is JOINED
+        kept = [shard.name for shard in shards.glob(f"{_prediction(path)}-*.h5")] if joined else []
+        for other in set(shards.iterdir()) - {shards / name for name in kept}:
+            shutil.rmtree(other) if other.is_dir() else other.unlink()
+        if not kept:
+            shards.rmdir()
+
+
+def _prediction(path: Path) -> str:
+    with open_h5(path, JOINED) as file:
+        return str(file.attrs["prediction"])
 
 
 def store_levels(path: str | Path, levels: dict) -> bool:

@@ -8,13 +8,14 @@ import logging
 import os
 import re
 import signal
+import socket
 import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,8 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-TIMEOUT_SECONDS = float(os.environ.get("HAMSCALE_TIMEOUT_SECONDS", 600))  # how long one rank waits for another
+TIMEOUT_SECONDS = 600.0  # how long one rank waits for another, unless HAMSCALE_TIMEOUT_SECONDS says otherwise
+NAME_SECONDS = 20.0  # how long a rank waits for the name of a host to be known, as of a node that has just been started
 BEAT_SECONDS = 1.0
 GRACE_SECONDS = 60.0  # how long rank 0 keeps the store for others to read why a run ended
 
@@ -149,14 +151,7 @@ def world(device: str | None = None) -> Iterator[World]:
     if size == 1:
         yield World(device=device)
         return
-    from torch.distributed.rendezvous import rendezvous
-
-    timeout = timedelta(seconds=TIMEOUT_SECONDS)
-    store, rank, size = next(rendezvous("env://", rank, size, timeout=timeout))
-    store.set_timeout(timeout)
-    dist.init_process_group(
-        "nccl" if device.startswith("cuda") else "gloo", store=store, rank=rank, world_size=size, timeout=timeout
-    )
+    store = _meet(rank, size, device)
     result, ended = World(rank, size, device, store.clone()), threading.Event()
     heart = threading.Thread(target=_beat, args=(World(rank, size, device, store.clone()), ended), daemon=True)
     heart.start()
@@ -172,6 +167,54 @@ def world(device: str | None = None) -> Iterator[World]:
         ended.set()
         heart.join()
     dist.destroy_process_group()
+
+
+def _meet(rank: int, size: int, device: str) -> Any:
+    """Make the process group, and return the store through which its ranks meet.
+
+    Raises RankLost, with what to look at, if the others are not met within the timeout.
+    """
+    from torch.distributed.rendezvous import rendezvous
+
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    seconds = float(os.environ.get("HAMSCALE_TIMEOUT_SECONDS", TIMEOUT_SECONDS))
+    _wait_for_name(host, min(seconds, NAME_SECONDS), rank, size)
+    timeout, backend = timedelta(seconds=seconds), "nccl" if device.startswith("cuda") else "gloo"
+    alone = f"rank {rank} of {size} did not meet the others at MASTER_ADDR {host}, MASTER_PORT {port}"
+
+    def end() -> None:
+        log.error(f"{alone} within {seconds:g} s. Were all ranks started, and does no other program use the port?")
+        os._exit(1)  # torch waits for ever for a program that answers in its place, and for twice the time if none does
+
+    late = threading.Timer(seconds, end)
+    late.daemon = True
+    late.start()
+    try:
+        store, rank, size = next(rendezvous("env://", rank, size, timeout=2 * timeout))
+        store.set_timeout(timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    except RuntimeError as error:  # torch's DistNetworkError and DistStoreError are RuntimeErrors
+        taken = "the port is taken by another program: choose another" if "EADDRINUSE" in str(error) else _line(error)
+        raise RankLost(f"{alone}: {taken}") from None
+    finally:
+        late.cancel()
+    return store
+
+
+def _wait_for_name(host: str, seconds: float, rank: int, size: int) -> None:
+    """Wait until the name of a host is known. Raises RankLost if it is not within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.getaddrinfo(host, None)
+            return
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise RankLost(
+                    f"rank {rank} of {size}: MASTER_ADDR {host}, where the ranks meet, is no known host: {error.strerror}. Set "
+                    "it to the host of rank 0."
+                ) from None
+        time.sleep(BEAT_SECONDS)
 
 
 def _beat(world: World, ended: threading.Event) -> None:

@@ -5,6 +5,7 @@ import secrets
 import shutil
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,9 +18,20 @@ from ..analysis.levels import UNKNOWN
 from ..analysis.spectra import find_levels
 from ..config import Analysis
 from ..container import MADE_OF
+from ..files import TOKEN, scratch
 from ..graph.codec import DecodedBlocks
 from ..graph.lifting import lift
-from ..operators import SHARD, Operators, join_shards, read_operators, shard_path, store_levels, write_operators, write_pieces
+from ..operators import (
+    SHARD,
+    Operators,
+    join_shards,
+    move_operators,
+    read_operators,
+    shard_path,
+    store_levels,
+    write_operators,
+    write_pieces,
+)
 from ..parallel.env import World
 from .model import Residual, TrainedModel
 
@@ -66,9 +78,23 @@ class Prediction:
         With several ranks, each rank writes a shard, PATH.shards/NAME-N.h5, and the first rank then writes the file that
         joins them. If there are no more than LARGEST_DENSE orbitals, band edges are computed on the k-grid of the analysis,
         and states that are probably false are looked for, warned of and counted in the file (analysis/false_states.py).
+        All of it is made in a folder beside PATH, and then takes the place of what was there.
         """
-        started = time.time()
-        blocks, path = self.blocks, Path(path)
+        path = Path(path)
+        with scratch(path) if world.is_root else nullcontext() as own:
+            token = world.same(own.name[-TOKEN:] if own else " " * TOKEN)
+            whole = path.with_name(f".{path.name}.part{token}") / path.name
+            self._write(whole, world)
+            if world.is_root:
+                atoms = self.blocks.graph.atoms
+                if self.blocks.reference.basis.n_orbitals(atoms.numbers).sum() <= LARGEST_DENSE:
+                    _add_levels(whole, path, analysis)
+                move_operators(whole, path)
+            world.barrier()
+
+    def _write(self, path: Path, world: World) -> None:
+        """Write the file without band edges, for which it has places, and the shards, if there are any."""
+        started, blocks = time.time(), self.blocks
         atoms, basis, spins = blocks.graph.atoms, blocks.reference.basis, blocks.reference.spins
         unknown = UNKNOWN | Suspects().attributes()
 
@@ -91,9 +117,6 @@ class Prediction:
                 if self.lifted:
                     write_operators(path, self._lift(read_operators(path)))  # whole, instead of the shards
                     shutil.rmtree(shard.parent)
-        if world.is_root and basis.n_orbitals(atoms.numbers).sum() <= LARGEST_DENSE:
-            _add_levels(path, analysis)
-        world.barrier()
 
 
 def predict(
@@ -146,14 +169,15 @@ def predict(
     return Prediction(blocks, attributes, bool(wanted and orbitals <= LARGEST_DENSE))
 
 
-def _add_levels(path: Path, analysis: Analysis) -> None:
-    operators = read_operators(path)
+def _add_levels(file: Path, path: Path, analysis: Analysis) -> None:
+    """Store band edges in a file that will be at `path`."""
+    operators = read_operators(file)
     try:
         levels = find_levels(operators, analysis)
         suspects = find_suspects(operators, levels)
     except ValueError as error:  # S is not positive definite, but the matrices are still useful
-        warnings.warn(f"{path}: no band edges: {error}", stacklevel=2)
+        warnings.warn(f"{path}: no band edges: {error}", stacklevel=3)
         return
-    store_levels(path, levels.attributes() | suspects.attributes())
+    store_levels(file, levels.attributes() | suspects.attributes())
     if sentence := suspects.sentence():
-        warnings.warn(f"{path}: {sentence}", stacklevel=2)
+        warnings.warn(f"{path}: {sentence}", stacklevel=3)

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from ..files import atomic
+from ..files import atomic, sweep
 from ..inputs.model_folder import with_prefix
 from .learner import Learner
 
@@ -40,7 +40,7 @@ def write_checkpoint(path: str | Path, tensors: dict[str, torch.Tensor], state: 
     """Write tensors and a JSON state to one file, atomically, with a digest of both."""
     tensors, text = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, json.dumps(state)
     with atomic(path) as temporary:
-        save_file(tensors, temporary, {"state": text, "xxh3_128": _digest(tensors, text)})
+        temporary.write_bytes(save(tensors, {"state": text, "xxh3_128": _digest(tensors, text)}))
 
 
 def _digest(tensors: dict[str, torch.Tensor], state: str) -> str:
@@ -72,6 +72,8 @@ def load_checkpoint(directory: str | Path, learner: Learner, fingerprint: str, i
     Raises ValueError as `read_checkpoint` does.
     """
     path = Path(directory) / CHECKPOINT
+    if is_root:
+        sweep(path)  # a training that is complete writes no other
     if not path.is_file():
         return None
     tensors, state = read_checkpoint(path)

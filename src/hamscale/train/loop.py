@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 from ..config import Model, Training
 from ..container import DIGEST, Layout, fingerprint
-from ..files import write_text
 from ..graph.graph import GRAPH, GraphFile
 from ..graph.reference import REFERENCE, read_reference
 from ..inputs.model_folder import save_model
@@ -317,13 +316,13 @@ class Trainer:
         if not self.learner.best:
             raise ValueError("no validation error was a number. Lower training.learning_rate.")
         if self.world.is_root:
-            write_text(self.directory / "train.csv", _table(self.state["rows"]))
             record = self.settings.model_dump(exclude={"networks", "cache_gib"}) | {
                 "validation_mae_mev": [self.state["best"]],
                 "seconds": [round(self.state["seconds"], 1)],
             }
             sizes = self.config.network.model_dump() | {"lmax": self.learner.model.lmax}
-            save_model(self.directory, [self.learner.best], sizes, self.files.reference, record, _hash(self.data))
+            data, table = _hash(self.data), _table(self.state["rows"])
+            save_model(self.directory, [self.learner.best], sizes, self.files.reference, record, data, table)
         self.world.barrier()
 
 

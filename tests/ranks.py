@@ -9,7 +9,7 @@ import sys
 import traceback
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["hamscale.predict", "hamscale.train.loop", "hamscale.parallel.env", "helpers"])
+CONTEXT.set_forkserver_preload(["warm", "helpers"])
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
