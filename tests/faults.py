@@ -14,6 +14,7 @@ import resource
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -161,9 +162,11 @@ CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.
 @dataclass
 class Watch:
     """Hook that sees every change of a file by Python (https://docs.python.org/3/library/audit_events.html), and every fsync
-    and every write of libhdf5; it ends the process by SIGKILL before change number `kill_at`."""
+    and every write of libhdf5. Before change number `kill_at` it ends the process by SIGKILL, or keeps it for `late` seconds.
+    """
 
     kill_at: int = 0
+    late: float = 0.0
     changes: list[tuple[str, str]] = field(default_factory=list)
     connected: list[str] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
@@ -198,7 +201,9 @@ class Watch:
     def _change(self, event: str, path: str) -> None:
         self.changes.append((event, path))
         if len(self.changes) == self.kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            if not self.late:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(self.late)
 
 
 def _number(argument: object) -> int:
@@ -241,11 +246,13 @@ def undisturbed(root: Path, recorded: Path) -> dict[str, Did]:
 # ---- verbs that are disturbed
 
 
-def _child(arguments: list[str], ends: tuple, environ: dict[str, str], kill_at: int, largest: int | None) -> None:
+def _child(
+    arguments: list[str], ends: tuple, environ: dict[str, str], kill_at: int, largest: int | None, late: float = 0.0
+) -> None:
     os.environ.update(environ)
     for number, end in zip((1, 2), ends):
         os.dup2(end.fileno(), number)
-    Watch(kill_at).watch()
+    Watch(kill_at, late).watch()
     if largest is not None:  # writing more is an error, as on a full disk: Python ignores SIGXFSZ
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
     code = hamscale.cli.main(arguments)
@@ -254,16 +261,20 @@ def _child(arguments: list[str], ends: tuple, environ: dict[str, str], kill_at: 
 
 
 def disturbed(
-    arguments: list[str], environs: Sequence[dict[str, str]] = ({},), kill_at: Sequence[int] = (0,), largest: int | None = None
+    arguments: list[str],
+    environs: Sequence[dict[str, str]] = ({},),
+    kill_at: Sequence[int] = (0,),
+    largest: int | None = None,
+    late: float = 0.0,
 ) -> list[Did]:
     """Run a verb in a process for each environment, at once.
 
-    kill_at: at which of its changes each is killed; 0: not. largest: bytes that a file may have.
+    kill_at: at which of its changes each is killed, or kept for `late` seconds; 0: not. largest: bytes that a file may have.
     """
     started = []
     for environ, kill in zip(environs, [*kill_at, *[0] * len(environs)]):
         readers, writers = zip(CONTEXT.Pipe(False), CONTEXT.Pipe(False))
-        given = (arguments, writers, {"OMP_NUM_THREADS": "1"} | environ, kill, largest)
+        given = (arguments, writers, {"OMP_NUM_THREADS": "1"} | environ, kill, largest, late)
         process = CONTEXT.Process(target=_child, args=given)
         process.start()
         for end in writers:

@@ -25,6 +25,7 @@ ALL = "HAMSCALE_FAULTS" in os.environ
 RESUMES = ("batch", "train", "train 1")
 WRITING = [name for name in STEPS if name.split()[0] not in ("table", "schema", "verify")]
 SLOW = ("plot-structure", "plot-paper")
+ONE_OF_EACH_WAY = ("structure", "dft", "graph", "train", "predict", "dos", "export deeph", "analyse")  # to write
 SOME = [name for name in WRITING if ALL or name not in SLOW]
 FEWEST_OF_A_RANK = (60, 40)  # changes of files by each rank of a prediction on two, at least
 
@@ -51,9 +52,9 @@ def whole(root, recorded, tmp_path_factory):
     return {name: faults.Did(**did) for name, did in json.loads(done.stdout).items()}
 
 
-def points(last: int, some: int, most: int | None = None) -> list[int]:
-    """Some of the numbers from 1 to `last`; with HAMSCALE_FAULTS all, or so many that no more are wanted."""
-    n = min(last, (most or last) if ALL else some)
+def points(last: int, most: int | None = None) -> list[int]:
+    """One of the numbers from 1 to `last`; with HAMSCALE_FAULTS all, or so many that no more are wanted."""
+    n = min(last, most or last) if ALL else 1
     return [1 + (2 * k + 1) * last // (2 * n) for k in range(n)]
 
 
@@ -106,7 +107,7 @@ def no_half(name: str, before: dict, expected: dict, out: Path) -> None:
 @pytest.mark.parametrize("name", WRITING)
 def test_a_verb_that_is_killed_leaves_no_half_and_a_second_call_completes(name, root, whole, tmp_path):
     expected = contents(place(root, name))
-    for number in points(len(whole[name].changes), 1 if name in SLOW else 2):
+    for number in points(len(whole[name].changes)):
         out = tmp_path / str(number)
         before = begin(name, root, out, over=number % 2 == 1)
         (killed,) = disturbed(STEPS[name].command(root, out), kill_at=[number])
@@ -126,7 +127,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half(name, root, whole, tmp_path)
     written = {Path(path) for event, path in whole[name].changes if event == "os.rename"}
     results = [path for path in place(root, name).rglob("*") if path.is_file() and written & {path, *path.parents}]
     largest = max(path.stat().st_size for path in results)
-    for limit in points(largest, 2, most=20):
+    for limit in points(largest, most=20):
         out = tmp_path / str(limit)
         before = begin(name, root, out, over=limit % 2 == 1)
         (full,) = disturbed(STEPS[name].command(root, out), largest=limit - 1)
@@ -140,7 +141,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half(name, root, whole, tmp_path)
         shutil.rmtree(out)
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", WRITING if ALL else ONE_OF_EACH_WAY)
 def test_two_of_the_same_at_once_both_end_well(name, root, whole, tmp_path):
     STEPS[name].prepare(root, tmp_path / "out")
     second(name, root, tmp_path / "out", contents(place(root, name)), [{}, {}])
@@ -157,7 +158,7 @@ def test_a_rank_that_is_killed_leaves_no_half_and_a_second_call_completes(rank, 
     assert [did.code for did in on_two_ranks(root, tmp_path / "whole")] == [0, 0]
     expected, of_one = contents(tmp_path / "whole"), contents(place(root, "predict"))
     assert len(expected) == 3
-    for number in points(FEWEST_OF_A_RANK[rank], 1):
+    for number in points(FEWEST_OF_A_RANK[rank]):
         out = tmp_path / str(number)
         before = begin("predict", root, out, over=True)
         done = on_two_ranks(root, out, [number * (k == rank) for k in range(2)])
@@ -172,6 +173,21 @@ def test_a_rank_that_is_killed_leaves_no_half_and_a_second_call_completes(rank, 
         same(contents(out), expected)
         assert hidden(out) == []
         second("predict", root, out, of_one)
+
+
+@pytest.mark.parametrize("late", [2.0, 12.0])
+def test_a_rank_that_is_late(late, root, whole, tmp_path):
+    """Within the time that the other waits nothing happens; later than that each ends in a line."""
+    ranks = [environment | {"HAMSCALE_TIMEOUT_SECONDS": "6"} for environment in on_ranks(2)]
+    both = disturbed(STEPS["predict"].command(root, tmp_path / "out"), ranks, kill_at=[0, 3], late=late)
+    if late < 6:
+        assert [did.code for did in both] == [0, 0]
+        return
+    for did in both:
+        assert did.code == 1
+        (line,) = did.errors.splitlines()
+        assert line.startswith("hamscale: error: all ranks are alive (a beat every 1 s), but one did not answer in time")
+    assert contents(tmp_path / "out") == {}
 
 
 def test_two_predictions_at_once_on_two_ranks_each(root, whole, tmp_path):

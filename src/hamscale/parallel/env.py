@@ -77,7 +77,10 @@ class World:
         try:
             yield
         except RuntimeError as error:  # torch's DistBackendError and the errors of gloo are RuntimeErrors
-            raise RankLost(self._autopsy(error)) from None
+            cause = self._autopsy(error)
+            with suppress(RuntimeError):  # rank 0, which holds the store, may be the one that has ended
+                self.store.compare_set("lost", "", cause)  # at once: what this rank now removes, others may miss
+            raise RankLost(cause) from None
 
     def _autopsy(self, error: Exception) -> str:
         """Find out which rank ended and why: what another rank has reported already, or whose heartbeat has stopped."""
@@ -161,7 +164,12 @@ def world(device: str | None = None) -> Iterator[World]:
         result.leave(str(error))
         raise
     except BaseException as error:
+        lost = None
+        with suppress(RuntimeError):
+            lost = result.lost()
         result.leave(f"rank {rank} of {size} ended: {type(error).__name__}: {_line(error)}")
+        if lost and isinstance(error, Exception):  # what follows from the end of another rank is not the cause
+            raise RankLost(lost) from None
         raise
     finally:
         ended.set()
