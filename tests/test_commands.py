@@ -107,7 +107,7 @@ def test_the_lines_of_the_readme_and_of_the_usual_commands(clone, szv):
     ):
         assert (clone / name).is_file()
     # the lines of Python that follow read what was predicted
-    code, *_ = blocks(ROOT / "docs/python.md", "python")
+    (code,) = blocks(ROOT / "docs/howto/usual.md", "python")
     result = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 

@@ -205,7 +205,7 @@ def verify_files(paths: list[Path], sandbox: bool) -> int:
     return 1 if wrong else 0
 
 
-@command("init", argument("folder"))
+@command("init", argument("folder", help="what to make; new, or empty"))
 def begin(folder: Path) -> None:
     """Begin a project in a new folder: configuration, an example, profiles of clusters, and a Snakefile."""
     from ..project import create_project
