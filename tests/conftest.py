@@ -14,7 +14,6 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 import gzip
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -155,8 +154,7 @@ def recorded(tmp_path_factory) -> dict[str, Path]:
     for name in ("si8", "si8_cut"):
         (root / name).mkdir()
         (root / name / "run.out").write_bytes(log)
-    with tarfile.open(DATA / "si8" / "si8t_csr.tar.xz") as archive:
-        archive.extractall(root / "unpacked", filter="data")
+    shutil.unpack_archive(DATA / "si8" / "si8t_csr.tar.xz", root / "unpacked")
     for path in (root / "unpacked").rglob("*.csr"):
         shutil.move(path, root / "si8_cut" / path.name)
     # every element, recorded as one of each +-R to save space: written out again as CP2K's files

@@ -3,7 +3,6 @@
 import gzip
 import os
 import shutil
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -113,8 +112,7 @@ def unpacked(name: str, folder: Path) -> Path:
     for path in recorded.glob("*.gz"):
         (folder / path.name.removesuffix(".gz")).write_bytes(gzip.decompress(path.read_bytes()))
     if (archive := recorded / "csr.tar.xz").is_file():
-        with tarfile.open(archive) as files:
-            files.extractall(folder, filter="data")
+        shutil.unpack_archive(archive, folder)
     return folder
 
 
