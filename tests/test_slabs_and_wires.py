@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import sisl
 import yaml
-from parallel.ranks import start_cli
 
 from hamscale.analysis.spectra import eigenvalues
 from hamscale.cli import main
@@ -16,6 +15,7 @@ from hamscale.files import facts
 from hamscale.operators import read_operators
 from hamscale.units import HARTREE_IN_EV
 from helpers import SZV
+from ranks import start_cli
 
 SHEET = {
     "species": {"B": {"basis": SZV}, "N": {"basis": SZV}},

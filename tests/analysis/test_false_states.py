@@ -137,7 +137,7 @@ def test_a_file_says_how_many_and_where(nearly_singular, tmp_path):
     write_operators(path, wrong)
     assert read_operators(path).attributes["suspect_states"] == -1
     with pytest.warns(UserWarning, match=r"1 states at 1 of 1 random k-points are probably false: 1.70 to 1.70 eV"):
-        _add_levels(path, GAMMA)
+        _add_levels(path, path, GAMMA)
     attributes = read_operators(path).attributes
     assert (attributes["suspect_states"], attributes["suspect_places_of"]) == (1, 1)
     assert attributes["suspect_lowest_ev"] == pytest.approx(1.7, abs=1e-6)

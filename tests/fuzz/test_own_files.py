@@ -32,7 +32,7 @@ from hamscale.partition.halo import read_owner, write_partition
 from hamscale.train.checkpoint import read_checkpoint, write_checkpoint
 from helpers import SZV, basis_of, model_hamiltonian, silicon
 
-COUNT = int(os.environ.get("FUZZ", "150"))
+COUNT = int(os.environ.get("FUZZ", "60"))
 SECONDS = 10
 MEMORY = 2**28  # beside eight times the file
 

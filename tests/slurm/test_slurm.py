@@ -3,7 +3,6 @@
 First the pipeline; then, on a copy of its folder, a training that one fault after the other meets, and that ends all the same.
 """
 
-import json
 import os
 import re
 import shutil
@@ -20,10 +19,9 @@ import psutil
 import pytest
 import yaml
 from filelock import FileLock
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from hamscale.operators import read_operators
+from hamscale.train.checkpoint import read_checkpoint, write_checkpoint
 from helpers import PATIENCE, TOY, copy_workflow
 
 LAB = Path(tempfile.gettempdir(), "slurm_lab_of_tests")
@@ -299,9 +297,8 @@ def test_none_of_these_jobs_ran_beside_another(training):
 
 def skip_to(path: Path, step: int):
     """A checkpoint as if it were of a later step."""
-    with safe_open(path, "pt") as file:
-        tensors, state = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["state"])  # noqa: SIM118
-    save_file(tensors, path, {"state": json.dumps(state | {"step": step})})
+    tensors, state = read_checkpoint(path)
+    write_checkpoint(path, tensors, state | {"step": step})
 
 
 def test_a_full_disk_leaves_no_half_file(pipeline, tmp_path):
