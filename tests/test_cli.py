@@ -12,9 +12,10 @@ import yaml
 
 import hamscale.cli
 from hamscale import config
-from hamscale.container import Array, Layout, create_h5
+from hamscale.container import create_h5
 from hamscale.export import TARGETS
 from hamscale.files import write_text
+from hamscale.layout import Array, Layout
 from hamscale.paper import PAPER
 from hamscale.parallel.exchange import EXCHANGES
 from hamscale.partition import METHODS
@@ -93,7 +94,8 @@ def test_a_file_size_limit_is_a_full_disk(tmp_path):
     """At every size up to that of the whole file: of files of HDF5, which crashes if it cannot finish one."""
     code = f"""
 import resource, numpy as np
-from hamscale.container import Array, Layout, create_h5
+from hamscale.container import create_h5
+from hamscale.layout import Array, Layout
 layout = Layout("any/1", {{"*/values": Array("f8", (200,))}})
 for limit in range(0, 60_000, 1000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))

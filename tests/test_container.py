@@ -8,7 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
-from hamscale.container import BLOCK, PART, Array, Layout, Source, create_h5, edit_h5, identity, open_foreign, open_h5
+from hamscale.container import BLOCK, PART, Source, create_h5, edit_h5, identity, open_foreign, open_h5
+from hamscale.layout import Array, Layout
 from hamscale.sandbox import run_limited
 from helpers import forged
 

@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hamscale.config import Network
-from hamscale.container import Array, Layout, create_h5, identity
+from hamscale.container import create_h5, identity
 from hamscale.graph.codec import BlockCodec
 from hamscale.graph.graph import write_graph
 from hamscale.graph.neighbours import Neighbourhood
 from hamscale.graph.reference import fit_reference, write_reference
 from hamscale.inputs.model_folder import load_model, save_model, with_prefix
 from hamscale.inputs.tensors import build_network
+from hamscale.layout import Array, Layout
 from hamscale.operators import write_operators
 from hamscale.partition import partition
 from hamscale.partition.halo import write_partition
@@ -86,6 +87,12 @@ def larger_diagonal(file):
     file["overlap"][file["offsets"][block]] = 1.1
 
 
+def more_targets(file):
+    targets = file["offsite/14-14"][:]
+    del file["offsite/14-14"]
+    file["offsite/14-14"] = np.concatenate([targets, targets[:2]])
+
+
 FORGED = {
     "H not Hermitian": (
         "operators/a.h5",
@@ -100,6 +107,7 @@ FORGED = {
     "a scale": ("reference.h5", lambda f: f["onsite/14/scale"].__setitem__(0, 0.0), "a scale is not above zero"),
     "NaN in a table": ("reference.h5", lambda f: f["offsite/14-14/two_centre"].__setitem__((0, 0), np.nan), "holds NaN"),
     "a target": ("graphs/a.h5", lambda f: f["onsite/14"].__setitem__((0, 0), np.inf), "holds NaN or infinity"),
+    "targets": ("graphs/a.h5", more_targets, "has 58 targets, expected 56"),
     "an edge": ("graphs/a.h5", lambda f: f["edges"].__setitem__((0, 2), 40), "A long|transposed"),
     "degrees": ("graphs/a.h5", lambda f: f["degrees"].__setitem__((0, 0), 1), "/degrees are not those"),
     "an owner": ("p.h5", lambda f: f["owner"].__setitem__(0, 7), "its owners are not those of 2 parts"),

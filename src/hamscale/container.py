@@ -1,4 +1,4 @@
-"""Write and read HDF5 files that are protected against damage, and whose contents are declared.
+"""Write and read HDF5 files that are protected against damage.
 
 A protected file is an HDF5 file with a user block and a trailer, which libhdf5 leaves alone, so that any program reads it:
 
@@ -8,8 +8,8 @@ A protected file is an HDF5 file with a user block and a trailer, which libhdf5 
 
 libhdf5, which crashes on many a damaged file, is handed no byte that has not been compared with its digest. Parts are
 compared as they are read, so that a rank that reads a few rows of a large file reads no more than those. The digest is
-XXH3 of 128 bits (https://xxhash.com): it tells damage and mixed-up files, not forgery. What a file may hold is declared
-as a Layout: anything else, and storage outside of the file, is refused before memory is taken.
+XXH3 of 128 bits (https://xxhash.com): it tells damage and mixed-up files, not forgery. What a file may hold is declared in
+layout.py.
 """
 
 import io
@@ -20,7 +20,6 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,7 @@ import numpy as np
 import xxhash
 
 from .files import atomic, provenance
+from .layout import Layout, plain
 from .sandbox import probe
 
 if TYPE_CHECKING:
@@ -43,107 +43,6 @@ MADE_OF = "made_of"  # attribute: identities of the files that a file was made o
 HEAD = re.compile(rb"hamscale container 1\nschema (\S{1,64})\nbytes ([0-9]{1,18})\n")
 
 
-@dataclass(frozen=True)
-class Array:
-    """Dataset of a layout: the type of its numbers, as numpy names it ("f8"), and its shape.
-
-    Dimensions are numbers, or names, which mean the same number in the whole file; "*" may be any number, and "E+1" is one
-    more than E. leading: lengths of a dimension that may precede those of the shape, such as that of two spins.
-    """
-
-    dtype: str
-    shape: tuple[int | str, ...]
-    optional: bool = False
-    leading: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Contents of a kind of file, which `create_h5` and `open_h5` hold against what is there.
-
-    schema: its name and version. arrays: path of a dataset -> Array; "*" in a path stands for any one name.
-    attributes: the attributes of the file that must be there, with their types. Others may be there.
-    earlier: schema of files with these contents that an earlier version wrote without protection; they are read too.
-    """
-
-    schema: str
-    arrays: dict[str, Array]
-    attributes: Mapping[str, type] = field(default_factory=dict)
-    earlier: str | None = None
-
-    def check(self, file: h5py.File) -> None:
-        """Compare an open file with the layout, without reading a dataset.
-
-        Raises ValueError (found, expected) if a dataset is missing, not declared, of another type or shape, larger than the
-        file, or stored elsewhere, or if an attribute is missing or of another type.
-        """
-        for name, kind in self.attributes.items():
-            if not isinstance(value := _plain(file.attrs.get(name)), kind):
-                raise ValueError(f"attribute {name} is {value!r}, expected a value of type {kind.__name__}.")
-        sizes: dict[str, int] = {}
-        found = set()
-        for path, dataset in _datasets(file, max(name.count("/") for name in self.arrays)):
-            pattern = next((name for name in self.arrays if _matches(name, path)), None)
-            if pattern is None:
-                raise ValueError(f"/{path} is no part of schema {self.schema}.")
-            found.add(pattern)
-            _check_array(path, dataset, self.arrays[pattern], sizes)
-        for name, array in self.arrays.items():
-            if name not in found and not array.optional and "*" not in name:
-                raise ValueError(f"/{name} is missing.")
-
-
-def _plain(value: object) -> object:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _matches(pattern: str, path: str) -> bool:
-    names, given = pattern.split("/"), path.split("/")
-    return len(names) == len(given) and all(name in ("*", part) for name, part in zip(names, given))
-
-
-def _datasets(group: h5py.Group, depth: int) -> Iterator[tuple[str, h5py.Dataset]]:
-    """Yield (path, dataset) of all datasets of a group, `depth` groups deep at most."""
-    for name in group:
-        path = f"{group.name}/{name}".lstrip("/")
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise ValueError(f"/{path} is a link to somewhere else. Files of hamscale hold their data themselves.")
-        item = group[name]
-        if isinstance(item, h5py.Dataset):
-            yield path, item
-        elif isinstance(item, h5py.Group) and depth:
-            yield from _datasets(item, depth - 1)
-        else:
-            raise ValueError(f"/{path} is no part of the schema.")
-
-
-def _check_array(path: str, dataset: h5py.Dataset, array: Array, sizes: dict[str, int]) -> None:
-    storage = dataset.id.get_create_plist()
-    if dataset.is_virtual or storage.get_external_count() or storage.get_nfilters() or dataset.chunks:
-        raise ValueError(f"/{path} is virtual, compressed or stored elsewhere. Files of hamscale hold their data plainly.")
-    if dataset.dtype.newbyteorder("=") != np.dtype(array.dtype) or dataset.dtype.byteorder == ">":
-        raise ValueError(f"/{path} has type {dataset.dtype.str}, expected {array.dtype}.")
-    shape: tuple[int, ...] = dataset.shape or ()
-    if len(shape) == len(array.shape) + 1 and shape[:1] in [(n,) for n in array.leading]:
-        shape = shape[1:]
-    expected = tuple(_length(name, found, sizes) for name, found in zip(array.shape, shape))
-    if len(shape) != len(array.shape) or shape != expected:
-        lengths = ", ".join(f"{name}, here {n}" if name != n else str(n) for name, n in zip(array.shape, expected))
-        raise ValueError(f"/{path} has shape {dataset.shape}, expected ({lengths}).")
-    if dataset.id.get_storage_size() != dataset.nbytes:
-        raise ValueError(f"/{path} is said to have {dataset.nbytes} bytes and has {dataset.id.get_storage_size()}.")
-
-
-def _length(name: int | str, found: int, sizes: dict[str, int]) -> int:
-    """Return the length that a dimension must have; the first one of a name gives that of all."""
-    if isinstance(name, int):
-        return name
-    if name.startswith("*"):
-        return found
-    more = int(name.endswith("+1"))
-    return sizes.setdefault(name.removesuffix("+1"), found - more) + more
-
-
 class Sink(io.RawIOBase):
     """File that libhdf5 writes to, or whose copy it changes, with the digests of its parts.
 
@@ -151,11 +50,11 @@ class Sink(io.RawIOBase):
     finishing, it is told that all goes well, and the error is kept for `new_h5` to raise.
     """
 
-    def __init__(self, path: Path, mode: str = "w+", digests: dict[int, bytes] | None = None) -> None:
+    def __init__(self, path: Path, mode: str, digests: dict[int, bytes] | None) -> None:
         super().__init__()
         self.file, self.finishing = io.FileIO(path, mode), False
         self.error: OSError | None = None
-        self.digests = {} if digests is None else digests  # of parts that were written in one piece
+        self.digests = digests  # of parts that were written in one piece; None: of a file that is not protected
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return self.file.seek(offset, whence)
@@ -175,12 +74,13 @@ class Sink(io.RawIOBase):
         with self._kept():
             while len(rest) and not self.error:
                 rest = rest[self.file.write(rest) :]  # in one piece: in parts it takes a third more
-        for part in range(start // PART, (start + len(view) - 1) // PART + 1):
-            content = view[max(0, part * PART - start) : (part + 1) * PART - start]
-            if len(content) == PART:
-                self.digests[part] = xxhash.xxh3_128_digest(content)
-            else:
-                self.digests.pop(part, None)
+        if (digests := self.digests) is not None:
+            for part in range(start // PART, (start + len(view) - 1) // PART + 1):
+                content = view[max(0, part * PART - start) : (part + 1) * PART - start]
+                if len(content) == PART:
+                    digests[part] = xxhash.xxh3_128_digest(content)
+                else:
+                    digests.pop(part, None)
         return len(view)
 
     def truncate(self, size: int | None = None) -> int:
@@ -201,6 +101,7 @@ class Sink(io.RawIOBase):
 
     def protect(self, schema: str) -> None:
         """Write the trailer and the user block of a file that libhdf5 has finished."""
+        assert self.digests is not None, "a file that is not protected has no digests"
         with self._kept():
             size = os.fstat(self.file.fileno()).st_size
             self.digests.pop(_parts(size) - 1, None)  # which may be shorter than it was
@@ -331,8 +232,8 @@ def new_h5(temporary: Path, path: Path, schema: str | None = None, source: Sourc
     source: the protected file that the temporary one is a copy of, which is then changed instead.
     Raises OSError, with the path and the cause, if it cannot be written, e.g. because the disk is full.
     """
-    digests = {k: source.trailer[k * DIGEST : (k + 1) * DIGEST] for k in range(_parts(source.size))} if source else None
-    with closing(Sink(temporary, "r+" if source else "w+", digests)) as sink:
+    before = {k: source.trailer[k * DIGEST : (k + 1) * DIGEST] for k in range(_parts(source.size))} if source else {}
+    with closing(Sink(temporary, "r+" if source else "w+", before if schema else None)) as sink:
         sink.finishing = schema is None  # such files have datasets in chunks, which are finished at any time
         try:
             options = {} if source or not schema else {"userblock_size": BLOCK}
@@ -357,7 +258,6 @@ def create_h5(
     """Open a new protected file for writing, atomically, and set its attributes: `schema`, provenance and those given.
 
     made_of: identities of the files that it is made of, by what they are.
-
     Raises OSError as `new_h5` does, and ValueError if what was written is not as the layout says.
     """
     with atomic(path) as temporary, new_h5(temporary, Path(path), layout.schema) as file:
@@ -398,7 +298,7 @@ def open_h5(path: str | Path, layout: Layout) -> Iterator[h5py.File]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file. Expected an HDF5 file of schema {layout.schema}.")
     with _opened(path, layout) as (file, expected):
-        found = _plain(file.attrs.get("schema", "none"))
+        found = plain(file.attrs.get("schema", "none"))
         if found != expected:
             raise ValueError(f"{path}: schema is {found!r}, expected {expected!r}. Was it written by another version or step?")
         try:
@@ -413,7 +313,7 @@ def _opened(path: Path, layout: Layout) -> Iterator[tuple[h5py.File, str]]:
     """Open a file, protected or of the earlier schema, and say which schema it must have."""
     if not is_protected(path):
         with open_foreign(path) as file:
-            if layout.earlier and _plain(file.attrs.get("schema")) == layout.earlier:
+            if layout.earlier and plain(file.attrs.get("schema")) == layout.earlier:
                 warnings.warn(f"{path}: written by an earlier version (schema {layout.earlier}), not protected.", stacklevel=6)
                 yield file, layout.earlier
             else:

@@ -3,6 +3,7 @@
 import io
 import logging
 import re
+from math import ceil, floor
 from pathlib import Path
 
 import ase.io
@@ -190,17 +191,31 @@ def check_structure(where: str, atoms: Atoms) -> None:
         raise ValueError(f"{where}: {error}") from None
 
 
+def images(fractions: np.ndarray, periodic: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """List the atoms and their images within a box, low (3,) to high (3,) in fractions: atoms (N,) and cells (N, 3)."""
+    index, shift = np.arange(len(fractions)), np.zeros((len(fractions), 3), np.int64)
+    for axis in range(3):
+        along, copies = fractions[index, axis], []
+        span = (low[axis] - along.max(initial=-np.inf), high[axis] - along.min(initial=np.inf))
+        if not len(index) or not np.isfinite(span).all():  # nothing is near, or there is no owned atom
+            return index[:0], shift[:0]
+        for n in range(ceil(span[0]), floor(span[1]) + 1) if periodic[axis] else (0,):
+            inside = (along + n >= low[axis]) & (along + n <= high[axis])
+            copies.append((index[inside], shift[inside] + n * (np.arange(3) == axis)))
+        index, shift = (np.concatenate(parts) for parts in zip(*copies))
+    return index, shift
+
+
 def check_distances(where: str, atoms: Atoms) -> None:
     """Raise ValueError if two atoms (or an atom and an image of another) are closer than 0.5 A, and as `check_structure`."""
     check_structure(where, atoms)
     cell = atoms.cell.complete()
     fractions = cell.scaled_positions(atoms.positions)
     fractions -= np.where(atoms.pbc, np.floor(fractions), 0)
-    index, margin = np.arange(len(atoms)), MINIMUM_DISTANCE_ANGSTROM / plane_distances(cell)
-    for axis in np.flatnonzero(atoms.pbc):  # with images of the atoms at each lower face beyond the upper one
-        near = np.flatnonzero(fractions[:, axis] <= margin[axis])
-        index, fractions = np.append(index, index[near]), np.append(fractions, fractions[near] + np.eye(3)[axis], axis=0)
-    points = fractions @ cell.array
+    margin = MINIMUM_DISTANCE_ANGSTROM / plane_distances(cell)
+    # beyond the upper faces the images of the atoms at the lower ones
+    index, shift = images(fractions, atoms.pbc, fractions.min(0), np.where(atoms.pbc, 1, fractions.max(0)) + margin)
+    points = (fractions[index] + shift) @ cell.array
     at_one, first = np.unique(np.round(points, POSITION_DECIMALS), axis=0, return_index=True)
     if len(at_one) < len(points):  # many atoms at one point, as in a file of zeros, would take the tree for ever
         second = np.setdiff1d(np.arange(len(points)), first)[0]

@@ -8,7 +8,7 @@ import pytest
 
 import hamscale.cli
 from hamscale.export import TARGETS, export, stream
-from hamscale.operators import SHARD, join_shards, shard_path, write_pieces
+from hamscale.operators import SHARD, join_shards, read_operators, shard_path, write_pieces
 from hamscale.structures import wrap_as_cp2k
 from helpers import forged, hafnia, model_hamiltonian, written
 
@@ -52,6 +52,10 @@ def test_shards_of_ranks_are_one_matrix(dft, tmp_path):
     whole, joined = elements(written(tmp_path, dft)), elements(tmp_path / "a.h5")
     assert whole.keys() == joined.keys()
     assert all(np.array_equal(whole[key], joined[key]) for key in whole)
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:])  # among the values
+    with pytest.raises(ValueError, match=rf"{shard}: damaged: bytes"):
+        read_operators(tmp_path / "a.h5")
     shard.unlink()
     with pytest.raises(ValueError, match="its shard .* is missing"):
         export(tmp_path / "a.h5", "quatrex", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Read H and S of an file of operators, the rows of some atoms at a time.
+"""Read H and S of a file of operators, the rows of some atoms at a time.
 
 In this way files larger than memory are exported, and no matrix is dense.
 """

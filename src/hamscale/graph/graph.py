@@ -20,7 +20,8 @@ import numpy as np
 from ase import Atoms
 
 from ..basis import Basis
-from ..container import Array, Layout, create_h5, open_h5, store_fingerprint
+from ..container import create_h5, open_h5, store_fingerprint
+from ..layout import Array, Layout
 from ..operators import check_finite, read_basis, read_structure, write_basis, write_structure
 from ..operators.files import BASIS, STRUCTURE
 from ..pairs import ByElement, ByPair, PairList, place_in_element
@@ -237,6 +238,8 @@ class GraphFile:
                 if of_pair.any():
                     pairs.append((z_i, z_j))
                 if (name := f"offsite/{z_i}-{z_j}") in file:
+                    if len(file[name]) != of_pair.sum():
+                        raise ValueError(f"{self.path}: /{name} has {len(file[name])} targets, expected {of_pair.sum()}.")
                     offsite[z_i, z_j] = _rows(file[name], of_pair, own[z_i])
             onsite, crystal_field = (
                 {int(z): _rows(data, one[int(z)], own[int(z)]) for z, data in file[group].items()}

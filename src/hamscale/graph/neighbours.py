@@ -5,14 +5,13 @@ Memory is therefore that of the edges found and of a few numbers per atom of the
 """
 
 from collections.abc import Iterator
-from math import ceil, floor
 
 import numpy as np
 from ase import Atoms
 from scipy.spatial import cKDTree
 
 from ..pairs import PairList
-from ..structures import MINIMUM_DISTANCE_ANGSTROM, check_distances, plane_distances
+from ..structures import MINIMUM_DISTANCE_ANGSTROM, check_distances, images, plane_distances
 
 ATOMS_AT_ONCE = 512
 
@@ -41,7 +40,7 @@ class Neighbourhood:
         own = fractions[self.owned] + self.cells
         margin = self.reach / plane_distances(cell)
         low, high = own.min(0, initial=np.inf) - margin, own.max(0, initial=-np.inf) + margin
-        self.index, self.shift = _images(fractions, atoms.pbc, low, high)
+        self.index, self.shift = images(fractions, atoms.pbc, low, high)
         self.points = atoms.positions[self.owned] + self.cells @ cell.array
         self.tree = cKDTree(atoms.positions[self.index] + self.shift @ cell.array)
 
@@ -104,18 +103,3 @@ def _gathered(fractions: np.ndarray, periodic: np.ndarray) -> np.ndarray:
         widest = int(gaps.argmax())
         cells[:, axis] = -np.floor(fractions[:, axis] - (ring[widest] + gaps[widest] / 2)).astype(np.int64)
     return cells
-
-
-def _images(fractions: np.ndarray, periodic: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """List the atoms and their images within a box, low (3,) to high (3,) in fractions: atoms (N,) and cells (N, 3)."""
-    index, shift = np.arange(len(fractions)), np.zeros((len(fractions), 3), np.int64)
-    for axis in range(3):
-        along, copies = fractions[index, axis], []
-        span = (low[axis] - along.max(initial=-np.inf), high[axis] - along.min(initial=np.inf))
-        if not len(index) or not np.isfinite(span).all():  # nothing is near, or there is no owned atom
-            return index[:0], shift[:0]
-        for n in range(ceil(span[0]), floor(span[1]) + 1) if periodic[axis] else (0,):
-            inside = (along + n >= low[axis]) & (along + n <= high[axis])
-            copies.append((index[inside], shift[inside] + n * (np.arange(3) == axis)))
-        index, shift = (np.concatenate(parts) for parts in zip(*copies))
-    return index, shift

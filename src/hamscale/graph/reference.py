@@ -20,7 +20,8 @@ from ase import Atoms
 
 from ..angular import real_spherical_harmonics
 from ..basis import Basis
-from ..container import Array, Layout, create_h5, open_h5
+from ..container import create_h5, open_h5
+from ..layout import Array, Layout
 from ..operators import Operators, read_basis, write_basis
 from ..operators.files import BASIS
 from ..pairs import ByElement, ByPair

@@ -139,14 +139,15 @@ def _weights(directory: Path) -> dict[str, torch.Tensor]:
 def model_identity(directory: str | Path) -> str:
     """Return the digest that names a model: that of config.json, in which are those of the other files.
 
-    Raises ValueError as `load_model` does, without reading the weights.
+    Raises ValueError if config.json is missing or damaged.
     """
-    return _digest(_config(Path(directory)))
+    return _digest(_content(Path(directory)))
 
 
 def model_parts(directory: str | Path) -> dict[str, list[str]]:
-    """Return the identity of the reference of a model, by kind."""
-    return {"reference": [identity(Path(directory) / "reference.h5")]}
+    """Return the identity of the reference of a model, by kind; empty for a model of before, which does not have it."""
+    files = _content(Path(directory)).get("files", {})
+    return {"reference": [files["reference.h5"]]} if files else {}
 
 
 def with_prefix(tensors: dict, prefix: str) -> dict:
@@ -159,11 +160,8 @@ def _networks(table: str) -> set[int]:
     return {int(row["network"]) for row in csv.DictReader(table.splitlines())}
 
 
-def _config(directory: Path) -> dict:
-    """Read config.json, and compare it and the files that it names with their digests.
-
-    Raises ValueError if one is missing, damaged or of another model.
-    """
+def _content(directory: Path) -> dict:
+    """Read config.json, without its own digest. Raises ValueError if it is missing, damaged or none."""
     path = directory / "config.json"
     if not path.is_file():
         raise ValueError(f"{path}: no such file. Expected a model folder as `hamscale train` writes it.")
@@ -183,7 +181,16 @@ def _config(directory: Path) -> dict:
         return content
     if content.pop("digest", None) != _digest(content):
         raise ValueError(f"{path}: damaged or changed by hand: its digest is another. Copy the folder again.")
-    for name in FILES:
+    return content
+
+
+def _config(directory: Path) -> dict:
+    """Read config.json, and compare the files that it names with their digests.
+
+    Raises ValueError as `_content` does, and if one is missing, damaged or of another model.
+    """
+    content = _content(directory)
+    for name in FILES if "files" in content else ():
         if not (directory / name).is_file():
             raise ValueError(f"{directory / name}: no such file. Copy the whole folder of the model.")
         if (found := identity(directory / name)) != content["files"][name]:

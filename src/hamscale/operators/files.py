@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
@@ -17,8 +17,9 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from ..basis import Basis, ElementBasis
-from ..container import Array, Layout, create_h5, edit_h5, identity, is_protected, open_h5, schema_of
+from ..container import create_h5, edit_h5, identity, is_protected, open_h5, schema_of
 from ..files import flush, locked
+from ..layout import Array, Layout
 from ..pairs import PairList, block_offsets
 from ..structures import GIVEN, charge_of, given_cells
 from .blocks import Operators
@@ -242,10 +243,18 @@ def check_finite(name: str, values: np.ndarray) -> None:
 class _Shards:
     """Shards of a prediction, of which the last OPEN_SHARDS that were asked for are open."""
 
-    def __init__(self, stack: ExitStack, path: Path, prediction: str, digests: list[str]) -> None:
+    def __init__(self, path: Path, prediction: str, digests: list[str]) -> None:
         self.path, self.prediction, self.digests = path, prediction, digests
         self.open: OrderedDict[int, tuple[ExitStack, h5py.File]] = OrderedDict()
-        stack.callback(self.close, 0)
+
+    def __enter__(self) -> "_Shards":
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        with ExitStack() as every:  # each is told of an error, which may be its own damage
+            for stack, _ in self.open.values():
+                every.push(stack)
+            every.__exit__(*details)
 
     def __getitem__(self, rank: int) -> h5py.File:
         if rank not in self.open:
@@ -254,16 +263,12 @@ class _Shards:
                 raise ValueError(f"its shard {shard} is missing. Move the folder of shards with the file, or predict again.")
             if identity(shard) != self.digests[rank]:
                 raise ValueError(f"its shard {shard} is of another prediction, or damaged. Predict again.")
-            self.close(OPEN_SHARDS - 1)
+            if len(self.open) == OPEN_SHARDS:
+                self.open.popitem(last=False)[1][0].close()
             stack = ExitStack()
             self.open[rank] = stack, stack.enter_context(open_h5(shard, SHARD))
         self.open.move_to_end(rank)
         return self.open[rank][1]
-
-    def close(self, left: int) -> None:
-        """Close all but some of the shards, first those that were asked for the longest time ago."""
-        while len(self.open) > left:
-            self.open.popitem(last=False)[1][0].close()
 
 
 @contextmanager
@@ -283,7 +288,8 @@ def open_operators(path: str | Path) -> Iterator[OperatorsFile]:
             parts = 1
             if layout is JOINED:
                 digests = [bytes(row).hex() for row in file["shards"][:]]
-                shards, parts = _Shards(stack, path, attributes["prediction"], digests), len(digests)
+                shards = stack.enter_context(_Shards(path, attributes["prediction"], digests))
+                parts = len(digests)
             tables, ends = zip(*(_table(shards[k], basis, atoms) for k in range(parts)))
             pairs = PairList(atoms, np.concatenate(tables))
             _ = pairs.flipped_index  # raises ValueError if the transpose of a block is missing
@@ -315,11 +321,12 @@ def read_operators(path: str | Path) -> Operators:
     Raises ValueError as `open_operators` and `OperatorsFile.read` do, and of a file that is not protected also as
     `check_meaning` does.
     """
-    with open_operators(path) as found, _named(path):
+    with open_operators(path) as found:
         values = found.read("hamiltonian"), found.read("overlap")
         operators = Operators(found.atoms, found.basis, found.pairs, *values, found.attributes, found.orbital_energies)
         if not found.protected:
-            check_meaning(operators)
+            with _named(path):
+                check_meaning(operators)
         return operators.sorted() if isinstance(found.shards, _Shards) else operators
 
 
@@ -331,10 +338,17 @@ def check_meaning(operators: Operators) -> None:
     for name, error in operators.hermiticity_error().items():
         if not error <= HERMITIAN:
             raise ValueError(f"{name} differs from its adjoint by {error:.3g} {UNITS[name]}, expected {HERMITIAN:g} at most.")
-    for b in np.flatnonzero(operators.pairs.onsite):
-        error = np.abs(np.diagonal(operators.block(operators.overlap, int(b))) - 1).max(initial=0.0)
-        if not error <= DIAGONAL:
-            raise ValueError(f"the diagonal of S differs from one by {error:.3g} at atom {operators.pairs[b, 0]}.")
+    if not (error := diagonal_error(operators)) <= DIAGONAL:
+        raise ValueError(f"the diagonal of S differs from one by {error:.3g}, expected {DIAGONAL:g} at most.")
+
+
+def diagonal_error(operators: Operators) -> float:
+    """Return the largest deviation of <mu|mu> from one."""
+    worst = 0.0
+    for z, _, rows, places in operators.groups():
+        blocks = places[operators.pairs.onsite[rows]].take(operators.overlap)
+        worst = max(worst, np.abs(blocks[:, :: operators.basis[z].n_orbitals + 1] - 1).max(initial=0.0))
+    return worst
 
 
 def write_structure(file: h5py.File, atoms: Atoms) -> None:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 600.0  # how long one rank waits for another, unless HAMSCALE_TIMEOUT_SECONDS says otherwise
 NAME_SECONDS = 20.0  # how long a rank waits for the name of a host to be known, as of a node that has just been started
 BEAT_SECONDS = 1.0
+ADVICE = "Were all ranks started, and does no other program use the port?"
 GRACE_SECONDS = 60.0  # how long rank 0 keeps the store for others to read why a run ended
 
 
@@ -191,7 +192,7 @@ def _meet(rank: int, size: int, device: str) -> Any:
     alone = f"rank {rank} of {size} did not meet the others at MASTER_ADDR {host}, MASTER_PORT {port}"
 
     def end() -> None:
-        log.error(f"{alone} within {seconds:g} s. Were all ranks started, and does no other program use the port?")
+        log.error(f"{alone} within {seconds:g} s. {ADVICE}")
         os._exit(1)  # torch waits for ever for a program that answers in its place, and for twice the time if none does
 
     late = threading.Timer(seconds, end)
@@ -202,8 +203,8 @@ def _meet(rank: int, size: int, device: str) -> Any:
         store.set_timeout(timeout)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     except RuntimeError as error:  # torch's DistNetworkError and DistStoreError are RuntimeErrors
-        taken = "the port is taken by another program: choose another" if "EADDRINUSE" in str(error) else _line(error)
-        raise RankLost(f"{alone}: {taken}") from None
+        taken = "the port is taken by another program: choose another"
+        raise RankLost(f"{alone}: {taken if 'EADDRINUSE' in str(error) else f'{_line(error)} {ADVICE}'}") from None
     finally:
         late.cancel()
     return store

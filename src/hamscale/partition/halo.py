@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from ..container import Array, Layout, create_h5, open_h5
+from ..container import create_h5, open_h5
+from ..layout import Array, Layout
 from ..operators import read_structure, write_structure
 from ..operators.files import STRUCTURE
 from ..pairs import PairList

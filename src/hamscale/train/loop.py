@@ -24,13 +24,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import Model, Training
-from ..container import DIGEST, Layout, fingerprint
+from ..container import DIGEST, fingerprint
 from ..graph.graph import GRAPH, GraphFile
 from ..graph.reference import REFERENCE, read_reference
 from ..inputs.model_folder import save_model
 from ..inputs.ranks import rank_example
 from ..inputs.tensors import Example, differences_mev
 from ..inputs.union import Union, unions
+from ..layout import Layout
 from ..model.chunks import Way
 from ..model.network import HamiltonianNetwork, edges_that_fit
 from ..operators import OPERATORS, read_operators
