@@ -1,7 +1,6 @@
 """Predict H and S of a structure, in memory or written piece by piece, on any number of ranks."""
 
 import json
-import secrets
 import shutil
 import time
 import warnings
@@ -84,7 +83,7 @@ class Prediction:
         with scratch(path) if world.is_root else nullcontext() as own:
             token = world.same(own.name[-TOKEN:] if own else " " * TOKEN)
             whole = path.with_name(f".{path.name}.part{token}") / path.name
-            self._write(whole, world)
+            self._write(whole, world, token)
             if world.is_root:
                 atoms = self.blocks.graph.atoms
                 if self.blocks.reference.basis.n_orbitals(atoms.numbers).sum() <= LARGEST_DENSE:
@@ -92,8 +91,8 @@ class Prediction:
                 move_operators(whole, path)
             world.barrier()
 
-    def _write(self, path: Path, world: World) -> None:
-        """Write the file without band edges, for which it has places, and the shards, if there are any."""
+    def _write(self, path: Path, world: World, name: str) -> None:
+        """Write the file without band edges, for which it has places, and the shards, if there are any, under a name."""
         started, blocks = time.time(), self.blocks
         atoms, basis, spins = blocks.graph.atoms, blocks.reference.basis, blocks.reference.spins
         unknown = UNKNOWN | Suspects().attributes()
@@ -107,7 +106,6 @@ class Prediction:
         elif world.size == 1:
             write_pieces(path, atoms, basis, blocks.pairs, blocks.pieces(), attributes, spins=spins)
         else:
-            name = world.same(secrets.token_hex(4))
             shard = shard_path(path, name, world.rank)
             named = lambda: attributes() | {"prediction": name}  # noqa: E731
             write_pieces(shard, atoms, basis, blocks.pairs, blocks.pieces(), named, layout=SHARD, spins=spins)
