@@ -313,7 +313,7 @@ def contents(folder: Path) -> dict[str, object]:
     for path in sorted(folder.rglob("*")):
         inner = path.relative_to(folder)
         if (path.is_file() or not any(path.iterdir())) and not any(part.startswith(".") for part in inner.parts):
-            name = re.sub(r"[0-9a-f]{8}-(\d+\.h5)$", r"NAME-\1", str(inner))
+            name = re.sub(r"[a-z0-9_]{8}-(\d+\.h5)$", r"NAME-\1", str(inner))
             found[name] = _content(path) if path.is_file() else "folder"
     return found
 
