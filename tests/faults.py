@@ -250,6 +250,7 @@ def _child(
     arguments: list[str], ends: tuple, environ: dict[str, str], kill_at: int, largest: int | None, late: float = 0.0
 ) -> None:
     os.environ.update(environ)
+    sys.dont_write_bytecode = True
     for number, end in zip((1, 2), ends):
         os.dup2(end.fileno(), number)
     Watch(kill_at, late).watch()
