@@ -161,6 +161,59 @@ def test_runs_that_a_user_has_become_a_model_and_a_prediction_by_config_alone(cp
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
+# the tutorial's materials and models -> those of these tests, and its sizes -> some that take seconds
+TOY_SIZES = [
+    (r"\bhfo2(_demo)?\b", "toy"),
+    (r"(?<=/)demo(?=[-/\s]|$)|(?<=model: )demo", "tiny"),
+    (r"^make demo", "make -o setup CORES=2 demo"),  # `setup` is there
+    # two atoms of silicon for eight of MgO, whose SCF takes longer
+    (r'"MgO", "rocksalt", a=4\.212, cubic=True', '"Si", "diamond", a=5.431'),
+    (r"^  Mg: (.*)\n  O: .*", r"  Si: \1"),
+    (r"^  charges: .*\n", ""),
+    ("cutoff_ry: 500.*", "cutoff_ry: 80\n  eps_default: 1.0e-8"),
+    ("rel_cutoff_ry: 60", "rel_cutoff_ry: 30"),
+    ("  kpoint_length_angstrom: 8", "  kpoint_length_angstrom: 3"),
+    ("count: (12|2)", "count: 1"),
+    (r"cutoff_angstrom: 8\.0", "cutoff_angstrom: 5.0"),
+    (r"repeat\(\(3, 3, 3\)\)", "repeat((2, 2, 2))"),
+    ("hamscale dos large.h5", "hamscale dos large.h5 --clusters 2 --radius 5"),
+]
+
+
+def tutorial_script(folder: Path) -> str:
+    """The shell script of a reader of the tutorial, who writes its files and types its commands; at toy size."""
+    script = ["set -e"]
+    text = (ROOT / "docs" / "tutorial.md").read_text()
+    for language, body in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S):
+        for pattern, instead in TOY_SIZES:
+            body = re.sub(pattern, instead, body, flags=re.M)
+        if language == "yaml":
+            (folder / re.match(r"# (\S+)", body)[1]).write_text(body)
+        else:
+            script.append(f"python <<'END'\n{body}END" if language == "python" else body)
+    return "\n".join(script)
+
+
+def test_the_tutorial_from_its_first_line_to_its_last(finished, tmp_path):
+    """The demo of it is the run of these tests, so that `make demo` finds nothing to do but the report."""
+    folder = tmp_path / "clone"
+    shutil.copytree(finished, folder, symlinks=True)
+    shutil.copy(ROOT / "Makefile", folder)
+    for name in ("config", "demo"):
+        (folder / "config" / f"{name}.yaml").write_text("runs: [{material: toy, model: tiny}]\n")
+    (folder / ".venv").symlink_to(BIN.parent)
+    env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    env["PATH"] = ":".join(path for path in env["PATH"].split(":") if Path(path) != BIN)
+    result = subprocess.run(["bash", "-c", tutorial_script(folder)], cwd=folder, capture_output=True, text=True, env=env)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert "Nothing to be done" in result.stdout + result.stderr
+    assert re.search(r"fermi_level -?\d+\.\d+", result.stdout)
+    large = read_operators(folder / "large.h5")
+    assert (len(large.atoms), large.attributes["source"]) == (14, "predicted")
+    assert list(pd.read_csv(folder / "results" / "summary.csv")["material"]) == ["mgo"]
+    assert (folder / "results" / "figures" / "mgo" / "tiny" / "test-000" / "bands.png").stat().st_size > 10_000
+
+
 def shown(driver, category: str, what: str):
     """Click through the report to a result, and give the picture or frame it is shown in."""
     from selenium.common.exceptions import (
