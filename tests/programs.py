@@ -31,7 +31,7 @@ def _has_chromium() -> bool:
 
 
 def _has_mkdocs() -> bool:
-    return all(map(find_spec, ("mkdocs", "material", "mkdocstrings", "latex2mathml")))
+    return all(map(find_spec, ("mkdocs", "material", "mkdocstrings", "latex2mathml", "markdown_exec")))
 
 
 def _has_slurm() -> bool:

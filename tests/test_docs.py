@@ -172,7 +172,7 @@ TARGETS = set(re.findall(r"^([a-z0-9 -]+):", (ROOT / "Makefile").read_text(), re
 
 def _shell_lines(page: Path) -> list[str]:
     """The commands of the blocks without a language, comments taken away, and lines that go on joined."""
-    blocks = [body for of, body in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S) if of == ""]
+    blocks = [body for of, body in re.findall(r"^```(\w*)[^\n]*\n(.*?)^```$", page.read_text(), re.M | re.S) if of == ""]
     text = "\n".join(blocks).replace("\\\n", " ")
     return [line for line in (re.sub(r"(^|\s+)#.*", "", line).strip() for line in text.splitlines()) if line]
 

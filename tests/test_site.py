@@ -1,6 +1,7 @@
 """The site: its reference has no gaps, it is built without a warning, its links lead somewhere, and Chromium shows it."""
 
 import os
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -98,6 +99,14 @@ def test_every_link_inside_the_site_leads_somewhere_and_nothing_is_loaded_from_o
             assert target.is_file(), f"{path.name}: {address}"
             if of.fragment and target in pages:
                 assert unquote(of.fragment) in pages[target].anchors | {"__skip"}, f"{path.name}: {address}"
+
+
+def test_the_examples_have_run(site):
+    """Each piece of code is followed by what it printed or drew."""
+    article = (site / "examples.html").read_text()
+    assert "Hf4O8 with 72 orbitals" in article
+    assert re.search(r"gap \d\.\d\d eV", article)
+    assert article.count("<svg xmlns:xlink") == 3
 
 
 def test_the_site_opens_in_a_browser_without_a_server(site, browser):
