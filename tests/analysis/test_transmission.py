@@ -85,8 +85,8 @@ def test_points_along_a_closed_line_count_once(chain):
 
 def test_default_grid_follows_the_cell(sheet, chain):
     a, b, _ = sheet.atoms.cell.lengths()
-    assert transmission.transport_grid(sheet, 0, None) == (round(640 / a), round(40 / b), 1)
-    assert transmission.transport_grid(chain, 2, None) == (1, 1, round(640 / 3))
+    assert transmission.transport_grid(sheet.atoms, 0, None) == (round(640 / a), round(40 / b), 1)
+    assert transmission.transport_grid(chain.atoms, 2, None) == (1, 1, round(640 / 3))
 
 
 def test_an_axis_that_is_not_periodic_and_too_few_points_are_refused(sheet):
@@ -94,5 +94,5 @@ def test_an_axis_that_is_not_periodic_and_too_few_points_are_refused(sheet):
         transmission.of_bands(sheet, "c")
     with pytest.raises(ValueError, match="the axis of transport is 'z', expected a, b or c"):
         transmission.of_bands(sheet, "z")
-    with pytest.raises(ValueError, match="3 points along the axis of transport, expected 4 or more"):
+    with pytest.raises(ValueError, match="a grid of k with 3 points along the axis of transport, expected 4 or more"):
         transmission.of_bands(sheet, "a", (3, 3, 1))

@@ -22,6 +22,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from ase import Atoms
 from scipy.special import expit
 
 from ..operators import SPINS, Operators
@@ -93,33 +94,26 @@ def smear(energies: np.ndarray, edges: np.ndarray, means: np.ndarray, temperatur
     return means @ -np.diff(np.concatenate([ones, below, 0 * ones], 1), axis=1).T
 
 
-def axis_of(operators: Operators, axis: str) -> int:
+def axis_of(atoms: Atoms, axis: str) -> int:
     """Return the number of an axis a, b or c. Raises ValueError if the structure is not periodic along it."""
     if axis not in ("a", "b", "c"):
         raise ValueError(f"the axis of transport is {axis!r}, expected a, b or c.")
-    if not operators.atoms.pbc["abc".index(axis)]:
+    if not atoms.pbc["abc".index(axis)]:
         raise ValueError(
-            f"the axis of transport is {axis}, but the structure is periodic along {periodicity(operators.atoms)}. Choose a "
+            f"the axis of transport is {axis}, but the structure is periodic along {periodicity(atoms)}. Choose a "
             "direction in which it is periodic."
         )
     return "abc".index(axis)
 
 
-def transport_grid(operators: Operators, axis: int, kgrid: tuple[int, int, int] | None) -> tuple[int, int, int]:
-    """Return the divisions of the grid of k: `kgrid`, or round(40 A / |a|) across the axis and round(640 A / |a|) along it.
-
-    Raises ValueError if there are fewer than four points along the axis, between which bands cannot be followed.
-    """
+def transport_grid(atoms: Atoms, axis: int, kgrid: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    """Return the divisions of the grid of k: `kgrid`, or round(40 A / |a|) across the axis and round(640 A / |a|) along it."""
     if kgrid is None:
-        along = kpoint_counts(operators.atoms, (1, 1, 1), ALONG_ANGSTROM)
-        counts = list(kpoint_counts(operators.atoms, (1, 1, 1), ACROSS_ANGSTROM))
+        along = kpoint_counts(atoms, (1, 1, 1), ALONG_ANGSTROM)
+        counts = list(kpoint_counts(atoms, (1, 1, 1), ACROSS_ANGSTROM))
         counts[axis] = max(FEWEST_ALONG, along[axis])
         kgrid = counts[0], counts[1], counts[2]
-    if kgrid[axis] < 4:
-        raise ValueError(
-            f"the grid of k is {kgrid}, with {kgrid[axis]} points along the axis of transport, expected 4 or more."
-        )
-    return kpoint_counts(operators.atoms, kgrid, None)
+    return kpoint_counts(atoms, kgrid, None)
 
 
 def lines_across(counts: tuple[int, int, int], axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -138,8 +132,11 @@ def band_lines(
     """Compute the bands on closed lines of N points along an axis, through points (K, 3) across it with weights (K,).
 
     H and S are summed over the cells across the axis once per line, and over those along it at each point.
-    overlap_threshold: as of `spectra.eigenvalues`. Raises ValueError if S(k) is not positive definite.
+    overlap_threshold: as of `spectra.eigenvalues`. Raises ValueError if S(k) is not positive definite, or a line has fewer than
+    four points, between which bands cannot be followed.
     """
+    if N < 4:
+        raise ValueError(f"a grid of k with {N} points along the axis of transport, expected 4 or more.")
     sums, n = _Sums(operators, axis), operators.n_orbitals
 
     def at(item: tuple[int, np.ndarray, np.ndarray]) -> np.ndarray:
@@ -251,8 +248,8 @@ def of_bands(
     temperature_kelvin: float = 300.0,
 ) -> Transmission:
     """Compute the transmission of a periodic structure along an axis. kgrid: by default that of `transport_grid`."""
-    number = axis_of(operators, axis)
-    counts = transport_grid(operators, number, kgrid)
+    number = axis_of(operators.atoms, axis)
+    counts = transport_grid(operators.atoms, number, kgrid)
     lines = band_lines(operators, number, counts[number], *lines_across(counts, number))
     levels = lines.levels(operators.n_electrons, temperature_kelvin, counts)
     energies = window(levels, window_ev, points)
