@@ -1,14 +1,19 @@
+import json
+
 import numpy as np
 import pytest
 from ase import Atoms
 from scipy.linalg import eigh
 from scipy.special import expit
 
+from hamscale import api
 from hamscale.analysis import transmission
+from hamscale.cli import main
+from hamscale.files import facts, read_table
 from hamscale.operators import Operators
 from hamscale.pairs import PairList
 from hamscale.units import BOLTZMANN_IN_HARTREE_PER_KELVIN, hartree_to_ev
-from helpers import basis_of, magnetic
+from helpers import basis_of, copies, magnetic, written
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +60,7 @@ def test_a_chain_transmits_within_its_band(chain):
     """Half filled, it is a metal with its Fermi level at e(1/4) = 0, where a mode is open."""
     found = transmission.of_bands(chain, window_ev=hartree_to_ev(0.5), points=400, kgrid=(1, 1, 400))
     assert found.levels.metal
-    assert found.conductances() == {"fermi_level": pytest.approx(1, abs=1e-3)}
+    assert found.conductances() == {"transmission_fermi_level": pytest.approx(1, abs=1e-3)}
     inside = (found.energies > -1 / 7) & (found.energies <= 1 / 3)
     np.testing.assert_array_equal(found.sharp[0], inside)
 
@@ -96,3 +101,37 @@ def test_an_axis_that_is_not_periodic_and_too_few_points_are_refused(sheet):
         transmission.of_bands(sheet, "z")
     with pytest.raises(ValueError, match="a grid of k with 3 points along the axis of transport, expected 4 or more"):
         transmission.of_bands(sheet, "a", (3, 3, 1))
+
+
+def test_the_command_writes_what_python_computes(chain, tmp_path, capsys):
+    path = written(tmp_path, copies(chain, 2, 5))
+    options = ["transmission", str(path), "--kgrid", "1", "1", "200", "--points", "50", "--out", str(tmp_path / "t.csv")]
+    for leads in (None, (1, 1)):
+        assert main([*options, *(["--leads", *map(str, leads)] if leads else [])]) == 0
+        told = json.loads(capsys.readouterr().out)
+        expected = api.read_operators(path).transmission(leads=leads, kgrid=(1, 1, 200), points=50)
+        np.testing.assert_allclose(read_table(tmp_path / "t.csv"), expected.table(), rtol=1e-5, atol=1e-6)
+        assert told["transmission_fermi_level"] == pytest.approx(1, abs=0.02)
+        assert told["gap_ev"] == 0
+        assert told["smallest_overlap_eigenvalue"] == pytest.approx(0.6, abs=0.1)
+        assert told["suspect_states"] == 0
+        assert facts(tmp_path / "t.csv")["method"] == told["method"] == ("Green's functions" if leads else "bands")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--axis", "c"], "the axis of transport is c, but the structure is periodic along XY. Choose"),
+        (["--axis", "a", "--kgrid", "8", "0", "1"], "--kgrid is 0, expected more than zero"),
+        (
+            ["--axis", "a", "--leads", "1", "1"],
+            "leads of 1 and 1 atoms, expected one or more each, and others of the 2 between",
+        ),
+    ],
+)
+def test_what_the_command_refuses_it_refuses_in_a_line(sheet, tmp_path, capsys, options, message):
+    assert main(["transmission", str(written(tmp_path, sheet)), *options, "--out", str(tmp_path / "t.csv")]) == 1
+    assert not (tmp_path / "t.csv").exists()
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert len(errors.splitlines()) == 1

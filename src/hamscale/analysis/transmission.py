@@ -16,6 +16,7 @@ Where bands cross between two points q, less is counted, at energies as near the
 References: R. Landauer, IBM J. Res. Dev. 1, 223 (1957); S. Datta, Electronic Transport in Mesoscopic Systems (1995), chapter 2.
 """
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,11 +30,13 @@ from ..operators import SPINS, Operators
 from ..structures import k_grid, kpoint_counts, periodicity
 from ..units import BOLTZMANN_IN_HARTREE_PER_KELVIN, ev_to_hartree, hartree_to_ev
 from ..workers import in_processes
+from .false_states import find_suspects, looked_at
 from .levels import Levels, levels_on_grid
 from .spectra import SMALL, eigenvalues_of
 
 ACROSS_ANGSTROM, ALONG_ANGSTROM = 40.0, 640.0  # points of the grid of k times the length of the cell
 FEWEST_ALONG = 16
+LARGEST_DENSE = 2000  # orbitals of a structure whose states are looked at before transport
 PIECE = 8  # points along a line that a process computes at a time
 BINS, TAIL = 8, 20  # ranges of energy per k_B T in which T is averaged, and how many k_B T the tail of df/dE is followed
 
@@ -222,13 +225,13 @@ class Transmission:
 
 
 def conductances(energies: np.ndarray, smeared: np.ndarray, levels: Levels) -> dict[str, float]:
-    """Return the smeared T, conductance in 2 e^2/h, at the band edges and in the middle of the gap, or at a Fermi level."""
+    """Return the smeared T, a conductance in 2 e^2/h, at the band edges and in the middle of the gap, or at a Fermi level."""
     if levels.metal:
         places = {"fermi_level": levels.fermi_level}
     else:
         edges = levels.valence_band_maximum, levels.mid_gap, levels.conduction_band_minimum
         places = dict(zip(("valence_edge", "mid_gap", "conduction_edge"), edges))
-    return {name: float(np.interp(energy, energies, smeared)) for name, energy in places.items()}
+    return {f"transmission_{name}": float(np.interp(energy, energies, smeared)) for name, energy in places.items()}
 
 
 def window(levels: Levels, window_ev: float, points: int) -> np.ndarray:
@@ -253,5 +256,28 @@ def of_bands(
     lines = band_lines(operators, number, counts[number], *lines_across(counts, number))
     levels = lines.levels(operators.n_electrons, temperature_kelvin, counts)
     energies = window(levels, window_ev, points)
-    about = {"method": "bands", "axis": axis, "kgrid": list(counts), "temperature_kelvin": temperature_kelvin}
+    reach = np.repeat(np.abs(operators.pairs[:, 2 + number]), np.diff(operators.offsets))
+    size = np.abs(np.atleast_2d(operators.hamiltonian))
+    about = {
+        "method": "bands",
+        "axis": axis,
+        "kgrid": list(counts),
+        "temperature_kelvin": temperature_kelvin,
+        "reach_cells": int(reach.max(initial=0)),
+        "beyond_next_cell_share": float(size[:, reach > 1].sum() / size.sum()),
+    }
     return Transmission(energies, lines.transmission(energies), lines.smeared(energies, temperature_kelvin), levels, about)
+
+
+def checks(operators: Operators, levels: Levels) -> dict:
+    """Look at what spoils a calculation of transport: S that is nearly singular, and states that are probably false.
+
+    Both at random k-points, as in `false_states`; warns of such states. Of more than LARGEST_DENSE orbitals nobody looks.
+    """
+    if operators.n_orbitals > LARGEST_DENSE:
+        return {}
+    smallest = in_processes(lambda k: np.linalg.eigvalsh(operators.at_k(k)[1])[0], looked_at(operators))
+    suspects = find_suspects(operators, levels)
+    if sentence := suspects.sentence():
+        warnings.warn(sentence, stacklevel=2)
+    return {"smallest_overlap_eigenvalue": float(min(smallest)), "suspect_states": suspects.states}
