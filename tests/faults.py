@@ -105,6 +105,7 @@ STEPS = {
     "quality": step(f"quality {CELL} --out {{out}}/q"),
     "index": step("index --results {out}/results --out {out}/index.html", *TABLES),
     "plot-structure": step(f"plot-structure {{made}}/analyse/t {MODEL}/train.csv --out {{out}}/f"),
+    "plot-transmission": step("plot-transmission {made}/analyse/t/transmission.csv --out {out}/f"),
     "paper-tables": step("paper-tables --label a b --analysis {made}/analyse/t --view {made}/view/v --out {out}/raw"),
     "plot-paper": step(f"plot-paper --figure fig5 --raw {DATA.parents[1]}/resources/raw --out {{out}}/p"),
     "summary": step("summary {made}/analyse/t/summary.csv --out {out}/summary.csv"),

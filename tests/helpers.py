@@ -26,7 +26,6 @@ from hamscale.dft.outputs import read_run
 from hamscale.dft.run import run_cp2k
 from hamscale.graph.overlap import overlap_table
 from hamscale.operators import Operators, group_by_species, write_operators
-from hamscale.pairs import PairList
 from hamscale.structures import wrap_as_cp2k
 
 DATA = Path(__file__).parent / "data"
@@ -87,21 +86,6 @@ def model_hamiltonian(atoms: Atoms, basis: Basis) -> Operators:
     operators.make_hermitian(operators.hamiltonian)
     operators.make_hermitian(operators.overlap)
     return operators
-
-
-def copies(operators: Operators, axis: int, count: int) -> Operators:
-    """The same structure as copies of its cell along an axis, in one cell; every element of H and S is that of the cell."""
-    cell, tables = np.eye(3)[axis], []
-    for copy in range(count):
-        table = operators.pairs.table.copy()
-        other = copy + table[:, 2 + axis]
-        table[:, 0] += copy * len(operators.atoms)
-        table[:, 1] += other % count * len(operators.atoms)
-        table[:, 2 + axis] = other // count
-        tables.append(table)
-    atoms = operators.atoms.repeat(np.where(cell, count, 1))
-    values = [np.tile(matrix, count) for matrix in (operators.hamiltonian, operators.overlap)]
-    return Operators(atoms, operators.basis, PairList(atoms, np.concatenate(tables)), *values, operators.attributes).sorted()
 
 
 def magnetic(operators: Operators, splitting: float = 0.05) -> Operators:
@@ -191,7 +175,7 @@ structures:
   test: {<<: *crystal, split: test, count: 1}
   tiled: {split: predict, tile: {of: test-000}, repeat: [2, 1, 1]}
 graph: {cutoff_angstrom: 5.0}
-analysis: {kgrid: [2, 1, 1], band_points: 12}
+analysis: {kgrid: [2, 1, 1], band_points: 12, transmission: {axis: a, kgrid: [8, 1, 1], points: 40}}
 """
 
 

@@ -12,7 +12,7 @@ from hamscale.analysis.devices import assemble, cut
 from hamscale.operators import Operators
 from hamscale.pairs import PairList
 from hamscale.units import ev_to_hartree, mev_to_hartree
-from helpers import basis_of, copies, magnetic
+from helpers import basis_of, magnetic
 
 sisl = pytest.importorskip("sisl")
 
@@ -26,10 +26,10 @@ def away_from_extrema(lines: transmission.Lines, energies: np.ndarray, margin_ev
 
 
 @pytest.mark.parametrize(
-    ("name", "axis", "cells", "lead", "kgrid"),
-    [("magnetic si8", 2, 9, 3, (2, 1, 1)), ("dft", 0, 12, 4, (1, 2, 1))],
+    ("name", "axis", "counts", "lead", "kgrid"),
+    [("magnetic si8", 2, (1, 1, 9), 3, (2, 1, 1)), ("dft", 0, (12, 1, 1), 4, (1, 2, 1))],
 )
-def test_copies_transmit_as_many_modes_as_bands_rise(request, name, axis, cells, lead, kgrid):
+def test_copies_transmit_as_many_modes_as_bands_rise(request, name, axis, counts, lead, kgrid):
     """Within 1e-3 at energies that are 5 meV from extrema of bands; the leads are three or four cells."""
     operators = request.getfixturevalue(name.split()[-1])
     operators = magnetic(operators) if "magnetic" in name else operators
@@ -38,7 +38,7 @@ def test_copies_transmit_as_many_modes_as_bands_rise(request, name, axis, cells,
     energies = np.linspace(lines.energies.min(), lines.energies.max(), 5000)
     open_ones = energies[away_from_extrema(lines, energies, 5e-3) & (lines.transmission(energies).max(0) > 0.1)]
     energies = open_ones[:: len(open_ones) // 12]
-    found = greens.of_device(copies(operators, axis, cells), "abc"[axis], (atoms, atoms), kgrid, energies=energies)
+    found = greens.of_device(operators.repeat(counts), "abc"[axis], (atoms, atoms), kgrid, energies=energies)
     np.testing.assert_allclose(found.sharp, lines.transmission(energies), atol=1e-3)
     assert found.about["beyond_neighbours_share"] < 1e-9
     assert found.about["leads_couple"] == "across the end of the cell"
@@ -47,7 +47,7 @@ def test_copies_transmit_as_many_modes_as_bands_rise(request, name, axis, cells,
 @pytest.fixture(scope="module")
 def barrier(si8) -> Operators:
     """Nine cells of silicon along c, of which the middle one is up to 2 eV higher, in the file of the user from 0 to L."""
-    operators = copies(si8, 2, 9)
+    operators = si8.repeat((1, 1, 9))
     height = np.zeros(len(operators.atoms))
     height[32:40] = ev_to_hartree(np.linspace(0.5, 2.0, 8))
     i, j = operators.pairs[:, 0], operators.pairs[:, 1]
@@ -60,7 +60,7 @@ def test_sisl_finds_the_same_transmission_of_a_barrier(si8, barrier):
     k = [0.25, 0.25, 0]
     device = cut(barrier.atoms, barrier.pairs, 2, (24, 24))
     chain = assemble(barrier, device, np.array(k))
-    electrode = api._with_methods(copies(si8, 2, 3)).to_sisl()
+    electrode = api._with_methods(si8.repeat((1, 1, 3))).to_sisl()
     whole = api._with_methods(barrier).to_sisl()
     whole.set_nsc(c=1)
     left, right = (sisl.RecursiveSI(electrode, side, eta=greens.ETA_EV) for side in ("-C", "+C"))
@@ -112,7 +112,7 @@ def test_leads_of_two_kinds_are_the_pairs_of_blocks_at_the_ends(junction):
 
 def test_what_lies_beyond_neighbours_is_told(si8):
     """Blocks of two cells, where silicon couples over three."""
-    device = copies(si8, 2, 9)
+    device = si8.repeat((1, 1, 9))
     chain = assemble(device, cut(device.atoms, device.pairs, 2, (16, 16)), np.zeros(3))
     assert 0 < chain.beyond[0] < 1e-8
     assert 0 < chain.beyond[1] < 1e-9
@@ -136,6 +136,6 @@ def test_ends_that_do_not_repeat_are_refused(barrier, junction):
 
 
 def test_a_device_too_short_for_its_leads_is_refused(si8):
-    short = copies(si8, 2, 5)
+    short = si8.repeat((1, 1, 5))
     with pytest.raises(ValueError, match="the leads, of 16 and 16 atoms, couple with each other past the 8 atoms between"):
         cut(short.atoms, short.pairs, 2, (16, 16))

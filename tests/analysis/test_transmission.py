@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,13 +8,16 @@ from scipy.linalg import eigh
 from scipy.special import expit
 
 from hamscale import api
-from hamscale.analysis import transmission
+from hamscale.analysis import greens, transmission
+from hamscale.analysis.spectra import compare_spectra
+from hamscale.analysis.transmission_tables import transmission_summary, transmission_table
 from hamscale.cli import main
+from hamscale.config import Analysis, Transmission, Transport
 from hamscale.files import facts, read_table
 from hamscale.operators import Operators
 from hamscale.pairs import PairList
-from hamscale.units import BOLTZMANN_IN_HARTREE_PER_KELVIN, hartree_to_ev
-from helpers import basis_of, copies, magnetic, written
+from hamscale.units import BOLTZMANN_IN_HARTREE_PER_KELVIN, ev_to_hartree, hartree_to_ev, mev_to_hartree
+from helpers import basis_of, magnetic, written
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +108,7 @@ def test_an_axis_that_is_not_periodic_and_too_few_points_are_refused(sheet):
 
 
 def test_the_command_writes_what_python_computes(chain, tmp_path, capsys):
-    path = written(tmp_path, copies(chain, 2, 5))
+    path = written(tmp_path, chain.repeat((1, 1, 5)))
     options = ["transmission", str(path), "--kgrid", "1", "1", "200", "--points", "50", "--out", str(tmp_path / "t.csv")]
     for leads in (None, (1, 1)):
         assert main([*options, *(["--leads", *map(str, leads)] if leads else [])]) == 0
@@ -135,3 +139,40 @@ def test_what_the_command_refuses_it_refuses_in_a_line(sheet, tmp_path, capsys, 
     errors = capsys.readouterr().err
     assert message in errors
     assert len(errors.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def raised(si8) -> Operators:
+    """Silicon whose H is 100 meV times S higher, and 2 % larger."""
+    return replace(si8, hamiltonian=1.02 * si8.hamiltonian + mev_to_hartree(100.0) * si8.overlap)
+
+
+def test_errors_are_relative_to_dft_after_the_shift_of_eigenvalues(si8, raised):
+    analysis = Analysis(kgrid=(2, 2, 1), transmission=Transmission(kgrid=(2, 1, 40), window_ev=3, points=200))
+    c = compare_spectra(si8, raised, si8, analysis)
+    table = transmission_table((si8, raised, si8), c, analysis, None)
+    energies = ev_to_hartree(table["energy_ev"].to_numpy()) + c.edge
+    lines = transmission.band_lines(raised, 2, 40, *transmission.lines_across((2, 1, 40), 2))
+    np.testing.assert_allclose(table["predicted"], lines.smeared(energies - c.shifts[0], 300.0)[0], atol=1e-9)
+    np.testing.assert_allclose(table["baseline"], table["dft"], atol=1e-9)
+    found = transmission_summary(table, c)
+    assert found["transmission_error"] == pytest.approx(np.abs(table["predicted"] - table["dft"]).sum() / table["dft"].sum())
+    assert 0.01 < found["transmission_error"] < 1
+    assert found["baseline_transmission_error"] < 1e-9
+    assert found["transmission_valence_edge_dft"] > 0.01
+    assert found["transmission_mid_gap_dft"] < 1e-3
+
+
+def test_a_structure_declared_a_device_is_compared_by_greens_functions(si8, raised):
+    dft, predicted = si8.repeat((1, 1, 9)), raised.repeat((1, 1, 9))
+    analysis = Analysis(kgrid=(1, 1, 1), transmission=Transmission(kgrid=(1, 1, 1), window_ev=1, points=6))
+    c = compare_spectra(dft, predicted, dft, analysis)
+    table = transmission_table((dft, predicted, dft), c, analysis, Transport(axis="c", leads=(24, 24)))
+    energies = ev_to_hartree(table["energy_ev"].to_numpy()) + c.edge
+    expected = greens.of_device(predicted, "c", (24, 24), (1, 1, 1), energies=energies - c.shifts[0])
+    np.testing.assert_allclose(table["predicted"], expected.smeared[0], atol=1e-9)
+
+
+def test_no_table_where_none_is_asked_for(si8):
+    analysis = Analysis(kgrid=(1, 1, 1))
+    assert transmission_table((si8, si8, si8), compare_spectra(si8, si8, si8, analysis), analysis, None) is None

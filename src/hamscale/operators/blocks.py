@@ -208,6 +208,24 @@ class Operators:
             if (mask := cell_of_value == c).any()
         }
 
+    def repeat(self, counts: tuple[int, int, int]) -> "Operators":
+        """Return copies of the structure along the cell vectors, in one cell: every block is that of the cell.
+
+        Atoms are in the order of `ase.Atoms.repeat`.
+        """
+        tables = []
+        for copy in np.ndindex(*counts):
+            table = self.pairs.table.copy()
+            further, other = np.divmod(np.array(copy) + table[:, 2:], counts)
+            for column, place in ((0, copy), (1, tuple(other.T))):
+                table[:, column] += np.ravel_multi_index(place, counts) * len(self.atoms)
+            table[:, 2:] = further
+            tables.append(table)
+        atoms = self.atoms.repeat(counts)
+        hamiltonian, overlap = (np.tile(values, int(np.prod(counts))) for values in (self.hamiltonian, self.overlap))
+        pairs = PairList(atoms, np.concatenate(tables))
+        return replace(self, atoms=atoms, pairs=pairs, hamiltonian=hamiltonian, overlap=overlap, orbital_energies=None).sorted()
+
     def sorted(self) -> "Operators":
         """Return the same operators with their pairs in ascending order."""
         return self.take(np.argsort(self.pairs.keys))
