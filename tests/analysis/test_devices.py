@@ -139,3 +139,12 @@ def test_a_device_too_short_for_its_leads_is_refused(si8):
     short = si8.repeat((1, 1, 5))
     with pytest.raises(ValueError, match="the leads, of 16 and 16 atoms, couple with each other past the 8 atoms between"):
         cut(short.atoms, short.pairs, 2, (16, 16))
+
+
+def test_a_plane_at_the_corner_of_the_cell_is_not_torn_by_rounding(barrier):
+    """Atoms of the first plane of silicon at -1e-9 A and at 1e-9 A are all in the first block."""
+    moved = barrier.atoms.copy()
+    moved.positions[:, 2] += np.random.default_rng(0).choice([-1e-9, 1e-9], len(moved))
+    expected, found = (cut(atoms, barrier.pairs, 2, (24, 24)) for atoms in (barrier.atoms, moved))
+    assert [sorted(block) for block in found.blocks] == [sorted(block) for block in expected.blocks]
+    assert (np.abs(found.cells) <= 1).all()

@@ -17,6 +17,7 @@ from ..structures import given_cells
 from ..units import hartree_to_mev
 
 PLANE_ANGSTROM = 0.5  # an atom that was drawn so far beyond an end stays there
+ROUNDING_ANGSTROM = 1e-5  # the same where nobody knows where atoms were drawn: a plane at the corner is not torn apart
 END_ANGSTROM, END_MEV = 0.05, 25.0  # largest distance of an atom from its image, median difference of onsite energies
 PIECE = 1 << 20  # values of H and of S that are read at a time
 
@@ -82,7 +83,7 @@ def _as_drawn(atoms: Atoms, axis: int) -> tuple[np.ndarray, np.ndarray]:
     given = given_cells(atoms)
     cells = np.zeros((len(atoms), 3), np.int64) if given is None else given.copy()
     place = atoms.cell.scaled_positions(atoms.positions)[:, axis] + cells[:, axis]
-    margin = 0.0 if given is None else PLANE_ANGSTROM / atoms.cell.lengths()[axis]
+    margin = (ROUNDING_ANGSTROM if given is None else PLANE_ANGSTROM) / atoms.cell.lengths()[axis]
     outside = (place < -margin) | (place >= 1 + margin)
     cells[outside, axis] -= np.floor(place[outside]).astype(np.int64)
     place[outside] -= np.floor(place[outside])
