@@ -89,6 +89,7 @@ STEPS = {
     "predict": step(f"predict {MODEL} {CELL} --material {TOY_YAML} --out {{out}}/test-000.h5"),
     "predict reference": step(f"predict {MODEL} {CELL} --reference-only --out {{out}}/test-000.h5"),
     "dos": step("dos {out}/a.h5 --clusters 2 --radius 5 --core 3 --out {out}/dos.csv", ("{given}/without_levels.h5", "a.h5")),
+    "transmission": step("transmission {given}/chain.h5 --axis a --kgrid 40 1 1 --points 20 --out {out}/t.csv"),
     **EXPORTS,
     "import": step("import {made}/export_deeph/d --out {out}/a.h5"),
     "analyse": step(
@@ -104,6 +105,7 @@ STEPS = {
     "quality": step(f"quality {CELL} --out {{out}}/q"),
     "index": step("index --results {out}/results --out {out}/index.html", *TABLES),
     "plot-structure": step(f"plot-structure {{made}}/analyse/t {MODEL}/train.csv --out {{out}}/f"),
+    "plot-transmission": step("plot-transmission {made}/analyse/t/transmission.csv --out {out}/f"),
     "paper-tables": step("paper-tables --label a b --analysis {made}/analyse/t --view {made}/view/v --out {out}/raw"),
     "plot-paper": step(f"plot-paper --figure fig5 --raw {DATA.parents[1]}/resources/raw --out {{out}}/p"),
     "summary": step("summary {made}/analyse/t/summary.csv --out {out}/summary.csv"),

@@ -175,7 +175,7 @@ structures:
   test: {<<: *crystal, split: test, count: 1}
   tiled: {split: predict, tile: {of: test-000}, repeat: [2, 1, 1]}
 graph: {cutoff_angstrom: 5.0}
-analysis: {kgrid: [2, 1, 1], band_points: 12}
+analysis: {kgrid: [2, 1, 1], band_points: 12, transmission: {axis: a, kgrid: [8, 1, 1], points: 40}}
 """
 
 

@@ -156,7 +156,7 @@ def test_steps_of_one_run_stay_in_one_split(tmp_path):
     for other, message in (
         (train | {"split": "test"}, "feeds the splits test, train"),
         (train | {"count": 4}, "3 structures with H and S, but count is 4"),
-        (train | {"strain": 0.1}, "has dft and strain, expected split and count alone"),
+        (train | {"strain": 0.1}, "has dft and strain, expected split, count and transport alone"),
         (train | {"dft": str(tmp_path / "none")}, "no file NAME-KS_SPIN_1"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -58,6 +58,19 @@ def test_slabs_stand_beside_errors(project, capsys):
     np.testing.assert_allclose([s["predicted_ev"] for s in slabs], long["predicted_ev"], atol=1e-4)
 
 
+def test_errors_of_t_stand_beside_those_of_h_if_the_material_asks(project, capsys):
+    model, material = project / "results" / "toy" / "models" / "tiny", yaml.safe_load((project / "toy.yaml").read_text())
+    material["analysis"]["transmission"] = {"kgrid": [1, 1, 8], "points": 20, "window_ev": 8}
+    asked, out = project / "asked" / "toy.yaml", project / "t.csv"
+    asked.parent.mkdir()
+    asked.write_text(yaml.safe_dump(material, sort_keys=False))
+    assert main(["evaluate", str(model), "--material", str(asked), "--sets", "short", "--out", str(out)]) == 0
+    row, told = read_table(out).iloc[0], json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["transmission_error"] == pytest.approx(row["transmission_error"], rel=1e-5)
+    assert row["transmission_error"] > 0
+    assert row["baseline_transmission_error"] > 0
+
+
 def test_a_set_without_dft_is_named(project, capsys):
     model = project / "results" / "toy" / "models" / "tiny"
     (project / "results" / "toy" / "operators" / "short-000.h5").rename(project / "kept.h5")

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.linalg import eigh
 
 from hamscale.operators import read_operators, write_operators
 from helpers import forged, hafnia, model_hamiltonian
@@ -99,3 +100,14 @@ def test_made_hermitian_in_place(operators):
     assert operators.make_hermitian(noisy) == np.abs(before - adjoint).max()
     assert np.array_equal(noisy, (before + adjoint) / 2)
     assert operators.make_hermitian(noisy) == 0
+
+
+def test_copies_of_a_cell_have_its_bands_folded(solid):
+    """At k of the large cell lie the states of all k of the small one that differ by its reciprocal vectors."""
+    counts = (2, 3, 2 if solid.atoms.pbc[2] else 1)
+    large, k = solid.repeat(counts), np.array([0.3, -0.2, 0.1]) * solid.atoms.pbc
+    assert np.array_equal(large.atoms.positions, solid.atoms.repeat(counts).positions)
+    folded = [solid.at_k((k + copy) / counts) for copy in np.ndindex(*counts)]
+    expected = np.sort(np.concatenate([eigh(H, S, eigvals_only=True) for H, S in folded]))
+    np.testing.assert_allclose(eigh(*large.at_k(k), eigvals_only=True), expected, atol=1e-9)
+    assert max(large.hermiticity_error().values()) < 1e-12

@@ -12,7 +12,7 @@ import pytest
 from hamscale.analysis.tables import analysis_tables
 from hamscale.analysis.views import image_table, view_tables
 from hamscale.cli import main
-from hamscale.config import Analysis
+from hamscale.config import Analysis, Transmission
 from hamscale.files import write_table, write_text
 from hamscale.page import bonds, index_page
 from hamscale.paper import figure_8_tables
@@ -30,7 +30,8 @@ def results(tmp_path_factory, szv):
     tiled = model_hamiltonian(hafnia().repeat((2, 2, 1)), szv)
     tiled.attributes |= attributes
     test = root / "toy" / "analysis" / "tiny" / "test-000"
-    for name, table in analysis_tables(dft, predicted, predicted, Analysis(kgrid=(1, 1, 1), band_points=20), {}).items():
+    analysis = Analysis(kgrid=(1, 1, 1), band_points=20, transmission=Transmission(kgrid=(2, 2, 8), window_ev=8))
+    for name, table in analysis_tables(dft, predicted, predicted, analysis, {}).items():
         write_text(test / f"{name}.csv", table.to_csv(index=False))
     for identifier, operators in (("test-000", predicted), ("tiled-000", tiled)):
         about = {
@@ -65,7 +66,7 @@ def test_the_page_shows_everything_asks_for_nothing_and_zooms(page, browser):
     from selenium.webdriver.support.select import Select
 
     driver = browser.open(page)
-    for canvas in ("structure", "matrix", "bands", "dos", "slabs"):
+    for canvas in ("structure", "matrix", "bands", "dos", "transmission", "slabs"):
         assert is_drawn(driver, canvas) > 3, canvas
     rows = lambda table: len(driver.find_elements(By.CSS_SELECTOR, f"#{table} tr"))  # noqa: E731
     assert (rows("parts"), rows("errors")) == (1 + 3, 1 + 5)

@@ -24,7 +24,7 @@ from ase.spectrum.dosdata import GridDOSData
 from numpy.typing import ArrayLike
 
 from . import operators as blocks
-from .analysis import levels, spectra
+from .analysis import greens, levels, spectra, transmission
 from .config import Analysis
 from .predict import predict
 from .predict.model import TrainedModel
@@ -89,6 +89,27 @@ class Operators(blocks.Operators):
         grid = np.linspace(low, high, int(np.ceil((high - low) / width * BINS)) + 1)
         density = levels.density_of_states(energies, weights, grid, width)
         return GridDOSData(grid, density, {"label": self.atoms.get_chemical_formula()})
+
+    def transmission(
+        self,
+        axis: str = "c",
+        leads: tuple[int, int] | None = None,
+        kgrid: tuple[int, int, int] | None = None,
+        window: float = 2.0,
+        points: int | None = None,
+        temperature_kelvin: float = 300.0,
+    ) -> transmission.Transmission:
+        """Compute the transmission T(E) along an axis, at energies up to `window` in eV beyond the band edges.
+
+        By default the cell repeats for ever, and T counts bands (`analysis.transmission`). leads: the structure is a device,
+        whose leads repeat so many atoms at its left and its right end (`analysis.greens`). kgrid: by default round(40 A / |a|)
+        across the axis and round(640 A / |a|) along it. Of the result, `.table()` is a data frame, T of one spin: the
+        conductance is 2 e^2/h T; `.conductances()` has T at the band edges and between them. Raises ValueError if the
+        structure is not periodic along the axis, or its ends do not repeat.
+        """
+        if leads:
+            return greens.of_device(self, axis, leads, kgrid, window, points or 200, temperature_kelvin)
+        return transmission.of_bands(self, axis, kgrid, window, points or 1000, temperature_kelvin)
 
     def to_sisl(self) -> "sisl.Hamiltonian":
         """Return a sisl.Hamiltonian, non-orthogonal, H in eV, orbitals in our order with Siesta's signs.

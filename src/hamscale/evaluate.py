@@ -8,6 +8,7 @@ import pandas as pd
 from .analysis import errors, spectra
 from .analysis.slabs import slab_table
 from .analysis.tables import summary_row
+from .analysis.transmission_tables import transmission_table
 from .config import Material
 from .operators import read_operators
 from .predict import predict
@@ -27,8 +28,11 @@ def evaluate(model_directory: str | Path, material: Material, operators_paths: l
         blocks, blocks_baseline = (errors.block_errors(dft, o, cutoff) for o in (predicted, baseline))
         comparison = spectra.compare_spectra(dft, predicted, baseline, material.analysis)
         of_slabs = slab_table(dft, predicted, baseline, material.analysis.slab_angstrom)
+        triple = dft, predicted, baseline
+        transmission = transmission_table(triple, comparison, material.analysis, material.transport(path.stem))
         name = {"structure": path.stem, "set": path.stem.rsplit("-", 1)[0]}
-        rows.append(name | summary_row(dft, predicted, blocks, blocks_baseline, comparison, of_slabs, threshold))
+        row = summary_row(dft, predicted, blocks, blocks_baseline, comparison, of_slabs, transmission, threshold)
+        rows.append(name | row)
         slabs.append(of_slabs.assign(**name)[[*name, *of_slabs]])
     return pd.DataFrame(rows), pd.concat(slabs, ignore_index=True)
 
@@ -52,4 +56,4 @@ def summarise(rows: pd.DataFrame) -> dict:
         "structures": len(rows),
         "atoms": int(rows["atoms"].sum()),
         "elements": int(elements.sum()),
-    }
+    } | ({"transmission_error": float(rows["transmission_error"].mean())} if "transmission_error" in rows else {})

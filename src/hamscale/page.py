@@ -55,13 +55,24 @@ def structure_data(folder: Path) -> dict:
     for name in ("dft", "predicted"):
         values = np.log10(np.maximum(heatmap[f"{name}_mev"].to_numpy(), 10**LOWEST)).reshape(n, n)
         data["matrices"][f"{'DFT' if name == 'dft' else name} at k = 0, first {n} orbitals"] = _coded(values, n)
-    return data | {
-        "summary": json.loads(pd.read_csv(folder / "summary.csv").round(4).iloc[0].to_json()),
-        "errors": json.loads(pd.read_csv(folder / "by_pair.csv").round(4).to_json(orient="records")),
-        "bands": _bands(pd.read_csv(folder / "bands.csv")),
-        "slabs": {c: v.round(4).tolist() for c, v in pd.read_csv(folder / "slabs.csv").items()},
-        "dos": {c: v.round(4).tolist() for c, v in pd.read_csv(folder / "dos.csv").items()},
-    }
+    return (
+        data
+        | {
+            "summary": json.loads(pd.read_csv(folder / "summary.csv").round(4).iloc[0].to_json()),
+            "errors": json.loads(pd.read_csv(folder / "by_pair.csv").round(4).to_json(orient="records")),
+            "bands": _bands(pd.read_csv(folder / "bands.csv")),
+            "slabs": {c: v.round(4).tolist() for c, v in pd.read_csv(folder / "slabs.csv").items()},
+            "dos": {c: v.round(4).tolist() for c, v in pd.read_csv(folder / "dos.csv").items()},
+        }
+        | _transmission(folder / "transmission.csv")
+    )
+
+
+def _transmission(path: Path) -> dict:
+    """Return T(E), if the analysis was asked for it."""
+    if not path.is_file():
+        return {}
+    return {"transmission": {c: v.round(4).tolist() for c, v in pd.read_csv(path).items()}}
 
 
 def bonds(atoms: Atoms) -> list[list[int]]:

@@ -12,7 +12,7 @@ import pytest
 
 from hamscale import figures
 from hamscale.analysis.tables import analysis_tables
-from hamscale.config import Analysis
+from hamscale.config import Analysis, Transmission
 from helpers import SZV, WATER, basis_of, hafnia, model_hamiltonian
 
 
@@ -25,7 +25,8 @@ def tables_of(atoms, basis, folder):
         hamiltonian=dft.hamiltonian + (noise + dft.transposed(noise)) / 2,
         attributes={"cutoff_angstrom": 6.0, "wall_seconds": 0.1},
     )
-    analysis = Analysis(kgrid=(2, 1, 1), band_points=12)
+    periodic = Transmission(kgrid=(2, 1, 8)) if atoms.pbc.any() else None
+    analysis = Analysis(kgrid=(2, 1, 1), band_points=12, transmission=periodic)
     for name, table in analysis_tables(dft, predicted, predicted, analysis, {"structure": "test"}).items():
         table.to_csv(folder / f"{name}.csv", index=False)
     return {path.stem: pd.read_csv(path) for path in folder.glob("*.csv")}
@@ -76,6 +77,14 @@ def test_density_of_states_has_three_lines(crystal, ax):
     assert [line.get_linestyle() for line in ax.lines] == ["-", "-", "--"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("energy (eV)", "density of states (1/eV)")
     assert set(legend(ax)) == {"DFT", "predicted", "reference"}
+
+
+def test_transmission_is_that_of_its_table(crystal, ax):
+    figures.transmission(crystal["transmission"], ax)
+    for line, name in zip(ax.lines, ("baseline", "dft", "predicted"), strict=True):
+        np.testing.assert_array_equal(line.get_xydata(), crystal["transmission"][["energy_ev", name]])
+    assert legend(ax) == ["reference", "DFT", "predicted"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("energy (eV)", "transmission of one spin")
 
 
 def test_error_by_pair_has_a_box_for_each_row(crystal, ax):

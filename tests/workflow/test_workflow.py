@@ -84,6 +84,8 @@ def test_from_config_to_predicted_hamiltonian(finished):
     summary = pd.read_csv(project / "results" / "summary.csv")
     assert list(summary["structure"]) == ["test-000"]
     assert summary["mae_mev"].notna().all()
+    assert summary["transmission_error"].notna().all()
+    assert (project / "results" / "figures" / "toy" / "tiny" / "test-000" / "transmission.png").is_file()
     tiled = read_operators(project / "results" / "toy" / "predicted" / "tiny" / "tiled-000.h5")
     assert (len(tiled.atoms), tiled.attributes["source"]) == (4, "predicted")
     assert max(tiled.hermiticity_error().values()) == 0

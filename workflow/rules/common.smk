@@ -87,7 +87,23 @@ def structure_set(wildcards):
 
 def recipe(wildcards):
     """How a structure is made, without how many there are of its set and what they are for."""
-    return structure_set(wildcards).model_dump(mode="json", exclude={"count", "split"})
+    return structure_set(wildcards).model_dump(
+        mode="json", exclude={"count", "split", "transport"}
+    )
+
+
+def settings_of_levels(wildcards):
+    """What band edges depend on, which a file of operators has; T(E) is no part of it."""
+    found = settings("species", "analysis")(wildcards)
+    found["analysis"].pop("transmission", None)
+    return found
+
+
+def settings_of_analysis(wildcards):
+    """What the analysis reads of a material's file: with the leads of what is a device."""
+    transport = MATERIALS[wildcards.material].transport(wildcards.id)
+    found = settings("analysis")(wildcards)
+    return found | ({"transport": transport.model_dump()} if transport else {})
 
 
 @cache
@@ -249,6 +265,16 @@ def figures(run):
     )
 
 
+def transmissions(run):
+    """Of structures whose T(E) is analysed: all of a material that asks for it, and devices."""
+    material = MATERIALS[run.material]
+    return [
+        f"results/figures/{run.material}/{run.model}/{id}/transmission.png"
+        for id in material.identifiers("test")
+        if material.analysis.transmission or material.transport(id)
+    ]
+
+
 def qualities(run):
     """Of the sets of a run's material, or of the one it extends, that melt and quench made."""
     sets = MATERIALS[run.material].structures
@@ -264,7 +290,11 @@ def targets():
     return ["results/summary.csv", "results/index.html"] + [
         target
         for run in RUNS
-        for target in predictions(run) + figures(run) + exports(run) + qualities(run)
+        for target in predictions(run)
+        + figures(run)
+        + transmissions(run)
+        + exports(run)
+        + qualities(run)
     ]
 
 

@@ -75,7 +75,7 @@ rule operators:
         "../../envs/hamscale.yaml"
     params:
         file="config/materials/{material}.yaml",
-        settings=settings("species", "analysis"),
+        settings=settings_of_levels,
     message:
         "parse H and S: {wildcards.material} {wildcards.id}"
     shell:

@@ -76,6 +76,32 @@ rule plot_structure:
         "hamscale plot-structure {params.analysis} {input.train} --out {params.out} > {log} 2>&1"
 
 
+# Where `analyse` was asked for T(E), it writes transmission.csv beside its other tables
+rule plot_transmission:
+    input:
+        tables=rules.analyse.output,
+    output:
+        pdf="results/figures/{material}/{model}/{id}/transmission.pdf",
+        png=report(
+            "results/figures/{material}/{model}/{id}/transmission.png",
+            caption="../report/transmission.rst",
+            category="{material}",
+            subcategory="{id}",
+            labels={"what": "transmission", "model": "{model}"},
+        ),
+    log:
+        "logs/{material}/figures/{model}/{id}-transmission.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    params:
+        analysis=input_folder,
+        out=output_folder,
+    message:
+        "transmission: {wildcards.material} {wildcards.id}"
+    shell:
+        "hamscale plot-transmission {params.analysis}/transmission.csv --out {params.out} > {log} 2>&1"
+
+
 rule index:
     input:
         summaries,

@@ -110,7 +110,7 @@ rule analyse:
         "../../envs/hamscale.yaml"
     params:
         file="config/materials/{material}.yaml",
-        settings=settings("analysis"),
+        settings=settings_of_analysis,
         out=output_folder,
     message:
         "errors, bands and DOS: {wildcards.material} {wildcards.id}"

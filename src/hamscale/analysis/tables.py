@@ -3,28 +3,37 @@
 import numpy as np
 import pandas as pd
 
-from ..config import Analysis
+from ..config import Analysis, Transport
 from ..operators import Operators
 from ..units import hartree_to_mev
 from . import errors, spectra
 from .false_states import false_state_summary
 from .slabs import slab_errors, slab_table
+from .transmission_tables import transmission_summary, transmission_table
 
 LARGEST_HEATMAP = 200
 
 
 def analysis_tables(
-    dft: Operators, predicted: Operators, baseline: Operators, analysis: Analysis, name: dict[str, str]
+    dft: Operators,
+    predicted: Operators,
+    baseline: Operators,
+    analysis: Analysis,
+    name: dict[str, str],
+    transport: Transport | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """Return the tables summary, by_pair, by_distance, blocks, decay, bands, dos, heatmap and slabs.
+    """Return the tables summary, by_pair, by_distance, blocks, decay, bands, dos, heatmap and slabs, and of some transmission.
 
-    Errors are over the blocks within the network's cutoff.
+    Errors are over the blocks within the network's cutoff. T(E) is computed if the analysis asks for it, or of a device.
     """
     cutoff = float(predicted.attributes["cutoff_angstrom"])
     blocks, blocks_baseline = (errors.block_errors(dft, o, cutoff) for o in (predicted, baseline))
     comparison = spectra.compare_spectra(dft, predicted, baseline, analysis)
     slabs = slab_table(dft, predicted, baseline, analysis.slab_angstrom)
-    summary = name | summary_row(dft, predicted, blocks, blocks_baseline, comparison, slabs, analysis.overlap_threshold)
+    transmission = transmission_table((dft, predicted, baseline), comparison, analysis, transport)
+    summary = name | summary_row(
+        dft, predicted, blocks, blocks_baseline, comparison, slabs, transmission, analysis.overlap_threshold
+    )
     by_distance = _beside(errors.error_by_distance(blocks), errors.error_by_distance(blocks_baseline), ["distance_angstrom"])
     kinds = ["pair", "onsite", *(["spin"] if "spin" in blocks else [])]
     by_pair = _beside(errors.error_by_pair(blocks), errors.error_by_pair(blocks_baseline), kinds)
@@ -38,7 +47,7 @@ def analysis_tables(
         "dos": spectra.dos_table(comparison),
         "heatmap": heatmap_table(dft, predicted),
         "slabs": slabs,
-    }
+    } | ({} if transmission is None else {"transmission": transmission})
 
 
 def summary_row(
@@ -48,12 +57,13 @@ def summary_row(
     blocks_baseline: pd.DataFrame,
     comparison: spectra.Comparison,
     slabs: pd.DataFrame,
+    transmission: pd.DataFrame | None = None,
     overlap_threshold: float = 0.0,
 ) -> dict:
     """Return the errors of a structure in one row.
 
-    The row has the errors of H, with those of the reference alone beside them, of the spectrum, with false states, and of the
-    slabs.
+    The row has the errors of H, with those of the reference alone beside them, of the spectrum, with false states, of the
+    slabs, and of T(E) if there is a table of it.
     """
     return (
         {"atoms": len(dft.atoms), "orbitals": dft.n_orbitals, "cutoff_angstrom": float(predicted.attributes["cutoff_angstrom"])}
@@ -63,6 +73,7 @@ def summary_row(
         | spectra.spectral_summary(comparison)
         | false_state_summary(dft, predicted, comparison.levels[0], comparison.shifts[0], overlap_threshold)
         | slab_errors(slabs)
+        | ({} if transmission is None else transmission_summary(transmission, comparison))
         | {
             "dft_code": dft.attributes.get("code", ""),
             "dft_seconds": dft.attributes["wall_seconds"],

@@ -41,6 +41,22 @@ def plot_structure(analysis: Path, train_csv: Path, out: Path) -> None:
 
 
 @command(
+    "plot-transmission",
+    argument("table", help="transmission.csv that `analyse` wrote, if the analysis of the material asks for T(E)"),
+    OUT,
+)
+def plot_transmission(table: Path, out: Path) -> None:
+    """Draw T(E) of DFT, of the prediction and of the reference: OUT/transmission.pdf and .png."""
+    from ..figures import draw_transmission
+
+    if not table.is_file():
+        raise ValueError(
+            f"{table}: no such table. Ask for it, `analysis: {{transmission: {{}}}}` of a material, and analyse again."
+        )
+    draw_transmission(table, out / "transmission")
+
+
+@command(
     "paper-tables",
     argument("--label", type=str, nargs="+", required=True, help="of the structures, then of the one shown"),
     argument("--analysis", nargs="+", required=True, metavar="DIR", help="what `analyse` wrote of each"),

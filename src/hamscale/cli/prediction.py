@@ -135,3 +135,69 @@ def write_dos(
         warnings.warn(f"{operators}: {sentence}", stacklevel=2)
     stored = store_levels(operators, levels.attributes() | suspects.attributes())
     print(json.dumps(about | {"stored": stored}))
+
+
+@command(
+    "transmission",
+    argument("operators", help="file of H and S, of DFT or predicted"),
+    argument("--axis", choices=["a", "b", "c"], default="c", help="cell vector along which the current flows; default c"),
+    argument(
+        "--leads",
+        type=int,
+        nargs=2,
+        metavar="N",
+        help="an open device: atoms of the block at its left and at its right end that its leads repeat; default: the cell "
+        "itself repeats for ever",
+    ),
+    argument(
+        "--kgrid",
+        type=int,
+        nargs=3,
+        metavar="N",
+        help="divisions of the grid of k along a, b and c; default: 40 A over |a| across the axis, 640 A along it",
+    ),
+    argument("--window", type=float, default=2.0, help="eV, beyond the band edges, or either side of a Fermi level; default 2"),
+    argument("--points", type=int, help="number of energies; default 1000, of a device 200"),
+    argument("--temperature", type=float, default=300.0, help="K, at which T(E) is smeared; default 300"),
+    OUT,
+)
+def write_transmission(
+    operators: Path,
+    axis: str,
+    leads: list[int] | None,
+    kgrid: list[int] | None,
+    window: float,
+    points: int | None,
+    temperature: float,
+    out: Path,
+) -> None:
+    """Compute the transmission T(E) of a periodic structure, from its bands, or of a device between two leads.
+
+    OUT is a csv. Prints a line with the gap, the smeared T (the conductance in 2 e^2/h) at the band edges and between them, and
+    what was looked at before.
+    """
+    from ..analysis import greens, transmission
+    from ..operators import open_operators, read_operators
+    from ..units import hartree_to_ev
+
+    for name, value in (
+        ("window", window),
+        ("points", points or 2),
+        ("temperature", temperature),
+        ("kgrid", min(kgrid or [1])),
+    ):
+        if not value > 0:
+            raise ValueError(f"--{name} is {value}, expected more than zero.")
+    grid = (kgrid[0], kgrid[1], kgrid[2]) if kgrid else None
+    if leads:
+        with open_operators(operators) as file:
+            found = greens.of_device(file, axis, (leads[0], leads[1]), grid, window, points or 200, temperature)
+            small = file.basis.n_orbitals(file.atoms.numbers).sum() <= transmission.LARGEST_DENSE
+        looked_at = transmission.checks(read_operators(operators), found.levels) if small else {}
+    else:
+        whole = read_operators(operators)
+        found = transmission.of_bands(whole, axis, grid, window, points or 1000, temperature)
+        looked_at = transmission.checks(whole, found.levels)
+    about = {"gap_ev": hartree_to_ev(found.levels.gap), "zero_ev": hartree_to_ev(found.levels.fermi_level)} | looked_at
+    write_table(out, found.table(), **found.about, **about, file=operators.name)
+    print(json.dumps(found.conductances() | about | found.about))

@@ -28,10 +28,11 @@ def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, overlap_
     from ..operators import read_operators
     from ..page import tables_page
 
-    analysis = _analysis(config.load_material(material), overlap_threshold)
+    settings = config.load_material(material)
+    analysis, transport = _analysis(settings, overlap_threshold), settings.transport(predicted.stem)
     of_dft, of_predicted, of_baseline = (read_operators(path) for path in (dft, predicted, baseline))
     name = {"material": material.stem, "model": predicted.parent.name, "structure": predicted.stem}
-    tables = analysis_tables(of_dft, of_predicted, of_baseline, analysis, name)
+    tables = analysis_tables(of_dft, of_predicted, of_baseline, analysis, name, transport)
     row = tables["summary"].iloc[0]
     if row["false_states"] or row["suspect_states"]:
         warnings.warn(
@@ -48,6 +49,8 @@ def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, overlap_
         for table_name, content in tables.items():
             (folder / f"{table_name}.csv").write_text(content.to_csv(index=False))
         (folder / "errors.html").write_text(tables_page(f"Errors of {' / '.join(name.values())}", shown))
+    if "transmission" not in tables:  # one of other settings
+        (out / "transmission.csv").unlink(missing_ok=True)
 
 
 @command(

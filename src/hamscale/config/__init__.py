@@ -16,10 +16,12 @@ from .schema import (
     Split,
     StructureSet,
     Training,
+    Transmission,
+    Transport,
 )
 
 __all__ = [
     "CALCULATOR_PLUGINS", "EXCHANGES", "EXPORTS", "PAPER_FIGURES", "PARTITIONERS", "Analysis", "Config", "Material",
-    "MeltQuench", "Model", "Network", "Split", "StructureSet", "Training", "check_configuration", "load_config",
-    "load_material", "load_model", "read_yaml", "sha256", "validate",
+    "MeltQuench", "Model", "Network", "Split", "StructureSet", "Training", "Transmission", "Transport", "check_configuration",
+    "load_config", "load_material", "load_model", "read_yaml", "sha256", "validate",
 ]  # fmt: skip

@@ -139,11 +139,11 @@ def load_material(path: str | Path) -> Material:
         )
     material, base = validate(path, _merged(parent, content), Material), validate(other, parent, Material)
     for name, s in material.structures.items():
-        same = {"split", "count"}
+        same = {"split", "count", "transport"}
         if name not in base.structures or s.model_dump(exclude=same) != base.structures[name].model_dump(exclude=same):
             raise ValueError(
-                f"{path}: structures.{name} differs from that of {content['extends']} in more than split and count. Add it "
-                "there: structures and their DFT are of the material that is extended."
+                f"{path}: structures.{name} differs from that of {content['extends']} in more than split, count and "
+                "transport. Add it there: structures and their DFT are of the material that is extended."
             )
         if s.count > base.structures[name].count:
             raise ValueError(

@@ -136,10 +136,20 @@ class MeltQuench(Section):
 SOURCES = ("file", "dft", "builder", "spacegroup", "tile")
 
 
+class Transport(Section):
+    """An open device: which way the current flows, and what its leads repeat."""
+
+    axis: Literal["a", "b", "c"] = Field("c", description="cell vector along which the current flows")
+    leads: tuple[PositiveInt, PositiveInt] = Field(
+        description="atoms of the block at the left and at the right end that a lead repeats for ever; it couples with the "
+        "next such block alone, and its image must be at the other end of the cell or beside it"
+    )
+
+
 class StructureSet(Section):
     """Structures of one split, `count` of them, named SET-000, SET-001, ..., from exactly one source."""
 
-    unsaid = frozenset({"dft", "open", "vacuum_angstrom", "charge", "multiplicity"})
+    unsaid = frozenset({"dft", "open", "vacuum_angstrom", "charge", "multiplicity", "transport"})
 
     split: Split = Field(description="train, validation and test get DFT; predict does not")
     file: File | None = Field(None, description="source: structures of a file")
@@ -177,6 +187,7 @@ class StructureSet(Section):
     rattle_angstrom: NonNegativeFloat = Field(0.0, description="standard deviation of Gaussian displacements (A)")
     strain: NonNegativeFloat = Field(0.0, le=0.3, description="standard deviation of the six components of random strain (1)")
     seed: int = Field(0, description="with the set's name and the structure's number: the same numbers on every machine")
+    transport: Transport | None = Field(None, description="the structures are open devices, whose T(E) is compared with DFT's")
 
     @model_validator(mode="before")
     @classmethod
@@ -192,9 +203,11 @@ class StructureSet(Section):
             raise ValueError(f"has sources {sources}, expected exactly one of {', '.join(SOURCES)}")
         if self.box_angstrom and self.open:
             raise ValueError("has box_angstrom, for a molecule, and open, for a slab or a wire: expected at most one of them")
-        changes = sorted(self.model_fields_set - {"dft", "split", "count"})
+        changes = sorted(self.model_fields_set - {"dft", "split", "count", "transport"})
         if self.dft and changes:
-            raise ValueError(f"has dft and {', '.join(changes)}, expected split and count alone beside dft: H and S are there")
+            raise ValueError(
+                f"has dft and {', '.join(changes)}, expected split, count and transport alone beside dft: H and S are there"
+            )
         return self
 
     def runs(self) -> list[Snapshot]:
@@ -286,8 +299,23 @@ class Graph(Section):
     two_centre: bool = Field(True, description="reference: offsite blocks have tables over the distance")
 
 
+class Transmission(Section):
+    """T(E) of DFT and of the prediction, smeared at the temperature of the analysis."""
+
+    axis: Literal["a", "b", "c"] = Field(
+        "c", description="cell vector along which the current flows; that of a device is its own"
+    )
+    kgrid: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
+        None, description="grid of k; default: round(40 A / |a|) across the axis, round(640 A / |a|) along it"
+    )
+    window_ev: PositiveFloat = Field(2.0, description="energies reach so far beyond the band edges, or either side of E_F (eV)")
+    points: PositiveInt | None = Field(None, ge=2, description="number of energies; default 1000, of a device 200")
+
+
 class Analysis(Section):
     """Eigenvalues, bands and densities of states of DFT and of the prediction."""
+
+    unsaid = frozenset({"transmission"})
 
     kgrid: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
         (2, 2, 2), description="Gamma-centred grid for eigenvalues and DOS"
@@ -311,6 +339,9 @@ class Analysis(Section):
         lt=1,
         description="directions in which the overlap is smaller than this (1) are left out of predicted eigenvalues, bands and "
         "densities of states: against false states of a basis that is nearly singular; 0: none, 5e-3 is a value to try",
+    )
+    transmission: Transmission | None = Field(
+        None, description="T(E), compared with DFT's; {} takes the defaults, of cells of a dozen atoms in seconds"
     )
 
 
@@ -370,6 +401,11 @@ class Material(Section):
         name, number = identifier.rsplit("-", 1)
         s = self.structures[name]
         return s.runs()[int(number)] if s.dft else None
+
+    def transport(self, identifier: str) -> Transport | None:
+        """Return how current flows through a structure; None if it is no device, or of no set."""
+        found = self.structures.get(identifier.rsplit("-", 1)[0])
+        return found.transport if found else None
 
     def identifiers(self, *splits: Split) -> list[str]:
         """Return the identifiers of all structures, or of those of the given splits."""

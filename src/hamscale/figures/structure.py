@@ -59,6 +59,20 @@ def dos(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
+def transmission(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw the smeared T(E) of one spin: DFT, predicted, reference, in eV above DFT's highest occupied eigenvalue."""
+    for name, label, colour, style in (
+        ("baseline", "reference", BASELINE, "-"),
+        ("dft", "DFT", DFT, "-"),
+        ("predicted", "predicted", PREDICTED, "--"),
+    ):
+        ax.plot(table["energy_ev"], table[name], style, color=colour, label=label)
+    ax.set(xlabel="energy (eV)", ylabel="transmission of one spin", ylim=(0, None))
+    ax.set_xlim(table["energy_ev"].min(), table["energy_ev"].max())
+    ax.legend()
+    return ax
+
+
 def error_by_pair(table: pd.DataFrame, ax: Axes) -> Axes:
     """Draw boxes from the 25th to the 75th percentile of the blocks, whiskers to 2.5 and 97.5, and the reference's mean."""
     names = [f"{p}\n{'onsite' if onsite else 'offsite'}" for p, onsite in zip(table["pair"], table["onsite"])]
@@ -160,6 +174,14 @@ def draw_quality(distribution: pd.DataFrame, numbers: pd.DataFrame, stem: str | 
         right.xaxis.get_major_locator().set_params(integer=True)
         if len(numbers):
             right.legend()
+        save(figure, stem)
+
+
+def draw_transmission(table_csv: str | Path, stem: str | Path) -> None:
+    """Draw the transmission of a structure, from the table of its analysis, as STEM.pdf and .png."""
+    with styled():
+        figure = new_figure()
+        transmission(pd.read_csv(table_csv), figure.subplots())
         save(figure, stem)
 
 

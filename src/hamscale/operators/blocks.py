@@ -186,15 +186,20 @@ class Operators:
                 np.add.at(matrix, position, places.take(values) * phase[blocks][:, None])
         return H.reshape(n, n), S.reshape(n, n)
 
-    def csr(self, values: np.ndarray) -> dict[tuple[int, int, int], sp.csr_matrix]:
-        """Return one sparse matrix (n, n) per cell R."""
+    def rows_and_columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the orbitals of every value: its row and its column of the dense matrix, (n,) each."""
         start = np.concatenate([[0], np.cumsum(self.orbitals)])
-        cells, of_pair = np.unique(self.pairs[:, 2:], axis=0, return_inverse=True)
-        rows, columns = np.empty(len(values), np.int64), np.empty(len(values), np.int64)
+        rows, columns = np.empty(self.offsets[-1], np.int64), np.empty(self.offsets[-1], np.int64)
         for _, zj, blocks, places in self.groups():
             a, b = np.divmod(np.arange(places.size), self.basis[zj].n_orbitals)
             places.put(rows, start[self.pairs[blocks, 0]][:, None] + a)
             places.put(columns, start[self.pairs[blocks, 1]][:, None] + b)
+        return rows, columns
+
+    def csr(self, values: np.ndarray) -> dict[tuple[int, int, int], sp.csr_matrix]:
+        """Return one sparse matrix (n, n) per cell R."""
+        cells, of_pair = np.unique(self.pairs[:, 2:], axis=0, return_inverse=True)
+        rows, columns = self.rows_and_columns()
         cell_of_value = np.repeat(of_pair.ravel(), np.diff(self.offsets))
         n = self.n_orbitals
         return {
@@ -202,6 +207,24 @@ class Operators:
             for c, cell in enumerate(cells)
             if (mask := cell_of_value == c).any()
         }
+
+    def repeat(self, counts: tuple[int, int, int]) -> "Operators":
+        """Return copies of the structure along the cell vectors, in one cell: every block is that of the cell.
+
+        Atoms are in the order of `ase.Atoms.repeat`.
+        """
+        tables = []
+        for copy in np.ndindex(*counts):
+            table = self.pairs.table.copy()
+            further, other = np.divmod(np.array(copy) + table[:, 2:], counts)
+            for column, place in ((0, copy), (1, tuple(other.T))):
+                table[:, column] += np.ravel_multi_index(place, counts) * len(self.atoms)
+            table[:, 2:] = further
+            tables.append(table)
+        atoms = self.atoms.repeat(counts)
+        hamiltonian, overlap = (np.tile(values, int(np.prod(counts))) for values in (self.hamiltonian, self.overlap))
+        pairs = PairList(atoms, np.concatenate(tables))
+        return replace(self, atoms=atoms, pairs=pairs, hamiltonian=hamiltonian, overlap=overlap, orbital_energies=None).sorted()
 
     def sorted(self) -> "Operators":
         """Return the same operators with their pairs in ascending order."""
