@@ -49,15 +49,19 @@ def eigenvalues(operators: Operators, kpoints: ArrayLike, overlap_threshold: flo
 
     def at(point: tuple[np.ndarray, int]) -> np.ndarray:
         k, spin = point
-        H, S = operators.at_k(k, spin)
-        if overlap_threshold:
-            return _projected(H, S, overlap_threshold)
-        with _definite(S, k):
-            return eigh(H, S, eigvals_only=True)
+        return eigenvalues_of(*operators.at_k(k, spin), k, overlap_threshold)
 
     # small matrices are solved in less time than a process takes to start
     workers = 1 if operators.n_orbitals < SMALL else None
     return np.array(in_processes(at, operators.points_and_spins(np.atleast_2d(kpoints)), workers))
+
+
+def eigenvalues_of(H: np.ndarray, S: np.ndarray, k: np.ndarray, overlap_threshold: float = 0.0) -> np.ndarray:
+    """Compute the eigenvalues of matrices at a k-point, (n,) in Hartree, as `eigenvalues` does."""
+    if overlap_threshold:
+        return _projected(H, S, overlap_threshold)
+    with _definite(S, k):
+        return eigh(H, S, eigvals_only=True)
 
 
 @contextmanager

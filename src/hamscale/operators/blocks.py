@@ -186,15 +186,20 @@ class Operators:
                 np.add.at(matrix, position, places.take(values) * phase[blocks][:, None])
         return H.reshape(n, n), S.reshape(n, n)
 
-    def csr(self, values: np.ndarray) -> dict[tuple[int, int, int], sp.csr_matrix]:
-        """Return one sparse matrix (n, n) per cell R."""
+    def rows_and_columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the orbitals of every value: its row and its column of the dense matrix, (n,) each."""
         start = np.concatenate([[0], np.cumsum(self.orbitals)])
-        cells, of_pair = np.unique(self.pairs[:, 2:], axis=0, return_inverse=True)
-        rows, columns = np.empty(len(values), np.int64), np.empty(len(values), np.int64)
+        rows, columns = np.empty(self.offsets[-1], np.int64), np.empty(self.offsets[-1], np.int64)
         for _, zj, blocks, places in self.groups():
             a, b = np.divmod(np.arange(places.size), self.basis[zj].n_orbitals)
             places.put(rows, start[self.pairs[blocks, 0]][:, None] + a)
             places.put(columns, start[self.pairs[blocks, 1]][:, None] + b)
+        return rows, columns
+
+    def csr(self, values: np.ndarray) -> dict[tuple[int, int, int], sp.csr_matrix]:
+        """Return one sparse matrix (n, n) per cell R."""
+        cells, of_pair = np.unique(self.pairs[:, 2:], axis=0, return_inverse=True)
+        rows, columns = self.rows_and_columns()
         cell_of_value = np.repeat(of_pair.ravel(), np.diff(self.offsets))
         n = self.n_orbitals
         return {
