@@ -44,7 +44,7 @@ def write(stored: Stored, out: str | Path, kgrid: tuple[int, int, int] | None = 
     if kgrid is None:
         raise ValueError("--to cp2k-restart came without --kgrid, expected that of the run (&KPOINTS SCHEME), e.g. 2 2 2.")
     operators = read_operators(stored.file.path)
-    kpoints = monkhorst_pack(kpoint_counts(operators.atoms, tuple(kgrid), None))
+    kpoints = monkhorst_pack(kpoint_counts(operators.atoms, (kgrid[0], kgrid[1], kgrid[2]), None))
     first = [next((x for x in k if abs(x) > 1e-9), 0.0) for k in kpoints]
     kept, weights = kpoints[np.array(first) >= 0], np.array([2.0 if x else 1.0 for x in first if x >= 0])
     density = density_matrix(operators, kept, weights / weights.sum())
