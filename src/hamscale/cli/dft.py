@@ -57,22 +57,28 @@ def write_structure(material: Path, id: str, tile: Path | None, out: Path) -> No
         write_structure_file(out, build_structure(settings, id, read_structure_file(tile) if tile else None))
 
 
-@command("input", MATERIAL, STRUCTURE, OUT)
-def write_input(material: Path, structure: Path, out: Path) -> None:
+@command(
+    "input",
+    MATERIAL,
+    STRUCTURE,
+    argument("--restart", help="begin the run from this file of `export --to cp2k-restart`"),
+    OUT,
+)
+def write_input(material: Path, structure: Path, restart: Path | None, out: Path) -> None:
     """Write the CP2K input of a structure."""
     from ..basis import material_basis
 
     settings = config.load_material(material)
-    _write_input(structure, settings, material_basis(settings), out)
+    _write_input(structure, settings, material_basis(settings), out, restart)
 
 
-def _write_input(structure: Path, settings: config.Material, basis: "Basis", out: Path) -> None:
+def _write_input(structure: Path, settings: config.Material, basis: "Basis", out: Path, restart: Path | None = None) -> None:
     """Write the CP2K input of a structure file. Raises ValueError, naming the file, as `dft.inputs.cp2k_input` does."""
     from ..dft.inputs import cp2k_input
     from ..structures import read_structure_file
 
     try:
-        write_text(out, cp2k_input(read_structure_file(structure), settings, basis))
+        write_text(out, cp2k_input(read_structure_file(structure), settings, basis, restart))
     except ValueError as error:
         raise ValueError(f"{structure}: {error}") from None
 

@@ -68,6 +68,7 @@ def write_prediction(
         "the corner of the user's cell",
     ),
     argument("--allow-mismatch", action="store_true", default=None, help="quatrex: also a device whose ends do not repeat"),
+    argument("--kgrid", type=int, nargs=3, metavar="N", help="cp2k-restart: Monkhorst-Pack grid of the run"),
     argument("--blocks", type=int, metavar="N", help="quatrex: blocks along the axis; default: the most without a loss"),
 )
 def export_operators(operators: Path, to: str, out: Path, **options: object) -> None:

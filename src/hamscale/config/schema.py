@@ -530,7 +530,7 @@ Export = Literal["quatrex", "tbtrans", "tshs", "deeph", "cp2k", "cp2k-text", "ma
 # names in the registries of partition, parallel, export and figures, repeated for the command line, which does not import these
 PARTITIONERS = ("low-nn", "metis", "min-nn")
 EXCHANGES = ("torch", "torch-float16", "torch-bfloat16", "cupy", "cupy-float16", "cupy-bfloat16")
-EXPORTS = ("sisl", *typing.get_args(Export))
+EXPORTS = ("sisl", "cp2k-restart", *typing.get_args(Export))
 PAPER_FIGURES = ("fig3", "fig5", "fig6", "fig7", "fig8", "learning", "roofline", "size")
 
 

@@ -2,6 +2,7 @@
 
 import io
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from ase import Atoms
@@ -20,11 +21,12 @@ POISSON_SOLVERS = {0: "WAVELET", 1: "ANALYTIC", 2: "MT"}
 VACUUM_ANGSTROM = 10.0
 
 
-def cp2k_input(atoms: Atoms, material: Material, basis: Basis) -> str:
+def cp2k_input(atoms: Atoms, material: Material, basis: Basis, restart: Path | None = None) -> str:
     """Return the input of one energy run that writes H and S as binary CSR and all orbital energies.
 
     H and S are resolved by periodic image. A periodic structure gets a Monkhorst-Pack grid even for the Gamma point alone (1 1
     1), because without one CP2K folds all images into one matrix. A molecule has one image and gets no grid.
+    restart: file with the density matrix to begin from (`export.cp2k_restart`); default: superposed densities of atoms.
 
     Raises ValueError if the cell of a slab or a wire is one for which CP2K's Poisson solver is wrong, if the structure is not
     wrapped as CP2K would wrap it, if its electrons cannot have its multiplicity, or if CP2K's own grammar refuses the input.
@@ -37,6 +39,12 @@ def cp2k_input(atoms: Atoms, material: Material, basis: Basis) -> str:
             "Build structures with `hamscale structure`, or wrap them with structures.wrap_as_cp2k."
         )
     tree = _tree(atoms, material, basis)
+    if restart is not None:
+        if not restart.is_file():
+            raise ValueError(f"{restart}: no such file. Expected one as `hamscale export --to cp2k-restart` writes it.")
+        section = tree["+force_eval"][0]["+dft"]
+        section["wfn_restart_file_name"] = str(restart.resolve())  # a run has a folder of its own
+        section["+scf"]["scf_guess"] = "RESTART"
     generator, parser = _grammar()
     text = "\n".join(generator.line_iter(tree)) + "\n"
     try:

@@ -11,11 +11,11 @@ from ..basis import Basis
 from ..operators import SPINS, write_operators
 from ..runs import first_file, snapshots
 from ..sandbox import probe
-from . import cp2k, cp2k_runs, deeph, matrixmarket, quatrex, siesta
+from . import cp2k, cp2k_restart, cp2k_runs, deeph, matrixmarket, quatrex, siesta
 from .stream import stored
 
 # formats that hold both spins; of the others each spin has a folder of its own
-OF_BOTH_SPINS = ("sisl", "tbtrans", "tshs", "cp2k", "cp2k-text")
+OF_BOTH_SPINS = ("sisl", "tbtrans", "tshs", "cp2k", "cp2k-text", "cp2k-restart")
 TARGETS: dict[str, Callable[..., list[str]]] = {
     "quatrex": quatrex.write,
     "sisl": siesta.write,
@@ -24,6 +24,7 @@ TARGETS: dict[str, Callable[..., list[str]]] = {
     "deeph": deeph.write,
     "cp2k": cp2k.write,
     "cp2k-text": partial(cp2k.write, binary=False),
+    "cp2k-restart": cp2k_restart.write,
     "matrixmarket": matrixmarket.write,
 }
 
@@ -37,9 +38,10 @@ def export(path: str | Path, target: str, out: str | Path, **options: object) ->
     """
     if target not in TARGETS:
         raise ValueError(f"--to is {target!r}, expected one of {', '.join(TARGETS)}.")
-    if options and target != "quatrex":
-        names = ", ".join(f"--{name}" for name in options)
-        raise ValueError(f"{names} came with --to {target}, expected --to quatrex with it. Leave it out.")
+    wrong = [name for name in options if target != ("cp2k-restart" if name == "kgrid" else "quatrex")]
+    if wrong:
+        names, expected = ", ".join(f"--{name}" for name in wrong), "cp2k-restart" if wrong == ["kgrid"] else "quatrex"
+        raise ValueError(f"{names} came with --to {target}, expected --to {expected} with it. Leave it out.")
     with stored(path) as file:
         if file.spins == 1 or target in OF_BOTH_SPINS:
             return TARGETS[target](file, out, **options)
