@@ -165,7 +165,7 @@ OTHERS = {
         "pre-commit",
         "pytest",
     ),
-    *("python3", "rsync", "source", "squeue", "srun", "ssh", "tail", "tmux", "uenv"),
+    *("python3", "quatrex", "rsync", "source", "squeue", "srun", "ssh", "tail", "tbtrans", "tmux", "uenv"),
 }
 TARGETS = set(re.findall(r"^([a-z0-9 -]+):", (ROOT / "Makefile").read_text(), re.M)) | {"hfo2", "gst"}
 

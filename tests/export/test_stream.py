@@ -128,5 +128,7 @@ def test_the_verb_says_what_was_written(dft, tmp_path, capsys):
     path = written(tmp_path, dft)
     assert hamscale.cli.main(["export", str(path), "--to", "quatrex", "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == (
-        f"{tmp_path / 'out'}: unit cell of 18 orbitals, neighbour cells to [4, 4, 4]; nothing is dropped\n"
+        f"{tmp_path / 'out'}: unit cell of 18 orbitals, dense, neighbour cells to [4, 4, 4]; nothing is dropped\n"
+        f"{tmp_path / 'out'}: quatrex_config.toml (quatrex 0.1.0 and later), quatrex_config_0.0.1.toml (before): along c, "
+        "k-points [6, 6, 1], without energies\n"
     )

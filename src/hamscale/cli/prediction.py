@@ -57,18 +57,17 @@ def write_prediction(
         "--transport",
         type=str,
         metavar="AXIS",
-        help="quatrex: an open device along a, b or c, in blocks; default: the cell as it is",
+        help="quatrex, tbtrans: an open device along a, b or c, in blocks; default: the cell as it is",
     ),
-    argument("--repeat", type=int, metavar="N", help="quatrex: copies of the structure along the axis; default 1"),
+    argument("--repeat", type=int, metavar="N", help="copies of the structure along the axis; default 1"),
     argument(
         "--origin",
         type=float,
         metavar="FRACTION",
-        help="quatrex: where the device begins along the axis, in fractions of the cell; default 0, "
-        "the corner of the user's cell",
+        help="where the device begins along the axis, in fractions of the cell; default 0, the corner of the user's cell",
     ),
-    argument("--allow-mismatch", action="store_true", default=None, help="quatrex: also a device whose ends do not repeat"),
-    argument("--blocks", type=int, metavar="N", help="quatrex: blocks along the axis; default: the most without a loss"),
+    argument("--allow-mismatch", action="store_true", default=None, help="also a device whose ends do not repeat"),
+    argument("--blocks", type=int, metavar="N", help="blocks along the axis; default: the most without a loss"),
 )
 def export_operators(operators: Path, to: str, out: Path, **options: object) -> None:
     """Write H and S for another code: quatrex, sisl, TBtrans, Siesta, DeepH, CP2K's own CSR, MatrixMarket (docs/files.md)."""

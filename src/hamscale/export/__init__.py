@@ -11,15 +11,16 @@ from ..basis import Basis
 from ..operators import SPINS, write_operators
 from ..runs import first_file, snapshots
 from ..sandbox import probe
-from . import cp2k, cp2k_runs, deeph, matrixmarket, quatrex, siesta
+from . import cp2k, cp2k_runs, deeph, matrixmarket, quatrex, siesta, tbtrans
 from .stream import stored
 
+OF_DEVICES = ("quatrex", "tbtrans")
 # formats that hold both spins; of the others each spin has a folder of its own
 OF_BOTH_SPINS = ("sisl", "tbtrans", "tshs", "cp2k", "cp2k-text")
 TARGETS: dict[str, Callable[..., list[str]]] = {
     "quatrex": quatrex.write,
     "sisl": siesta.write,
-    "tbtrans": partial(siesta.write, suffix=".nc"),
+    "tbtrans": tbtrans.write,
     "tshs": partial(siesta.write, suffix=".TSHS"),
     "deeph": deeph.write,
     "cp2k": cp2k.write,
@@ -32,14 +33,14 @@ def export(path: str | Path, target: str, out: str | Path, **options: object) ->
     """Write an `operators/2` file in another code's format, and return lines that say what was written.
 
     A spin-polarised structure is written as one, or, in formats of one H, to the folders OUT/up and OUT/down.
-    options: `transport`, `repeat`, `blocks`, `origin` and `allow_mismatch` of quatrex. Raises ValueError for an unknown target,
-    for options that belong to another target, and where the target's `write` does.
+    options: `transport`, `repeat`, `blocks`, `origin` and `allow_mismatch` of quatrex and tbtrans. Raises ValueError for an
+    unknown target, for options that belong to another target, and where the target's `write` does.
     """
     if target not in TARGETS:
         raise ValueError(f"--to is {target!r}, expected one of {', '.join(TARGETS)}.")
-    if options and target != "quatrex":
+    if options and target not in OF_DEVICES:
         names = ", ".join(f"--{name}" for name in options)
-        raise ValueError(f"{names} came with --to {target}, expected --to quatrex with it. Leave it out.")
+        raise ValueError(f"{names} came with --to {target}, expected --to {' or '.join(OF_DEVICES)} with it. Leave it out.")
     with stored(path) as file:
         if file.spins == 1 or target in OF_BOTH_SPINS:
             return TARGETS[target](file, out, **options)
