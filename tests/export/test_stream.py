@@ -89,7 +89,7 @@ def test_nan_is_refused_and_nothing_is_left(dft, tmp_path):
     path = written(tmp_path, dft)
     with forged(path) as file:
         file["overlap"][17] = np.nan
-    for target in ("quatrex", "deeph", "cp2k", "matrixmarket", "tshs"):
+    for target in ("quatrex", "deeph", "deeptb", "cp2k", "matrixmarket", "tshs"):
         with pytest.raises(ValueError, match=f"{path}: overlap holds NaN"):
             export(path, target, tmp_path / "out")
     assert list(tmp_path.iterdir()) == [path]

@@ -31,7 +31,7 @@ rule export:
     log:
         "logs/{material}/export/{model}/{id}/{target}.log",
     wildcard_constraints:
-        target="quatrex|deeph|cp2k|cp2k-text|matrixmarket",
+        target="quatrex|deeph|deeptb|cp2k|cp2k-text|matrixmarket",
     conda:
         "../../envs/hamscale.yaml"
     message:

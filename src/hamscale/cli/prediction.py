@@ -70,7 +70,7 @@ def write_prediction(
     argument("--blocks", type=int, metavar="N", help="blocks along the axis; default: the most without a loss"),
 )
 def export_operators(operators: Path, to: str, out: Path, **options: object) -> None:
-    """Write H and S for another code: quatrex, sisl, TBtrans, Siesta, DeepH, CP2K's own CSR, MatrixMarket (docs/files.md)."""
+    """Write H and S for another code: quatrex, sisl, TBtrans, Siesta, DeepH, DeePTB, CP2K CSR, MatrixMarket (docs/files.md)."""
     from ..export import export
 
     for line in export(operators, to, out, **{name: value for name, value in options.items() if value is not None}):

@@ -490,7 +490,7 @@ class Cluster(Section):
     )
 
 
-Export = Literal["quatrex", "tbtrans", "tshs", "deeph", "cp2k", "cp2k-text", "matrixmarket"]
+Export = Literal["quatrex", "tbtrans", "tshs", "deeph", "deeptb", "cp2k", "cp2k-text", "matrixmarket"]
 # names in the registries of partition, parallel, export and figures, repeated for the command line, which does not import these
 PARTITIONERS = ("low-nn", "metis", "min-nn")
 EXCHANGES = ("torch", "torch-float16", "torch-bfloat16", "cupy", "cupy-float16", "cupy-bfloat16")

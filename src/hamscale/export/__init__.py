@@ -11,7 +11,7 @@ from ..basis import Basis
 from ..operators import SPINS, write_operators
 from ..runs import first_file, snapshots
 from ..sandbox import probe
-from . import cp2k, cp2k_runs, deeph, matrixmarket, quatrex, siesta, tbtrans
+from . import cp2k, cp2k_runs, deeph, deeptb, matrixmarket, quatrex, siesta, tbtrans
 from .stream import stored
 
 OF_DEVICES = ("quatrex", "tbtrans")
@@ -23,6 +23,7 @@ TARGETS: dict[str, Callable[..., list[str]]] = {
     "tbtrans": tbtrans.write,
     "tshs": partial(siesta.write, suffix=".TSHS"),
     "deeph": deeph.write,
+    "deeptb": deeptb.write,
     "cp2k": cp2k.write,
     "cp2k-text": partial(cp2k.write, binary=False),
     "matrixmarket": matrixmarket.write,

@@ -86,7 +86,9 @@ def _write_dense(files: dict[str, h5py.File], grid: list[tuple[int, int, int]], 
     for file in files.values():
         for R in grid:
             chunks = (min(n, ROWS), min(n, CHUNK // ROWS))
-            dataset = file.create_dataset(_key(R), (n, n), float, chunks=chunks, compression="lzf", fillvalue=0.0)
+            dataset = file.create_dataset(
+                _key(R), (n, n), float, chunks=chunks, compression="gzip", compression_opts=1, fillvalue=0.0
+            )
             dataset.attrs["format"] = "ndarray"
     for rows in stored.rows():
         first, last = rows.orbitals
