@@ -46,22 +46,26 @@ def summary_row(
     predicted: Operators,
     blocks: pd.DataFrame,
     blocks_baseline: pd.DataFrame,
-    comparison: spectra.Comparison,
+    comparison: spectra.Comparison | None,
     slabs: pd.DataFrame,
     overlap_threshold: float = 0.0,
 ) -> dict:
     """Return the errors of a structure in one row.
 
-    The row has the errors of H, with those of the reference alone beside them, of the spectrum, with false states, and of the
-    slabs.
+    The row has the errors of H, with those of the reference alone beside them, of the spectrum, with false states, unless there
+    is no comparison, and of the slabs.
     """
+    of_spectrum = {}
+    if comparison is not None:
+        of_spectrum = spectra.spectral_summary(comparison) | false_state_summary(
+            dft, predicted, comparison.levels[0], comparison.shifts[0], overlap_threshold
+        )
     return (
         {"atoms": len(dft.atoms), "orbitals": dft.n_orbitals, "cutoff_angstrom": float(predicted.attributes["cutoff_angstrom"])}
         | errors.error_summary(blocks)
         | {f"baseline_{k}": v for k, v in errors.error_summary(blocks_baseline).items() if k.startswith("mae")}
         | {key: predicted.attributes[key] for key in ("onsite_spread_mev",) if key in predicted.attributes}
-        | spectra.spectral_summary(comparison)
-        | false_state_summary(dft, predicted, comparison.levels[0], comparison.shifts[0], overlap_threshold)
+        | of_spectrum
         | slab_errors(slabs)
         | {
             "dft_code": dft.attributes.get("code", ""),

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from ..basis import Basis
-from ..operators import SPINS, write_operators
+from ..operators import SPINS, Operators, read_operators, write_operators
 from ..runs import first_file, snapshots
 from ..sandbox import probe
 from . import cp2k, cp2k_runs, deeph, deeptb, matrixmarket, quatrex, siesta, tbtrans
@@ -81,11 +81,29 @@ def import_data(source: str | Path, out: str | Path, basis: Basis | None = None)
     return written
 
 
+def read_overlap(path: str | Path) -> Operators:
+    """Read operators for their S: a file of operators, or a folder of a DeepH data set, which needs no H.
+
+    Raises ValueError as `read_operators` and `deeph.read` do.
+    """
+    return deeph.read(path, overlap_alone=True) if Path(path).is_dir() else read_operators(path)
+
+
 def _import_deeph(source: Path, out: Path) -> list[Path]:
-    written, folders = [], deeph.data_folders(source)
-    probe(*(path for folder in folders for path in deeph.hdf5_files(folder)))  # one process for all
+    written, errors, folders = [], [], deeph.data_folders(source)
+    try:
+        probe(*(path for folder in folders for path in deeph.hdf5_files(folder)))  # one process for all
+        probed = True
+    except ValueError:  # which of them it is, each tells by itself
+        probed = False
     for folder in folders:
         name = "-".join(folder.relative_to(source).parts)
-        written.append(out / f"{name}.h5" if name else out)
-        write_operators(written[-1], deeph.read(folder, probed=True))
+        path = out / f"{name}.h5" if name else out
+        try:
+            write_operators(path, deeph.read(folder, probed))
+            written.append(path)
+        except ValueError as error:
+            errors.append(str(error))
+    if errors:
+        raise ValueError("\n".join(errors))
     return written
