@@ -9,7 +9,7 @@ from .analysis import errors, spectra
 from .analysis.slabs import slab_table
 from .analysis.tables import summary_row
 from .config import Material
-from .operators import Operators, read_operators
+from .operators import read_operators
 from .predict import predict
 
 
@@ -25,25 +25,17 @@ def evaluate(model_directory: str | Path, material: Material, operators_paths: l
     rows, slabs, threshold = [], [], material.analysis.overlap_threshold
     for path in operators_paths:
         dft = read_operators(path)
-        overlap = None if all(element.has_functions for element in dft.basis.values()) else dft
         predicted, baseline = (
-            predict(model_directory, dft.atoms, reference_only=only, overlap=overlap).operators() for only in (False, True)
+            predict(model_directory, dft.atoms, reference_only=only, overlap=dft).operators() for only in (False, True)
         )
         cutoff = float(predicted.attributes["cutoff_angstrom"])
         blocks, blocks_baseline = (errors.block_errors(dft, o, cutoff) for o in (predicted, baseline))
-        comparison = spectra.compare_spectra(dft, predicted, baseline, material.analysis) if _counts_electrons(dft) else None
+        comparison = spectra.compare_spectra(dft, predicted, baseline, material.analysis) if dft.counts_electrons else None
         of_slabs = slab_table(dft, predicted, baseline, material.analysis.slab_angstrom)
         name = {"structure": path.stem, "set": path.stem.rsplit("-", 1)[0]}
         rows.append(name | summary_row(dft, predicted, blocks, blocks_baseline, comparison, of_slabs, threshold))
         slabs.append(of_slabs.assign(**name)[[*name, *of_slabs]])
     return pd.DataFrame(rows), pd.concat(slabs, ignore_index=True)
-
-
-def _counts_electrons(dft: Operators) -> bool:
-    try:
-        return dft.n_electrons > 0
-    except ValueError:
-        return False
 
 
 def summarise(rows: pd.DataFrame) -> dict:

@@ -16,6 +16,7 @@ from hamscale.evaluate import evaluate, summarise
 from hamscale.export import deeph, export, import_data
 from hamscale.graph.overlap import overlap_table
 from hamscale.operators import read_operators
+from hamscale.structures import read_structure_file
 from hamscale.units import HARTREE_IN_EV
 from helpers import bands_hartree, bands_of_cells, hafnia, model_hamiltonian, written
 
@@ -300,6 +301,38 @@ def test_a_folder_without_a_structure_is_told(tmp_path):
         deeph.data_folders(tmp_path)
     with pytest.raises(ValueError, match="no file NAME-KS_SPIN_1.*KS_CSR_WRITE ON"):
         import_data(tmp_path, tmp_path / "out")
+
+
+def test_a_material_of_imported_structures_needs_no_species(dft, tmp_path, monkeypatch):
+    """Its structures, H and S come from the data set by the verbs that the workflow calls."""
+    for number in range(3):
+        export(written(tmp_path, dft), "deeph", tmp_path / "data" / str(number))
+    monkeypatch.chdir(tmp_path)
+    sets = {"train": {"operators": "data/[01]", "split": "train"}, "test": {"operators": "data/2", "split": "test"}}
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump({"structures": sets}, sort_keys=False))
+    material = load_material("m.yaml")
+    assert material.identifiers() == ["train-000", "train-001", "test-000"]
+    assert str(material.imported("train-001")) == "data/1"
+    for arguments in (
+        ("structure", "m.yaml", "--id", "train-001", "--out", "train-001.extxyz"),
+        ("operators", "m.yaml", "train-001.extxyz", "data/1", "--out", "o.h5"),
+    ):
+        assert hamscale.cli.main(list(arguments)) == 0
+    found, expected = read_operators("o.h5"), deeph.read("data/1")
+    assert np.array_equal(found.hamiltonian, expected.hamiltonian)
+    assert np.isfinite(found.attributes["fermi_level_hartree"])
+    np.testing.assert_allclose(read_structure_file("train-001.extxyz").positions, expected.atoms.positions, atol=1e-7)
+    built = {"split": "test", "builder": {"name": "bulk"}}
+    for change, message in (
+        ({"other": built}, "species are missing, expected those of structures.other"),
+        ({"again": {"operators": "data/0", "split": "test"}}, "data/0 feeds the splits test, train"),
+        ({"none": {"operators": "elsewhere/*", "split": "test"}}, "elsewhere/.*: no folder of a DeepH data set"),
+        ({"moved": {"operators": "data/2", "split": "test", "strain": 0.1}}, "has operators and strain, expected split and"),
+        ({"more": {"operators": "data/2", "split": "test", "count": 2}}, "data/2: 1 structures, but count is 2"),
+    ):
+        (tmp_path / "n.yaml").write_text(yaml.safe_dump({"structures": sets | change}))
+        with pytest.raises(ValueError, match=message):
+            load_material("n.yaml").imported("more-001")
 
 
 def check_with_overlap(run, capsys, folder, szv):

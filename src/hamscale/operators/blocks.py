@@ -106,6 +106,12 @@ class Operators:
         return self.basis.n_electrons(self.atoms.numbers) - charge_of(self.atoms)
 
     @property
+    def counts_electrons(self) -> bool:
+        """Tell whether the number of electrons is known."""
+        numbers = self.atoms.numbers.tolist()
+        return int(self.attributes.get("electrons", 0)) > 0 or all(self.basis[z].valence for z in numbers)
+
+    @property
     def spins(self) -> int:
         """Return the number of matrices H: one for both spins, or two, of spin up and of spin down."""
         return spins_of(self.hamiltonian)

@@ -80,10 +80,9 @@ class TrainedModel:
         return cls(Path(directory).name, model_identity(directory), *load_model(directory))
 
     def with_overlap(self, overlap: Operators | None) -> "TrainedModel":
-        """Return the model for the structure of some operators, whose S is taken instead of integrals, or for any structure.
+        """Return the model for the structure of some operators, whose S is taken if the model cannot compute it.
 
-        Raises ValueError if the model computes S and operators are given, if it cannot and there are none, or if their basis is
-        another one.
+        Raises ValueError if it cannot and there are no operators, or if their basis is another one.
         """
         basis = self.reference.basis
         lacking = [element.element for element in basis.values() if not element.has_functions]
@@ -92,10 +91,8 @@ class TrainedModel:
                 f"{self.name}: the basis of {', '.join(lacking)} has shells but no radial functions, so that S of a structure "
                 "cannot be computed. Give it: --overlap with H and S, or S alone, of this structure from the code of the data."
             )
-        if overlap is None:
+        if overlap is None or not lacking:
             return self
-        if not lacking:
-            raise ValueError(f"{self.name}: --overlap came with a model whose basis gives S of any structure. Leave it out.")
         if difference := basis.difference(overlap.basis):
             raise ValueError(f"{self.name}: S is of another basis than the model: {difference}.")
         return replace(self, overlap=StoredOverlap(overlap))

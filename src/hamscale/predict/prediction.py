@@ -148,7 +148,7 @@ def predict(
     if not isinstance(model, TrainedModel):
         model = TrainedModel.load(model)
     model = model.with_overlap(overlap)
-    if overlap is not None:
+    if overlap is not None and model.overlap:
         check_same_structure(atoms, overlap.atoms)
         atoms = overlap.atoms
     part = model.part(atoms, world, exchange)
