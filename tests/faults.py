@@ -66,7 +66,7 @@ EXPORTS = {
     f"export {target}": step(f"export {{given}}/chain.h5 --to {target} --out {{out}}/{name}", repeats="." in name)
     for target, name in (
         ("quatrex", "q"), ("sisl", "a.nc"), ("tbtrans", "b.nc"), ("tshs", "a.TSHS"), ("deeph", "d"), ("cp2k", "c"),
-        ("cp2k-text", "t"), ("matrixmarket", "m"),
+        ("cp2k-text", "t"), ("matrixmarket", "m"), ("deeptb", "p"),
     )
 }  # fmt: skip
 STEPS = {

@@ -228,7 +228,7 @@ def test_formats_of_both_spins(crystal, tmp_path):
     assert np.array_equal(np.stack([values["KS"], values["KS_DOWN"]]), kept.hamiltonian)
 
 
-@pytest.mark.parametrize("target", ["quatrex", "deeph", "matrixmarket"])
+@pytest.mark.parametrize("target", ["quatrex", "deeph", "deeptb", "matrixmarket"])
 def test_formats_of_one_matrix_have_a_folder_of_each_spin(crystal, tmp_path, target):
     export(written(tmp_path, crystal), target, tmp_path / "both")
     for spin, channel in zip(SPINS, crystal.channels):

@@ -56,13 +56,18 @@ class ElementBasis:
     potential: str
     valence: int
 
+    @property
+    def has_functions(self) -> bool:
+        """Tell whether the basis has radial functions, from which S of any structure follows."""
+        return not self.text.startswith(SHELLS_ONLY)
+
     @cached_property
     def shells(self) -> tuple[tuple[int, np.ndarray, np.ndarray], ...]:
         """Return (l, exponents in 1/Bohr^2, contraction coefficients) of each shell, in CP2K's order.
 
         Raises ValueError for a basis without radial functions, and as `parse_basis_set` does.
         """
-        if self.text.startswith(SHELLS_ONLY):
+        if not self.has_functions:
             raise ValueError(
                 f"basis {self.name} of {self.element} has shells {list(self.l)} but no radial functions, expected a basis set "
                 "of CP2K: S of a new structure cannot be computed from it. Operators that hold S can be trained on and "
@@ -81,7 +86,7 @@ class ElementBasis:
     @cached_property
     def l(self) -> tuple[int, ...]:  # noqa: E743
         """Return the angular momentum of each shell. Raises ValueError if the text says none."""
-        if self.text.startswith(SHELLS_ONLY):
+        if not self.has_functions:
             words = self.text.removeprefix(SHELLS_ONLY).split()
             if not words or not all(re.fullmatch(rf"[0-{HIGHEST_L}]", word) for word in words):
                 raise ValueError(f"basis of {self.element} has the shells {self.text!r:.80}, expected l of 0 to {HIGHEST_L}.")

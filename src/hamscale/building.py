@@ -41,8 +41,8 @@ def _build(material: Material, identifier: str, tiles: tuple[str, ...], tile: At
         raise ValueError(f"no structure {identifier!r}. Structures: {', '.join(material.identifiers())}.")
     name, number = identifier.rsplit("-", 1)
     s = material.structures[name]
-    if s.dft:
-        raise ValueError(f"structures.{name} are of runs of CP2K: `hamscale structure` takes them from there.")
+    if not s.built:
+        raise ValueError(f"structures.{name} are of H and S that are there: `hamscale structure` takes them from these.")
     if s.tile and identifier in tiles:
         raise ValueError(f"structures.{name}: tile.of {s.tile.of!r} leads back to itself.")
     if s.tile:

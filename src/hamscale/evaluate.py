@@ -17,16 +17,21 @@ from .predict import predict
 def evaluate(model_directory: str | Path, material: Material, operators_paths: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Compare a model with DFT's operators: one row per structure, and one row per slab of all structures.
 
+    Where the basis of a structure has no radial functions, S is that of its own operators. Where the number of its electrons is
+    not known either, as of some data of other codes, the columns of spectra are left out.
+
     The rows of structures have identifier, set, and the columns of `summary_row`; those of slabs have identifier, set, and the
     columns of `slab_table`.
     """
     rows, slabs, threshold = [], [], material.analysis.overlap_threshold
     for path in operators_paths:
         dft = read_operators(path)
-        predicted, baseline = (predict(model_directory, dft.atoms, reference_only=only).operators() for only in (False, True))
+        predicted, baseline = (
+            predict(model_directory, dft.atoms, reference_only=only, overlap=dft).operators() for only in (False, True)
+        )
         cutoff = float(predicted.attributes["cutoff_angstrom"])
         blocks, blocks_baseline = (errors.block_errors(dft, o, cutoff) for o in (predicted, baseline))
-        comparison = spectra.compare_spectra(dft, predicted, baseline, material.analysis)
+        comparison = spectra.compare_spectra(dft, predicted, baseline, material.analysis) if dft.counts_electrons else None
         of_slabs = slab_table(dft, predicted, baseline, material.analysis.slab_angstrom)
         triple = dft, predicted, baseline
         transmission = transmission_table(triple, comparison, material.analysis, material.transport(path.stem))
@@ -38,21 +43,29 @@ def evaluate(model_directory: str | Path, material: Material, operators_paths: l
 
 
 def summarise(rows: pd.DataFrame) -> dict:
-    """Summarise structures: errors of H are means over all their elements, those of spectra means over structures."""
+    """Summarise structures: errors of H are means over all their elements, those of spectra means over structures.
+
+    Spectra are left out if no structure has them.
+    """
     elements = rows["elements"].to_numpy()
     onsite = rows["elements_onsite"].to_numpy()
     mean = lambda name, weights: float(np.average(rows[name], weights=weights))  # noqa: E731
+    of_spectra = {}
+    if "gap_error_mev" in rows:
+        of_spectra = {
+            "eigenvalue_mae_mev_occupied": float(rows["eigenvalue_mae_mev_occupied"].mean()),
+            "eigenvalue_mae_mev_next": float(rows["eigenvalue_mae_mev_next"].mean()),
+            "gap_error_mev": float(rows["gap_error_mev"].abs().mean()),
+            "false_states": int(rows["false_states"].sum()),
+            "suspect_states": int(rows["suspect_states"].sum()),
+            "random_kpoints": int(rows["random_kpoints"].sum()),
+        }
     return {
         "mae_mev": mean("mae_mev", elements),
         "mae_mev_onsite": mean("mae_mev_onsite", onsite),
         "mae_mev_offsite": mean("mae_mev_offsite", elements - onsite),
         "baseline_mae_mev": mean("baseline_mae_mev", elements),
-        "eigenvalue_mae_mev_occupied": float(rows["eigenvalue_mae_mev_occupied"].mean()),
-        "eigenvalue_mae_mev_next": float(rows["eigenvalue_mae_mev_next"].mean()),
-        "gap_error_mev": float(rows["gap_error_mev"].abs().mean()),
-        "false_states": int(rows["false_states"].sum()),
-        "suspect_states": int(rows["suspect_states"].sum()),
-        "random_kpoints": int(rows["random_kpoints"].sum()),
+        **of_spectra,
         "structures": len(rows),
         "atoms": int(rows["atoms"].sum()),
         "elements": int(elements.sum()),

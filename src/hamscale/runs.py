@@ -61,6 +61,22 @@ def snapshots(path: str | Path) -> list[Snapshot]:
     return sorted(found, key=lambda s: (_natural(s.folder), _natural(s.project), s.step))
 
 
+def members(path: str | Path) -> list[Path]:
+    """Find all structures with H and S of other codes: folders of DeepH data sets, with info.json, and files of operators.
+
+    path: a folder, also one above them, a file, or a pattern such as dataset/*. They come in the order of their names.
+
+    Raises ValueError if there is none.
+    """
+    found: set[Path] = set()
+    for each in [Path(path)] if Path(path).exists() else sorted(map(Path, glob.glob(str(path), recursive=True))):
+        folders = {info.parent for info in each.rglob("info.json")} if each.is_dir() else set()
+        found |= folders or set(each.glob("*.h5")) or ({each} if each.suffix == ".h5" else set())
+    if not found:
+        raise ValueError(f"{path}: no folder of a DeepH data set (info.json) and no file of H and S (.h5) there or below.")
+    return sorted(found, key=_natural)
+
+
 def _snapshots(folder: Path) -> frozenset[Snapshot]:
     return _of_files(list(folder.glob("*.csr"))) or _of_files(list(folder.rglob("*.csr")))
 

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 GIVEN = "given_positions"  # array of wrapped Atoms, (A, 3) Angstrom: the positions in the user's file
 MINIMUM_DISTANCE_ANGSTROM = 0.5
+SAME_ANGSTROM = 1e-3  # two structures of one calculation agree to the decimals of their files
 LARGEST_ANGSTROM = 1e6  # of a coordinate or a cell vector; beyond it 8 decimals are no longer exact
 LABELS = re.compile(r"^(\s*[A-Z][a-z]?)\d+(?=\s)", re.M)  # Hf1, O2: symbols with a number behind, at the start of lines
 POSITION_DECIMALS = 8  # extxyz holds so many; positions are rounded to them, so that a structure equals its file
@@ -189,6 +190,26 @@ def check_structure(where: str, atoms: Atoms) -> None:
         charge_of(atoms), multiplicity_of(atoms)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def check_same_structure(atoms: Atoms, other: Atoms) -> None:
+    """Raise ValueError if two structures differ in their atoms, cell or periodicity; atoms may differ by cell vectors."""
+    if not np.array_equal(atoms.numbers, other.numbers):
+        raise ValueError(
+            f"S is of {other.get_chemical_formula()}, the structure is {atoms.get_chemical_formula()}, or their atoms stand in "
+            "another order."
+        )
+    if other.pbc.any() and not atoms.pbc.any():  # a file of a molecule may say that it repeats
+        raise ValueError(f"S is periodic along {periodicity(other)}, the structure is not periodic.")
+    apart = atoms.positions - other.positions
+    if other.pbc.any():
+        if (off := np.abs(atoms.cell.array - other.cell.array).max()) > SAME_ANGSTROM:
+            raise ValueError(f"S is of another cell than that of the structure: they differ by up to {off:.1e} A.")
+        apart -= np.round(other.cell.scaled_positions(apart)) @ other.cell.array
+    else:
+        apart -= apart.mean(0)
+    if (off := np.linalg.norm(apart, axis=1)).max() > SAME_ANGSTROM:
+        raise ValueError(f"S is of another structure: atom {off.argmax()} stands {off.max():.1e} A from where it is in S.")
 
 
 def images(fractions: np.ndarray, periodic: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -27,18 +27,25 @@ def path(solid, tmp_path):
 
 
 def read_cells(path) -> dict:
-    """Dense matrices by cell from the groups of an HDF5 file, as load_hdf5_dict and distributed_load of quatrex say."""
+    """Dense matrices by cell from the items of an HDF5 file, as load_hdf5_dict and distributed_load of quatrex say."""
     cells = {}
     with h5py.File(path) as file:
-        for key, group in file.items():
+        for key, item in file.items():
             assert key[0] == "["
             assert key[-1] == "]"
             assert " " not in key
-            assert group.attrs["format"] == "coo"
-            matrix = np.zeros(group.attrs["shape"])
-            np.add.at(matrix, (group["row"][:], group["col"][:]), group["data"][:])
+            if item.attrs["format"] == "ndarray":
+                matrix = item[:]
+            else:
+                assert item.attrs["format"] == "coo"
+                matrix = np.zeros(item.attrs["shape"])
+                np.add.at(matrix, (item["row"][:], item["col"][:]), item["data"][:])
             cells[tuple(int(x) for x in key.strip("[]").split(","))] = matrix
     return cells
+
+
+def settings_of_device(folder) -> dict:
+    return tomllib.loads((folder / "quatrex_config.toml").read_text())["device"]
 
 
 def read_structure(path):
@@ -71,7 +78,7 @@ def test_bands_of_the_unit_cell_are_ours(solid, path, tmp_path):
     np.testing.assert_allclose(cell, solid.atoms.cell, atol=1e-12)
     np.testing.assert_allclose(positions, solid.atoms.positions, atol=1e-8)
     assert symbols.tolist() == solid.atoms.get_chemical_symbols()
-    device = tomllib.loads((tmp_path / "out" / "device.toml").read_text())["device"]
+    device = settings_of_device(tmp_path / "out")
     assert device["construct_from_unit_cell"]
     assert device["neighbor_cell_cutoff"] == np.abs(solid.pairs[:, 2:]).max(0).tolist()
     assert sum(device["num_orbitals_per_atom"][s] for s in symbols) == solid.n_orbitals
@@ -87,7 +94,7 @@ def test_a_device_of_copies_is_block_tridiagonal_and_whole(solid, tmp_path, axis
     copies = 3 * reach
     lines = export(path, "quatrex", tmp_path / "out", transport="abc"[axis], repeat=copies, origin=-0.5)
     assert sum("is zero" in line for line in lines) == 2
-    device = tomllib.loads((tmp_path / "out" / "device.toml").read_text())["device"]
+    device = settings_of_device(tmp_path / "out")
     assert device["transport_direction"] == "abc"[axis]
     assert device["block_size"] == [reach * solid.n_orbitals] * 3
     for name, factor in (("hamiltonian", HARTREE_IN_EV), ("overlap", 1.0)):
@@ -125,7 +132,7 @@ def wire(szv):
 def test_what_lies_beyond_neighbouring_blocks_is_dropped_and_told(wire, tmp_path):
     options = {"transport": "c", "blocks": 5, "origin": -0.5, "allow_mismatch": True}
     lines = export(written(tmp_path, wire), "quatrex", tmp_path / "out", **options)
-    sizes = tomllib.loads((tmp_path / "out" / "device.toml").read_text())["device"]["block_size"]
+    sizes = settings_of_device(tmp_path / "out")["block_size"]
     assert sum(sizes) == wire.n_orbitals
     cells = read_cells(tmp_path / "out" / "hamiltonian.h5")
     check_grid(cells)
@@ -155,7 +162,7 @@ def test_blocks_without_a_loss_are_found(wire, tmp_path):
     path = written(tmp_path, wire.select(wire.pairs.distances < 5.0))
     lines = export(path, "quatrex", tmp_path / "out", transport="c", allow_mismatch=True)
     assert sum("is zero" in line for line in lines) == 2
-    blocks = len(tomllib.loads((tmp_path / "out" / "device.toml").read_text())["device"]["block_size"])
+    blocks = len(settings_of_device(tmp_path / "out")["block_size"])
     assert blocks >= 2
     more = export(path, "quatrex", tmp_path / "more", transport="c", blocks=2 * blocks, allow_mismatch=True)
     assert any("dropped" in line for line in more)
@@ -262,31 +269,50 @@ def test_an_atom_displaced_beyond_an_end_stays_with_its_plane(device, tmp_path):
     export(of_short_reach(atoms, tmp_path), "quatrex", tmp_path / "out", transport="c", blocks=CELLS, allow_mismatch=True)
     _, _, positions = read_structure(tmp_path / "out" / "structure.xyz")
     assert positions[:, 2].min() == pytest.approx(-0.03, abs=1e-7)
-    sizes = tomllib.loads((tmp_path / "out" / "device.toml").read_text())["device"]["block_size"]
+    sizes = settings_of_device(tmp_path / "out")["block_size"]
     assert sizes == [32] * CELLS
 
 
 def test_blocks_of_whole_cells_of_the_lead_are_chosen(of_device, tmp_path):
     """More blocks would fit, but cut the lead where it does not repeat."""
     export(of_device, "quatrex", tmp_path / "out", transport="c")
-    assert tomllib.loads((tmp_path / "out" / "device.toml").read_text())["device"]["block_size"] == [32] * CELLS
+    assert settings_of_device(tmp_path / "out")["block_size"] == [32] * CELLS
 
 
-def test_a_tilted_cell_is_warned_of(dft, of_device, tmp_path):
-    with pytest.warns(UserWarning, match="the cell is tilted: .* by up to 2.54 A"):
-        export(written(tmp_path, dft), "quatrex", tmp_path / "tilted")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+def test_a_tilted_cell_is_warned_of(sheet, of_device, tmp_path):
+    with pytest.warns(UserWarning, match="the cell is tilted: .* by up to 1.25 A .* quatrex before 0.1.0 finds no contact"):
+        export(written(tmp_path, sheet), "quatrex", tmp_path / "tilted")
+    with warnings.catch_warnings(record=True) as told:
         export(of_device, "quatrex", tmp_path / "upright")
+    assert not any("tilted" in str(warning.message) for warning in told)
 
 
-def test_energies_of_the_file_are_told(si8, tmp_path):
+def test_a_contact_that_no_cell_holds_is_warned_of(device, tmp_path):
+    atoms = device.copy()
+    z = atoms.positions[:, 2]
+    z[np.flatnonzero(z < 0.4)[0]], z[np.flatnonzero((z > 4) & (z < 5))[0]] = -0.4, 5.3
+    path = of_short_reach(atoms, tmp_path)
+    with pytest.warns(UserWarning, match="beyond it: quatrex will not find its contact"):
+        export(path, "quatrex", tmp_path / "out", transport="c", blocks=CELLS, allow_mismatch=True)
+
+
+def test_energies_of_the_file_are_those_of_the_contacts(si8, tmp_path):
     levels = find_levels(si8, Analysis())
     path = written(tmp_path, replace(si8, attributes=levels.attributes()))
     export(path, "quatrex", tmp_path / "out")
     energies = json.loads((tmp_path / "out" / "energies.json").read_text())
     assert energies["mid_gap_ev"] == pytest.approx(hartree_to_ev(levels.mid_gap), abs=1e-6)
-    assert f"mid_gap {hartree_to_ev(levels.mid_gap):.4f}" in (tmp_path / "out" / "device.toml").read_text()
+    contacts = settings_of_device(tmp_path / "out")["contacts"]
+    assert [contact["mid_gap_energy"] for contact in contacts] == [energies["mid_gap_ev"]] * 2
+    electron = tomllib.loads((tmp_path / "out" / "quatrex_config.toml").read_text())["electron"]
+    assert electron["energy_window_min"] < energies["valence_band_maximum_ev"] - 2
+    assert electron["energy_window_max"] > energies["conduction_band_minimum_ev"] + 2
+
+
+def test_unknown_energies_are_warned_of(si8, tmp_path):
+    with pytest.warns(UserWarning, match="the file has no band edges"):
+        export(written(tmp_path, si8), "quatrex", tmp_path / "out")
+    assert "energy_window" not in (tmp_path / "out" / "quatrex_config.toml").read_text()
 
 
 def test_a_molecule_has_no_transport_axis(water, tmp_path):
@@ -295,3 +321,4 @@ def test_a_molecule_has_no_transport_axis(water, tmp_path):
         export(path, "quatrex", tmp_path / "out", transport="a")
     export(path, "quatrex", tmp_path / "out")
     assert list(read_cells(tmp_path / "out" / "hamiltonian.h5")) == [(0, 0, 0)]
+    assert not list((tmp_path / "out").glob("*.toml"))

@@ -90,6 +90,28 @@ def test_orbitals_are_those_of_sisl_with_its_signs(dft, tmp_path):
     assert [orbital.l for orbital in orbitals[:n]] == [l for l in dft.basis[dft.atoms.numbers[0]].l for _ in range(2 * l + 1)]
 
 
+def test_radii_of_orbitals_make_sisl_see_every_pair(dft, tmp_path):
+    """What sisl calls close, within the radii of two atoms together, are all pairs of the file."""
+    export(written(tmp_path, dft), "tshs", tmp_path / "out.TSHS")
+    with stored(written(tmp_path, dft)) as file:
+        geometry = siesta.hamiltonian(file).geometry
+    for i in range(geometry.na):
+        seen = set()
+        for atom in geometry.close(i, R=2 * geometry.maxR()):
+            j, R = int(geometry.asc2uc(atom)), geometry.a2isc(atom)
+            if geometry.rij(i, atom) < geometry.atoms[i].maxR() + geometry.atoms[j].maxR():
+                seen.add((i, j, *np.ravel(R).tolist()))
+        assert {tuple(pair) for pair in dft.pairs[dft.pairs[:, 0] == i].tolist()} <= seen
+
+
+@pytest.mark.parametrize("name", ["device.TBT.nc", "a.TBT.Proj.nc", "Rho.grid.nc"])
+def test_names_that_sisl_takes_for_results_are_refused(dft, tmp_path, name):
+    path = written(tmp_path, dft)
+    with pytest.raises(ValueError, match=f"{name}: sisl and the tools on it take a file of this name for .*, such as"):
+        export(path, "tbtrans", tmp_path / name)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_another_suffix_and_a_missing_sisl_are_told(dft, tmp_path, monkeypatch):
     path = written(tmp_path, dft)
     with pytest.raises(ValueError, match="suffix is '.txt', expected .nc"):

@@ -89,7 +89,7 @@ def test_nan_is_refused_and_nothing_is_left(dft, tmp_path):
     path = written(tmp_path, dft)
     with forged(path) as file:
         file["overlap"][17] = np.nan
-    for target in ("quatrex", "deeph", "cp2k", "matrixmarket", "tshs"):
+    for target in ("quatrex", "deeph", "deeptb", "cp2k", "matrixmarket", "tshs"):
         with pytest.raises(ValueError, match=f"{path}: overlap holds NaN"):
             export(path, target, tmp_path / "out")
     assert list(tmp_path.iterdir()) == [path]
@@ -128,5 +128,7 @@ def test_the_verb_says_what_was_written(dft, tmp_path, capsys):
     path = written(tmp_path, dft)
     assert hamscale.cli.main(["export", str(path), "--to", "quatrex", "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == (
-        f"{tmp_path / 'out'}: unit cell of 18 orbitals, neighbour cells to [4, 4, 4]; nothing is dropped\n"
+        f"{tmp_path / 'out'}: unit cell of 18 orbitals, dense, neighbour cells to [4, 4, 4]; nothing is dropped\n"
+        f"{tmp_path / 'out'}: quatrex_config.toml (quatrex 0.1.0 and later), quatrex_config_0.0.1.toml (before): along c, "
+        "k-points [6, 6, 1], without energies\n"
     )

@@ -283,6 +283,21 @@ def test_the_page_of_a_run_shows_it(finished, browser):
     assert browser.console() == []
 
 
+def test_imported_structures_are_planned_without_cp2k(tmp_path):
+    """Sets with `operators`, no species: each becomes operators, and predictions take S from there."""
+    for number in range(3):
+        (tmp_path / "data" / str(number)).mkdir(parents=True)
+        (tmp_path / "data" / str(number) / "info.json").write_text("{}")
+    sets = ({"operators": f"data/{number}", "split": split} for number, split in enumerate(("train", "validation", "test")))
+    copy_workflow(tmp_path, yaml.safe_dump({"structures": dict(zip("abc", sets))}), {"tiny": MODEL})
+    planned = snakemake(tmp_path, "-n", "-p")
+    assert planned.returncode == 0, planned.stdout + planned.stderr
+    assert "hamscale operators config/materials/toy.yaml results/toy/structures/b-000.extxyz data/1" in planned.stdout
+    assert "--overlap results/toy/operators/c-000.h5" in planned.stdout
+    assert "rule dft:" not in planned.stdout
+    assert "rule input:" not in planned.stdout
+
+
 def test_figures_are_drawn_where_there_is_neither_cp2k_nor_a_gpu(tmp_path):
     """From what a clone holds; and with raw=results/raw they are planned from measurements made anew."""
     for name in ("Snakefile", "workflow", "config", "envs", "resources"):

@@ -112,9 +112,28 @@ def run_files(material, name):
     return [str(first_file(run)) for run in MATERIALS[material].structures[name].runs()]
 
 
+@cache
+def imported_files(material, name):
+    """The folders and files of other codes' H and S that a set is imported from."""
+    return [str(path) for path in MATERIALS[material].structures[name].imported()]
+
+
+def overlap_of(wildcards):
+    """The file with S of an imported structure, whose basis gives none."""
+    if not structure_set(wildcards).operators:
+        return []
+    return of_owner("results/{material}/operators/{id}.h5")(wildcards)
+
+
+def overlap_option(wildcards, input):
+    return f"--overlap {input.overlap}" if input.overlap else ""
+
+
 def run_of(wildcards):
     """The run of CP2K that has H and S of a structure: one of the workflow, or one that a user had."""
     name, number = wildcards.id.rsplit("-", 1)
+    if structure_set(wildcards).operators:
+        return imported_files(wildcards.material, name)[int(number)]
     if structure_set(wildcards).dft:
         return run_files(wildcards.material, name)[int(number)]
     return f"results/{wildcards.material}/dft/{wildcards.id}"
@@ -123,7 +142,7 @@ def run_of(wildcards):
 def source_file(wildcards):
     """What a structure is made from: a file, a run of CP2K, or the structure it is a tile of. A loop is told by Snakemake."""
     s = structure_set(wildcards)
-    if s.dft:
+    if not s.built:
         return run_of(wildcards)
     if s.tile:
         return f"results/{wildcards.material}/structures/{s.tile.of}.extxyz"
@@ -212,7 +231,7 @@ def dft_ids(material):
     return [
         i
         for i in MATERIALS[material].identifiers()
-        if i in needed and not sets[i.rsplit("-", 1)[0]].dft
+        if i in needed and sets[i.rsplit("-", 1)[0]].built
     ]
 
 

@@ -2,6 +2,7 @@ rule predict:
     input:
         weights="results/{material}/models/{model}/weights.safetensors",
         structure=of_owner("results/{material}/structures/{id}.extxyz"),
+        overlap=overlap_of,
     output:
         "results/{material}/predicted/{model}/{id}.h5",
     log:
@@ -15,11 +16,12 @@ rule predict:
     params:
         model=input_folder,
         file="config/materials/{material}.yaml",
+        overlap=overlap_option,
     message:
         "predict H and S: {wildcards.material} {wildcards.id}"
     shell:
         "OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}} {resources.launch}"
-        " hamscale predict {params.model} {input.structure} --material {params.file} --out {output}"
+        " hamscale predict {params.model} {input.structure} --material {params.file} {params.overlap} --out {output}"
         " --exchange {resources.exchange} > {log} 2>&1"
 
 
@@ -31,7 +33,7 @@ rule export:
     log:
         "logs/{material}/export/{model}/{id}/{target}.log",
     wildcard_constraints:
-        target="quatrex|deeph|cp2k|cp2k-text|matrixmarket",
+        target="quatrex|deeph|deeptb|cp2k|cp2k-text|matrixmarket",
     conda:
         "../../envs/hamscale.yaml"
     message:
@@ -61,6 +63,7 @@ rule baseline:
     input:
         weights="results/{material}/models/{model}/weights.safetensors",
         structure=of_owner("results/{material}/structures/{id}.extxyz"),
+        overlap=overlap_of,
     output:
         "results/{material}/predicted/{model}/reference-only/{id}.h5",
     log:
@@ -70,10 +73,11 @@ rule baseline:
     params:
         model=input_folder,
         file="config/materials/{material}.yaml",
+        overlap=overlap_option,
     message:
         "reference alone: {wildcards.material} {wildcards.id}"
     shell:
-        "hamscale predict {params.model} {input.structure} --material {params.file} --out {output} --reference-only"
+        "hamscale predict {params.model} {input.structure} --material {params.file} {params.overlap} --out {output} --reference-only"
         " > {log} 2>&1"
 
 

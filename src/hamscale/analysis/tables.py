@@ -55,25 +55,29 @@ def summary_row(
     predicted: Operators,
     blocks: pd.DataFrame,
     blocks_baseline: pd.DataFrame,
-    comparison: spectra.Comparison,
+    comparison: spectra.Comparison | None,
     slabs: pd.DataFrame,
     transmission: pd.DataFrame | None = None,
     overlap_threshold: float = 0.0,
 ) -> dict:
     """Return the errors of a structure in one row.
 
-    The row has the errors of H, with those of the reference alone beside them, of the spectrum, with false states, of the
-    slabs, and of T(E) if there is a table of it.
+    The row has the errors of H, with those of the reference alone beside them, of the spectrum, with false states, unless there
+    is no comparison, of the slabs, and of T(E) if there is a table of it.
     """
+    of_spectrum = {}
+    if comparison is not None:
+        of_spectrum = spectra.spectral_summary(comparison) | false_state_summary(
+            dft, predicted, comparison.levels[0], comparison.shifts[0], overlap_threshold
+        )
     return (
         {"atoms": len(dft.atoms), "orbitals": dft.n_orbitals, "cutoff_angstrom": float(predicted.attributes["cutoff_angstrom"])}
         | errors.error_summary(blocks)
         | {f"baseline_{k}": v for k, v in errors.error_summary(blocks_baseline).items() if k.startswith("mae")}
         | {key: predicted.attributes[key] for key in ("onsite_spread_mev",) if key in predicted.attributes}
-        | spectra.spectral_summary(comparison)
-        | false_state_summary(dft, predicted, comparison.levels[0], comparison.shifts[0], overlap_threshold)
+        | of_spectrum
         | slab_errors(slabs)
-        | ({} if transmission is None else transmission_summary(transmission, comparison))
+        | ({} if transmission is None or comparison is None else transmission_summary(transmission, comparison))
         | {
             "dft_code": dft.attributes.get("code", ""),
             "dft_seconds": dft.attributes["wall_seconds"],

@@ -14,14 +14,15 @@ POINTS, DEVICE_POINTS = 1000, 200
 
 
 def transmission_table(
-    operators: tuple[Operators, Operators, Operators], c: Comparison, analysis: Analysis, transport: Transport | None
+    operators: tuple[Operators, Operators, Operators], c: Comparison | None, analysis: Analysis, transport: Transport | None
 ) -> pd.DataFrame | None:
-    """Compute the smeared T(E) of DFT, the prediction and the reference; None if the settings ask for none.
+    """Compute the smeared T(E) of DFT, the prediction and the reference; None if nobody asks for it.
 
     Columns: energy_ev, from `Comparison.edge`, dft, predicted, baseline. The energies reach by window_ev beyond DFT's
-    band edges; those of the prediction and the reference are shifted as eigenvalues are. transport: the structure is a device.
+    band edges; those of the prediction and the reference are shifted as eigenvalues are. c: None if spectra are not compared.
+    transport: the structure is a device.
     """
-    if analysis.transmission is None and transport is None:
+    if c is None or (analysis.transmission is None and transport is None):
         return None
     settings, kelvin = analysis.transmission or Transmission(), analysis.temperature_kelvin
     energies = window(c.levels[0], settings.window_ev, settings.points or (DEVICE_POINTS if transport else POINTS))

@@ -42,7 +42,7 @@ def print_schema(kind: str) -> None:
     OUT,
 )
 def write_structure(material: Path, id: str, tile: Path | None, out: Path) -> None:
-    """Build one structure of a material, or take it from a run of CP2K, and write it as extxyz."""
+    """Build one structure of a material, or take it from a run of CP2K or data of another code, and write it as extxyz."""
     from ..structures import read_structure_file, write_structure_file
 
     settings = config.load_material(material)
@@ -51,6 +51,10 @@ def write_structure(material: Path, id: str, tile: Path | None, out: Path) -> No
         from ..runs import first_file
 
         write_structure_file(out, cp2k_runs.read_structure(first_file(run)))
+    elif source := settings.imported(id):
+        from ..export import read_overlap
+
+        write_structure_file(out, read_overlap(source).atoms)
     else:
         from ..building import build_structure
 
@@ -161,27 +165,30 @@ def collect_run(input: Path, store: Path, record: Path, out: Path) -> None:
     "operators",
     MATERIAL,
     argument("structure", help="file of the structure that the run is of"),
-    argument("run", help="folder of a run, or a file of H of a run that was not made here"),
+    argument("run", help="folder of a run, a file of H of a run that was not made here, or data of another code"),
     OUT,
 )
 def parse_operators(material: Path, structure: Path, run: Path, out: Path) -> None:
-    """Parse H and S of a CP2K run, and find the band edges on the k-grid of the analysis."""
+    """Parse H and S of a CP2K run, or import those of another code, and find the band edges on the k-grid of the analysis."""
     from ..analysis.spectra import find_levels
     from ..basis import material_basis
     from ..container import MADE_OF, identity
     from ..dft.outputs import check_eigenvalues, read_run
-    from ..export import cp2k_runs
-    from ..operators import write_operators
+    from ..export import cp2k_runs, deeph
+    from ..operators import read_operators, write_operators
     from ..structures import read_structure_file
 
     settings = config.load_material(material)
     atoms, basis = read_structure_file(structure), material_basis(settings)
-    if run.is_file():
+    if settings.imported(structure.stem):
+        result = deeph.read(run) if run.is_dir() else read_operators(run)
+    elif run.is_file():
         result = cp2k_runs.read(run, basis, atoms)
     else:
         result = read_run(run, atoms, basis, {"config_sha256": config.sha256(settings.dft)})
         cp2k_runs.check_images(str(run), result, OVERLAP_TOLERANCE)
         check_eigenvalues(str(run), result, EIGENVALUE_TOLERANCE_HARTREE)
-    result.attributes |= find_levels(result, settings.analysis).attributes()
+    if result.counts_electrons:
+        result.attributes |= find_levels(result, settings.analysis).attributes()
     result.attributes[MADE_OF] = json.dumps({"structure": [identity(structure)]})
     write_operators(out, result)

@@ -17,6 +17,12 @@ from .training import EXCHANGE, FRAME
     FRAME,
     argument("--material", help="whose k-grid the band edges are found on; default: 20 A over |a|"),
     OUT,
+    argument(
+        "--overlap",
+        metavar="FILE",
+        help="S of the structure, where the basis of imported data gives none: a file of H and S, or a folder of a DeepH data "
+        "set, with or without H",
+    ),
     argument("--reference-only", action="store_true", help="the reference without the network: the baseline"),
     argument("--not-lifted", action="store_true", help="leave states along directions that S nearly misses where they are"),
     argument("--sandbox", action="store_true", help="first verify the model as `hamscale verify --sandbox` does"),
@@ -28,12 +34,14 @@ def write_prediction(
     frame: int | None,
     material: Path | None,
     out: Path,
+    overlap: Path | None,
     reference_only: bool,
     not_lifted: bool,
     sandbox: bool,
     exchange: str,
 ) -> None:
     """Predict H, with exact S, of a structure. On many ranks each rank writes a shard, and OUT reads as all of them."""
+    from ..export import read_overlap
     from ..predict import K_GRID, predict
     from ..structures import read_structure_file
 
@@ -44,7 +52,15 @@ def write_prediction(
         verify_in_sandbox(model)
     with ranks() as world:
         atoms = read_structure_file(structure, frame)
-        prediction = predict(model, atoms, reference_only, world=world, exchange=exchange, lifted=not not_lifted)
+        prediction = predict(
+            model,
+            atoms,
+            reference_only,
+            world=world,
+            exchange=exchange,
+            lifted=not not_lifted,
+            overlap=read_overlap(overlap) if overlap else None,
+        )
         prediction.write(out, world, analysis)
 
 
@@ -57,22 +73,21 @@ def write_prediction(
         "--transport",
         type=str,
         metavar="AXIS",
-        help="quatrex: an open device along a, b or c, in blocks; default: the cell as it is",
+        help="quatrex, tbtrans: an open device along a, b or c, in blocks; default: the cell as it is",
     ),
-    argument("--repeat", type=int, metavar="N", help="quatrex: copies of the structure along the axis; default 1"),
+    argument("--repeat", type=int, metavar="N", help="copies of the structure along the axis; default 1"),
     argument(
         "--origin",
         type=float,
         metavar="FRACTION",
-        help="quatrex: where the device begins along the axis, in fractions of the cell; default 0, "
-        "the corner of the user's cell",
+        help="where the device begins along the axis, in fractions of the cell; default 0, the corner of the user's cell",
     ),
-    argument("--allow-mismatch", action="store_true", default=None, help="quatrex: also a device whose ends do not repeat"),
+    argument("--allow-mismatch", action="store_true", default=None, help="also a device whose ends do not repeat"),
     argument("--kgrid", type=int, nargs=3, metavar="N", help="cp2k-restart: Monkhorst-Pack grid of the run"),
-    argument("--blocks", type=int, metavar="N", help="quatrex: blocks along the axis; default: the most without a loss"),
+    argument("--blocks", type=int, metavar="N", help="blocks along the axis; default: the most without a loss"),
 )
 def export_operators(operators: Path, to: str, out: Path, **options: object) -> None:
-    """Write H and S for another code: quatrex, sisl, TBtrans, Siesta, DeepH, CP2K's own CSR, MatrixMarket (docs/files.md)."""
+    """Write H and S for another code: quatrex, sisl, TBtrans, Siesta, DeepH, DeePTB, CP2K CSR, MatrixMarket (docs/files.md)."""
     from ..export import export
 
     for line in export(operators, to, out, **{name: value for name, value in options.items() if value is not None}):

@@ -6,6 +6,7 @@ Every field with a dimension states its unit.
 import re
 import typing
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
@@ -22,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..runs import Snapshot, snapshots
+from ..runs import Snapshot, members, snapshots
 
 Split = Literal["train", "validation", "test", "predict"]
 # of a material or a model: a part of paths, which must not lead out of their folders
@@ -133,7 +134,7 @@ class MeltQuench(Section):
         return name
 
 
-SOURCES = ("file", "dft", "builder", "spacegroup", "tile")
+SOURCES = ("file", "dft", "operators", "builder", "spacegroup", "tile")
 
 
 class Transport(Section):
@@ -149,7 +150,7 @@ class Transport(Section):
 class StructureSet(Section):
     """Structures of one split, `count` of them, named SET-000, SET-001, ..., from exactly one source."""
 
-    unsaid = frozenset({"dft", "open", "vacuum_angstrom", "charge", "multiplicity", "transport"})
+    unsaid = frozenset({"dft", "operators", "open", "vacuum_angstrom", "charge", "multiplicity", "transport"})
 
     split: Split = Field(description="train, validation and test get DFT; predict does not")
     file: File | None = Field(None, description="source: structures of a file")
@@ -157,6 +158,11 @@ class StructureSet(Section):
         None,
         description="source: runs of CP2K that are there: a folder, with those below it, or a pattern, e.g. runs/md_*; "
         "every step that wrote H and S is a structure, and `count` is their number unless it is given",
+    )
+    operators: str | None = Field(
+        None,
+        description="source: H and S of other codes that are there: a folder of a DeepH data set, with those below it, files "
+        "of H and S, or a pattern, e.g. dataset/*; `count` is their number unless it is given; no species are needed",
     )
     builder: Builder | None = Field(None, description="source: a structure that ASE builds")
     spacegroup: Spacegroup | None = Field(None, description="source: a crystal by its symmetry")
@@ -192,8 +198,9 @@ class StructureSet(Section):
     @model_validator(mode="before")
     @classmethod
     def _count_runs(cls, content: object) -> object:
-        if isinstance(content, dict) and isinstance(content.get("dft"), str) and "count" not in content:
-            return content | {"count": len(snapshots(content["dft"]))}
+        for source, listed in (("dft", snapshots), ("operators", members)):
+            if isinstance(content, dict) and isinstance(content.get(source), str) and "count" not in content:
+                return content | {"count": len(listed(content[source]))}
         return content
 
     @model_validator(mode="after")
@@ -203,12 +210,29 @@ class StructureSet(Section):
             raise ValueError(f"has sources {sources}, expected exactly one of {', '.join(SOURCES)}")
         if self.box_angstrom and self.open:
             raise ValueError("has box_angstrom, for a molecule, and open, for a slab or a wire: expected at most one of them")
-        changes = sorted(self.model_fields_set - {"dft", "split", "count", "transport"})
-        if self.dft and changes:
-            raise ValueError(
-                f"has dft and {', '.join(changes)}, expected split, count and transport alone beside dft: H and S are there"
-            )
+        for source in ("dft", "operators"):
+            changes = sorted(self.model_fields_set - {source, "split", "count", "transport"})
+            if getattr(self, source) and changes:
+                raise ValueError(
+                    f"has {source} and {', '.join(changes)}, expected split, count and transport alone beside {source}: "
+                    "H and S are there"
+                )
         return self
+
+    @property
+    def built(self) -> bool:
+        """Tell whether structures are made here, and not taken from H and S that are there."""
+        return not (self.dft or self.operators)
+
+    def imported(self) -> list[Path]:
+        """Return the folders and files of a set with `operators`, those of its structures first.
+
+        Raises ValueError if there are fewer than structures.
+        """
+        found = members(self.operators or "")
+        if len(found) < self.count:
+            raise ValueError(f"{self.operators}: {len(found)} structures, but count is {self.count}. Lower it.")
+        return found[: self.count]
 
     def runs(self) -> list[Snapshot]:
         """Return the runs of a set with `dft`, those of its structures first.
@@ -354,7 +378,10 @@ class Material(Section):
         description="NAME of another material, whose structures, DFT and keys these are unless said here: other splits and "
         "counts, another graph or analysis; `set: null` leaves a set out",
     )
-    species: Annotated[dict[str, Species], Field(min_length=1, description="element -> basis and potential")]
+    species: dict[str, Species] = Field(
+        default_factory=dict,
+        description="element -> basis and potential; needed unless all sets have `operators`, whose basis is in their data",
+    )
     dft: Dft = Field(Dft(), description="settings of CP2K")
     structures: Annotated[dict[str, StructureSet], Field(min_length=1, description="set name -> how to make it")]
     graph: Graph = Field(Graph(), description="edges and reference")
@@ -363,6 +390,8 @@ class Material(Section):
     @model_validator(mode="after")
     def _splits(self) -> typing.Self:
         trajectories: dict[str, set[str]] = {}
+        if not self.species and (lacking := [name for name, s in self.structures.items() if not s.operators]):
+            raise ValueError(f"species are missing, expected those of structures.{', structures.'.join(lacking)}")
         for name, s in self.structures.items():
             if not re.fullmatch(NAME, name):
                 raise ValueError(f"structures.{name}: the name of a set is letters, digits and _ only")
@@ -374,6 +403,8 @@ class Material(Section):
                 trajectories.setdefault(s.file.path, set()).add(s.split)
             for run in s.runs() if s.dft else []:
                 trajectories.setdefault(str(run.folder / run.project), set()).add(s.split)
+            for member in s.imported() if s.operators else []:
+                trajectories.setdefault(str(member), set()).add(s.split)
             if s.tile and s.tile.of not in self.identifiers():
                 raise ValueError(f"structures.{name}.tile.of is {s.tile.of!r}, expected one of {', '.join(self.identifiers())}")
         for element in self.dft.spin.magnetization if self.dft.spin else ():
@@ -381,7 +412,7 @@ class Material(Section):
                 raise ValueError(
                     f"dft.spin.magnetization has {element}, expected elements of species: {', '.join(self.species)}"
                 )
-        if self.graph.charges and set(self.graph.charges) != set(self.species):
+        if self.graph.charges and self.species and set(self.graph.charges) != set(self.species):
             raise ValueError(
                 f"graph.charges has {', '.join(sorted(self.graph.charges))}, expected one for each of "
                 f"{', '.join(sorted(self.species))}, or none"
@@ -407,6 +438,14 @@ class Material(Section):
         found = self.structures.get(identifier.rsplit("-", 1)[0])
         return found.transport if found else None
 
+    def imported(self, identifier: str) -> Path | None:
+        """Return the folder or file that a structure is imported from; None if it is not of a set with `operators`."""
+        if identifier not in self.identifiers():
+            return None
+        name, number = identifier.rsplit("-", 1)
+        s = self.structures[name]
+        return s.imported()[int(number)] if s.operators else None
+
     def identifiers(self, *splits: Split) -> list[str]:
         """Return the identifiers of all structures, or of those of the given splits."""
         return [
@@ -417,8 +456,8 @@ class Material(Section):
         ]
 
     def quick_sets(self) -> dict[str, StructureSet]:
-        """Return the sets whose structures are built in milliseconds: not by melt and quench, nor of a tile or of runs."""
-        return {name: s for name, s in self.structures.items() if not (s.melt_quench or s.tile or s.dft)}
+        """Return the sets whose structures are built in milliseconds: not by melt and quench, nor of a tile."""
+        return {name: s for name, s in self.structures.items() if s.built and not (s.melt_quench or s.tile)}
 
 
 # ------------------------------------------------------------------------------------------------------------------ model
@@ -526,7 +565,7 @@ class Cluster(Section):
     )
 
 
-Export = Literal["quatrex", "tbtrans", "tshs", "deeph", "cp2k", "cp2k-text", "matrixmarket"]
+Export = Literal["quatrex", "tbtrans", "tshs", "deeph", "deeptb", "cp2k", "cp2k-text", "matrixmarket"]
 # names in the registries of partition, parallel, export and figures, repeated for the command line, which does not import these
 PARTITIONERS = ("low-nn", "metis", "min-nn")
 EXCHANGES = ("torch", "torch-float16", "torch-bfloat16", "cupy", "cupy-float16", "cupy-bfloat16")

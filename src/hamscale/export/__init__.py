@@ -8,20 +8,22 @@ from functools import partial
 from pathlib import Path
 
 from ..basis import Basis
-from ..operators import SPINS, write_operators
+from ..operators import SPINS, Operators, read_operators, write_operators
 from ..runs import first_file, snapshots
 from ..sandbox import probe
-from . import cp2k, cp2k_restart, cp2k_runs, deeph, matrixmarket, quatrex, siesta
+from . import cp2k, cp2k_restart, cp2k_runs, deeph, deeptb, matrixmarket, quatrex, siesta, tbtrans
 from .stream import stored
 
+OF_DEVICES = ("quatrex", "tbtrans")
 # formats that hold both spins; of the others each spin has a folder of its own
 OF_BOTH_SPINS = ("sisl", "tbtrans", "tshs", "cp2k", "cp2k-text", "cp2k-restart")
 TARGETS: dict[str, Callable[..., list[str]]] = {
     "quatrex": quatrex.write,
     "sisl": siesta.write,
-    "tbtrans": partial(siesta.write, suffix=".nc"),
+    "tbtrans": tbtrans.write,
     "tshs": partial(siesta.write, suffix=".TSHS"),
     "deeph": deeph.write,
+    "deeptb": deeptb.write,
     "cp2k": cp2k.write,
     "cp2k-text": partial(cp2k.write, binary=False),
     "cp2k-restart": cp2k_restart.write,
@@ -33,15 +35,15 @@ def export(path: str | Path, target: str, out: str | Path, **options: object) ->
     """Write an `operators/2` file in another code's format, and return lines that say what was written.
 
     A spin-polarised structure is written as one, or, in formats of one H, to the folders OUT/up and OUT/down.
-    options: `transport`, `repeat`, `blocks`, `origin` and `allow_mismatch` of quatrex. Raises ValueError for an unknown target,
-    for options that belong to another target, and where the target's `write` does.
+    options: `transport`, `repeat`, `blocks`, `origin` and `allow_mismatch` of quatrex and tbtrans, `kgrid` of cp2k-restart.
+    Raises ValueError for an unknown target, for options that belong to another target, and where the target's `write` does.
     """
     if target not in TARGETS:
         raise ValueError(f"--to is {target!r}, expected one of {', '.join(TARGETS)}.")
-    wrong = [name for name in options if target != ("cp2k-restart" if name == "kgrid" else "quatrex")]
-    if wrong:
-        names, expected = ", ".join(f"--{name}" for name in wrong), "cp2k-restart" if wrong == ["kgrid"] else "quatrex"
-        raise ValueError(f"{names} came with --to {target}, expected --to {expected} with it. Leave it out.")
+    for name in options:
+        expected = ("cp2k-restart",) if name == "kgrid" else OF_DEVICES
+        if target not in expected:
+            raise ValueError(f"--{name} came with --to {target}, expected --to {' or '.join(expected)} with it. Leave it out.")
     with stored(path) as file:
         if file.spins == 1 or target in OF_BOTH_SPINS:
             return TARGETS[target](file, out, **options)
@@ -81,11 +83,29 @@ def import_data(source: str | Path, out: str | Path, basis: Basis | None = None)
     return written
 
 
+def read_overlap(path: str | Path) -> Operators:
+    """Read operators for their S: a file of operators, or a folder of a DeepH data set, which needs no H.
+
+    Raises ValueError as `read_operators` and `deeph.read` do.
+    """
+    return deeph.read(path, overlap_alone=True) if Path(path).is_dir() else read_operators(path)
+
+
 def _import_deeph(source: Path, out: Path) -> list[Path]:
-    written, folders = [], deeph.data_folders(source)
-    probe(*(path for folder in folders for path in deeph.hdf5_files(folder)))  # one process for all
+    written, errors, folders = [], [], deeph.data_folders(source)
+    try:
+        probe(*(path for folder in folders for path in deeph.hdf5_files(folder)))  # one process for all
+        probed = True
+    except ValueError:  # which of them it is, each tells by itself
+        probed = False
     for folder in folders:
         name = "-".join(folder.relative_to(source).parts)
-        written.append(out / f"{name}.h5" if name else out)
-        write_operators(written[-1], deeph.read(folder, probed=True))
+        path = out / f"{name}.h5" if name else out
+        try:
+            write_operators(path, deeph.read(folder, probed))
+            written.append(path)
+        except ValueError as error:
+            errors.append(str(error))
+    if errors:
+        raise ValueError("\n".join(errors))
     return written

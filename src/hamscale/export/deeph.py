@@ -30,7 +30,7 @@ from ..basis import Basis, ElementBasis, shells_only
 from ..container import new_h5
 from ..files import atomic_folder
 from ..graph.placement import edge_frame_deviations
-from ..operators import Operators, check_finite, diagonal_error
+from ..operators import DIAGONAL_ELSEWHERE, Operators, check_finite, diagonal_error
 from ..pairs import PairList, block_offsets, find_pairs
 from ..sandbox import probe
 from ..structures import MINIMUM_DISTANCE_ANGSTROM, charge_of, check_distances, check_structure, wrap_as_cp2k
@@ -45,8 +45,9 @@ SHELL_LETTERS = "spdfghi"
 OPENMX = {0: [0], 1: [1, 2, 0], 2: [2, 4, 0, 3, 1], 3: [6, 4, 2, 0, 1, 3, 5]}  # l -> places of m = -l..l in OpenMX's order
 
 
-# atoms, l of the shells of each element, Fermi level in eV, (pairs, H in eV, S)
-Layout: TypeAlias = tuple[Atoms, dict[str, list[int]], float | None, tuple[np.ndarray, np.ndarray, np.ndarray]]
+MATRICES = ("hamiltonian", "overlap")
+# atoms, l of the shells of each element, Fermi level in eV, (pairs, matrix -> values, H in eV)
+Layout: TypeAlias = tuple[Atoms, dict[str, list[int]], float | None, tuple[np.ndarray, dict[str, np.ndarray]]]
 
 
 def write(stored: Stored, out: str | Path) -> list[str]:
@@ -115,9 +116,10 @@ def hdf5_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.h5") if path.is_file())
 
 
-def read(folder: str | Path, probed: bool = False) -> Operators:
+def read(folder: str | Path, probed: bool = False, overlap_alone: bool = False) -> Operators:
     """Read H and S of one structure of a DeepH data set, of either layout.
 
+    overlap_alone: S alone is read, of a folder which may have no H; H is then zero.
     probed: whether another process has read its HDF5 files without harm (`sandbox.probe`); if not, one does so first.
 
     The basis has shells alone (`basis.shells_only`). Atoms are wrapped as CP2K wraps them, and the cells R with them. A
@@ -139,7 +141,7 @@ def read(folder: str | Path, probed: bool = False) -> Operators:
         raise ValueError(f"{folder / 'info.json'}: orthogonal_basis, expected orbitals of atoms, which overlap.")
     read_layout = _read_dock if (folder / "POSCAR").is_file() else _read_pack
     try:
-        atoms, shells, fermi_ev, blocks = read_layout(folder, info)
+        atoms, shells, fermi_ev, blocks = read_layout(folder, info, ("overlap",) if overlap_alone else MATRICES)
     except OSError as error:
         raise ValueError(f"{folder}: {' '.join(str(error).split())}. Expected the files of a DeepH data set.") from None
     except KeyError as error:
@@ -148,10 +150,14 @@ def read(folder: str | Path, probed: bool = False) -> Operators:
         ElementBasis(element, "DeepH " + "".join(SHELL_LETTERS[l] for l in l_of_shells), shells_only(l_of_shells), "unknown", 0)
         for element, l_of_shells in shells.items()
     )
-    pairs, hamiltonian, overlap = blocks
+    pairs, matrices = blocks
+    overlap = matrices["overlap"]
+    hamiltonian = matrices.get("hamiltonian", np.zeros_like(overlap))
     attributes = {"source": "dft", "code": "DeepH data set", "wall_seconds": 0.0}
     if fermi_ev is not None:
         attributes["fermi_level_hartree"] = ev_to_hartree(_number(folder / "info.json", "the Fermi level", fermi_ev))
+    if (electrons := info.get("occupation")) is not None:
+        attributes["electrons"] = round(_number(folder / "info.json", "occupation", electrons))
     try:
         _check_pairs(atoms, pairs)
         pairs = _wrap(atoms, pairs)
@@ -192,16 +198,17 @@ def _check_pairs(atoms: Atoms, pairs: np.ndarray) -> None:
 def _check_values(operators: Operators) -> None:
     """Raise ValueError if H or S is what none can be.
 
-    |H| is bounded; S is one on its diagonal and not above one anywhere, and it is a two-centre quantity: seen along the line
-    between two atoms it couples orbitals of the same m alone. It does not if the order of shells or of m, the positions or the
-    cells R are others than those of the matrices.
+    |H| is bounded; S is nearly one on its diagonal and hardly above it anywhere, and it is a two-centre quantity: seen along
+    the line between two atoms it couples orbitals of the same m alone. It does not if the order of shells or of m, the
+    positions or the cells R are others than those of the matrices.
     """
     if (largest := np.abs(operators.hamiltonian).max(initial=0)) > LARGEST_HARTREE:
         raise ValueError(f"hamiltonian has an element of {largest:.1e} Hartree, expected at most {LARGEST_HARTREE:.0e}.")
     worst = max(float(np.abs(operators.overlap).max(initial=0)), 1 + diagonal_error(operators))
-    if worst > 1 + OVERLAP_TOLERANCE:
+    if worst > 1 + DIAGONAL_ELSEWHERE:
         raise ValueError(
-            f"overlap has an element that is {worst - 1:.1e} off, expected one on its diagonal and less elsewhere."
+            f"overlap has an element that is {worst - 1:.1e} off, expected one on its diagonal, to {DIAGONAL_ELSEWHERE:g}, and "
+            "less elsewhere."
         )
     deviations = edge_frame_deviations(operators)
     if len(deviations) and deviations.max() > OVERLAP_TOLERANCE:
@@ -272,7 +279,7 @@ def _dataset(path: Path, file: h5py.File, name: str, kinds: str, width: int | No
     return dataset[:]
 
 
-def _read_dock(folder: Path, info: dict) -> Layout:
+def _read_dock(folder: Path, info: dict, names: tuple[str, ...]) -> Layout:
     try:
         found = ase.io.read(folder / "POSCAR", format="vasp")
     except Exception as error:  # ASE raises exceptions of any type
@@ -290,7 +297,7 @@ def _read_dock(folder: Path, info: dict) -> Layout:
         if info.get(name, count) != count:
             raise ValueError(f"{folder / 'info.json'}: {name} is {info[name]!r:.80}, POSCAR and the shells say {count}.")
     values = {}
-    for name in ("hamiltonian", "overlap"):
+    for name in names:
         path = folder / f"{name}.h5"
         with _opened(path) as file:
             pairs = _dataset(path, file, "atom_pairs", "iu", 5)
@@ -303,10 +310,10 @@ def _read_dock(folder: Path, info: dict) -> Layout:
         if not np.array_equal(bounds, np.concatenate([[0], np.cumsum(np.prod(shapes, axis=1))])) or bounds[-1] != len(entries):
             raise ValueError(f"{path}: chunk_boundaries do not fit chunk_shapes and entries. Was the file cut short?")
         values[name] = pairs, entries.astype(float)
-    if not np.array_equal(values["hamiltonian"][0], values["overlap"][0]):
+    if not all(np.array_equal(values[name][0], pairs) for name in names):
         raise ValueError(f"{folder}: atom_pairs of hamiltonian.h5 and overlap.h5 differ, expected the same in both.")
     fermi = info.get("fermi_energy_eV")
-    return atoms, shells, fermi, (pairs, values["hamiltonian"][1], values["overlap"][1])
+    return atoms, shells, fermi, (pairs, {name: entries for name, (_, entries) in values.items()})
 
 
 def _numbers(path: Path) -> np.ndarray:
@@ -342,12 +349,12 @@ def _pack_structure(folder: Path) -> tuple[Atoms, dict[str, list[int]]]:
     return atoms, shells
 
 
-def _read_pack(folder: Path, info: dict) -> Layout:
+def _read_pack(folder: Path, info: dict, names: tuple[str, ...]) -> Layout:
     atoms, shells = _pack_structure(folder)
     orbitals = _orbitals(atoms, shells)
     order = {e: _from_openmx(l) for e, l in shells.items()}
     found = {}
-    for name in ("hamiltonian", "overlap"):
+    for name in names:
         path = folder / f"{name}s.h5"
         with _opened(path) as file:
             keys = [json.loads(key) for key in file]
@@ -370,7 +377,7 @@ def _read_pack(folder: Path, info: dict) -> Layout:
         values[name] = np.zeros(offsets[-1])
         for b, block in zip(find_pairs(of_matrix, pairs), blocks):
             values[name][offsets[b] : offsets[b + 1]] = block.ravel()
-    return atoms, shells, info.get("fermi_level"), (pairs, values["hamiltonian"], values["overlap"])
+    return atoms, shells, info.get("fermi_level"), (pairs, values)
 
 
 def _orbitals(atoms: Atoms, shells: dict[str, list[int]]) -> np.ndarray:

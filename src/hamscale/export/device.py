@@ -1,20 +1,28 @@
-"""Cut an open device out of a periodic structure: choose its ends and its blocks, and check that its ends repeat."""
+"""Cut an open device out of a periodic structure: choose its ends and its blocks, and check that its ends repeat.
 
+For the settings of transport codes, choose the k-points across it and the energies of a transmission, too.
+"""
+
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from ase import Atoms
 
-from ..structures import periodicity
-from ..units import hartree_to_mev
+from ..structures import kpoint_counts, periodicity
+from ..units import hartree_to_ev, hartree_to_mev
 from .stream import Rows, Stored
 
+FACE_ANGSTROM = 1e-3  # least room between the outermost atoms of a cell and their images
 PLANE_ANGSTROM = 0.5  # largest displacement of an atom from its plane at an end of the device
 INNER = "the block next to it"
 END_ANGSTROM = 0.05  # an end repeats if its atoms do within this distance
 END_MEV = 25.0  # and its onsite energies do, in the median, within the thermal energy at room temperature
 NAMES = ("hamiltonian", "overlap")
+GRID_LENGTH_ANGSTROM = 20.0  # k-points across a device: this over |a|, as where band edges are found
+BEYOND_EV = 2.0  # the window of energies reaches so far beyond the band edges, in a metal beyond the Fermi level
+STEP_EV = 0.01
 
 
 @dataclass
@@ -87,6 +95,81 @@ def as_drawn(stored: Stored, transport: str, origin: float | None = None) -> Sto
     outside = (place < -margin) | (place >= 1 + margin)
     cells[outside, axis] -= np.floor(place[outside]).astype(np.int64)
     return stored.moved(cells)
+
+
+def cut(
+    stored: Stored, transport: str, repeat: int, blocks: int | None, origin: float | None, allow_mismatch: bool
+) -> tuple[Stored, Device, list[str]]:
+    """Return a structure as its device is drawn, the device, and lines that say how its ends repeat.
+
+    Raises ValueError as `tile` and `check_ends` do.
+    """
+    stored = as_drawn(stored, transport, origin)
+    axis = "abc".index(transport)
+    stored = gathered(stored, [other for other in np.flatnonzero(stored.atoms.pbc).tolist() if other != axis])
+    device = tile(stored, transport, repeat, blocks, origin or 0.0)
+    return stored, device, check_ends(stored, device, allow_mismatch)
+
+
+def k_points(stored: Stored, axis: int) -> list[int]:
+    """Return the divisions of a grid of k-points across an axis: GRID_LENGTH_ANGSTROM over |a| where cells couple, else one."""
+    counts, reach = kpoint_counts(stored.atoms, (1, 1, 1), GRID_LENGTH_ANGSTROM), np.abs(stored.pairs[:, 2:]).max(0)
+    return [n if other != axis and reach[other] > 0 else 1 for other, n in enumerate(counts)]
+
+
+def energies(stored: Stored) -> tuple[list[float], dict[str, float]]:
+    """Return the window of energies of a transmission and the levels of the contacts, fermi_level and mid_gap, in eV.
+
+    Both are empty, with a warning, if the file does not know its band edges.
+    """
+    found = stored.energies_ev()
+    middle = found.get("mid_gap", found.get("fermi_level"))
+    if middle is None:
+        warnings.warn(
+            "the file has no band edges, so that energies are missing from the settings. Run `hamscale dos FILE --out "
+            "dos.csv`, which stores them, and export again.",
+            stacklevel=4,
+        )
+        return [], {}
+    edges = [found.get(name, middle) for name in ("valence_band_maximum", "conduction_band_minimum")]
+    window = [float(np.floor(min(edges)) - BEYOND_EV), float(np.ceil(max(edges)) + BEYOND_EV)]
+    return window, {"fermi_level": round(found.get("fermi_level", middle), 6), "mid_gap": round(middle, 6)}
+
+
+def dropped_lines(device: Device) -> list[str]:
+    """Say what the blocks of a device are and what was dropped beyond neighbours, line by line, once it is written."""
+    lines = [
+        f"device of {device.n_orbitals} orbitals in {len(device.block_sizes)} blocks of {device.block_sizes.min()} to "
+        f"{device.block_sizes.max()} along {'abc'[device.axis]}; elements across its ends are left to the contacts"
+    ]
+    for name, (count, largest, total, everything) in device.dropped.items():
+        if count:
+            scale, unit = (hartree_to_ev(1.0), " eV") if name == "hamiltonian" else (1.0, "")
+            lines.append(
+                f"dropped beyond neighbouring blocks: {count} elements of the {name}, the largest {largest * scale:.2e}{unit}, "
+                f"{total / everything:.2e} of their sum"
+            )
+        else:
+            lines.append(f"beyond neighbouring blocks the {name} is zero")
+    return lines
+
+
+def gathered(stored: Stored, axes: list[int]) -> Stored:
+    """Move atoms by whole cells so that along each of these axes they lie within one cell, away from its faces.
+
+    Where they are drawn so, they stay; otherwise the cell is cut in its widest gap between planes of atoms.
+    """
+    place = stored.atoms.cell.scaled_positions(stored.atoms.positions)
+    cells = np.zeros((len(stored.atoms), 3), np.int64)
+    for axis in axes:
+        margin = FACE_ANGSTROM / stored.atoms.cell.lengths()[axis]
+        if np.ptp(place[:, axis]) <= 1 - margin:
+            continue
+        inside = np.sort(place[:, axis] % 1)
+        gaps = np.diff(inside, append=inside[0] + 1)
+        cut = inside[gaps.argmax()] + gaps.max() / 2
+        cells[:, axis] = -np.floor(place[:, axis] - cut).astype(np.int64)
+    return stored.moved(cells) if cells.any() else stored
 
 
 def tile(stored: Stored, transport: str, repeat: int = 1, blocks: int | None = None, origin: float = 0.0) -> Device:
@@ -208,19 +291,27 @@ def end_mismatches(stored: Stored, device: Device) -> list[EndMismatch]:
     values = _blocks_within(stored, device, {b for _, end, other, _ in compared for b in (end, other)})
     result = []
     for side, end, other, name in compared:
-        distance, image = _images(stored, device, end, other)
+        distance, image = images_of(stored, device, end, other)
         mean, largest = _difference(values[end], values[other], image) if image else (np.nan, np.nan)
         result.append(EndMismatch(side, name, distance, mean, largest))
     return result
 
 
-def _end_distance(stored: Stored, device: Device) -> float:
-    """Return by how much (Angstrom) the atoms of the worse end fail to repeat; zero if both ends repeat."""
-    best = dict.fromkeys(("first", "last"), np.inf)
-    for side, end, other, _ in _compared(device):
-        best[side] = min(best[side], _images(stored, device, end, other)[0])
-    worst = max(best.values())
-    return worst if worst > END_ANGSTROM else 0.0
+def _end_distance(stored: Stored, device: Device) -> tuple[float, float]:
+    """Return by how much (Angstrom) atoms of the worse end fail to repeat in the block next to it, and at best anywhere.
+
+    Zero stands for an end that repeats. Devices whose ends repeat next to them come first: transport codes take the coupling
+    of these two blocks for that of the lead.
+    """
+    inner, best = dict.fromkeys(("first", "last"), np.inf), dict.fromkeys(("first", "last"), np.inf)
+    neighbours = len(device.block_sizes) == 2  # the blocks at the ends are next to one another
+    for side, end, other, name in _compared(device):
+        distance = images_of(stored, device, end, other)[0]
+        best[side] = min(best[side], distance)
+        if neighbours or name == INNER:
+            inner[side] = distance
+    beside, anywhere = max(inner.values()), max(best.values())
+    return beside if beside > END_ANGSTROM else 0.0, anywhere if anywhere > END_ANGSTROM else 0.0
 
 
 def _blocks_within(stored: Stored, device: Device, chosen: set[int]) -> dict[int, dict]:
@@ -243,7 +334,7 @@ def _blocks_within(stored: Stored, device: Device, chosen: set[int]) -> dict[int
     return found
 
 
-def _images(stored: Stored, device: Device, end: int, other: int) -> tuple[float, dict]:
+def images_of(stored: Stored, device: Device, end: int, other: int) -> tuple[float, dict]:
     """Move the atoms of a block onto another one and find the image of each.
 
     Returns the largest distance (Angstrom) to the nearest atom of the same element, and the images, (copy, atom) -> (copy,
@@ -307,7 +398,7 @@ def check_ends(stored: Stored, device: Device, allow_mismatch: bool) -> list[str
         inner = next((m for m in of_side if m.other == INNER), best)
         if best.repeats and not inner.repeats:
             lines.append(
-                f"the {side} block does not repeat in {inner}: a code that takes the coupling of these two for the lead's "
-                "needs longer leads"
+                f"the {side} block does not repeat in {inner}: quatrex and TBtrans, which take the coupling of these two for "
+                "the lead's, need longer leads"
             )
     return lines

@@ -1,18 +1,16 @@
-"""Write input of the quantum-transport code quatrex: hamiltonian.h5, overlap.h5 (eV), structure.xyz (Angstrom), device.toml.
+"""Write a run of the quantum-transport code quatrex: hamiltonian.h5, overlap.h5 (eV), structure.xyz (Angstrom), its settings.
 
 The rules come from quatrex's own readers and manual (github.com/quatrex/quatrex):
 
 docs/user_guide/input_data.md     a term per cell, (N, N), <home cell | H | image cell>, eV and Angstrom
-src/qttools/utils/hdf5_utils.py   load_hdf5_dict: a group per cell, its name "[x,y,z]" without blanks, attributes format and
-                                  shape, datasets data, row, col; of the formats only "coo" is read by several ranks
+src/qttools/utils/hdf5_utils.py   load_hdf5_dict: an item per cell, its name "[x,y,z]" without blanks, attribute format: "coo"
+                                  of a group with the attribute shape and datasets data, row, col; "ndarray" of a dataset
 src/quatrex/device/inputs.py      load_matrices: the cells are the whole grid -X..X, -Y..Y, -Z..Z; cells along the transport
-                                  direction are dropped unless the device is built from the unit cell; phases
-                                  exp(+2 pi i k.R); distributed_read_xyz: the second line starts with Lattice="..."
-src/quatrex/core/config.py        DeviceConfig: transport_direction a, b, c; block_size; num_orbitals_per_atom by element
+                                  direction are dropped unless the device is built from the unit cell, which takes dense
+                                  matrices alone; phases exp(+2 pi i k.R); distributed_read_xyz: the second line starts with
+                                  Lattice="..."
 """
 
-import warnings
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,10 +21,12 @@ from ..container import new_h5
 from ..files import atomic_folder
 from ..structures import write_structure_file
 from ..units import hartree_to_ev
-from .device import NAMES, Device, as_drawn, check_ends, tile
-from .stream import Rows, Stored, split_by_cell, write_energies
+from . import quatrex_config
+from .device import NAMES, Device, cut, dropped_lines, gathered
+from .stream import Stored, split_by_cell, write_energies
 
 CHUNK = 1 << 16  # elements per HDF5 chunk
+ROWS = 16  # of a chunk of a dense matrix: few, since they come a few atoms at a time
 
 
 def write(
@@ -38,13 +38,13 @@ def write(
     origin: float | None = None,
     allow_mismatch: bool = False,
 ) -> list[str]:
-    """Write the folder `out`, and return lines that say what was written and what was dropped.
+    """Write the folder `out`, which quatrex runs as it is, and return lines that say what was written and what was dropped.
 
-    Without `transport` the cell is written as it is, and quatrex builds a device from it (construct_from_unit_cell). With
-    `transport` a device is written (`tile`): its orbitals are ordered by block, and elements across its ends are left out,
-    because they belong to the contacts. The device begins where the cell of the user's file does, or at `origin`, in fractions
-    of that cell along the axis (`as_drawn`), and its ends must repeat (`end_mismatches`) unless allow_mismatch is true. Warns
-    if the cell is tilted.
+    Without `transport` the cell is written as it is, in dense matrices, and quatrex builds a device from it, along its longest
+    vector. With `transport` a device is written (`tile`): its orbitals are ordered by block, and elements across its ends are
+    left out, because they belong to the contacts. The device begins where the cell of the user's file does, or at `origin`, in
+    fractions of that cell along the axis (`as_drawn`), and its ends must repeat (`end_mismatches`) unless allow_mismatch is
+    true. Warns as `quatrex_config.write` does. A molecule has no settings: no device can be made of it.
 
     Raises ValueError as `tile` does, if an end does not repeat, and if other options come without transport.
     """
@@ -52,44 +52,71 @@ def write(
         raise ValueError(
             "--repeat, --blocks, --origin or --allow-mismatch came without --transport, expected an axis with them: a, b or c."
         )
-    device, lines = None, []
-    if transport is not None:
-        stored = as_drawn(stored, transport, origin)
-        device = tile(stored, transport, repeat, blocks, origin or 0.0)
-        lines = check_ends(stored, device, allow_mismatch)
-    _warn_of_tilt(stored)
+    device: Device | None = None
+    lines: list[str] = []
+    if transport is None:
+        axis = quatrex_config.unit_axis(stored)
+        stored = gathered(stored, np.flatnonzero(stored.atoms.pbc).tolist())
+    else:
+        stored, device, lines = cut(stored, transport, repeat, blocks, origin, allow_mismatch)
+        axis = device.axis
     grid = [R for R in stored.symmetric_grid() if device is None or R[device.axis] == 0]
     with atomic_folder(out) as folder:
         with ExitStack() as stack:
             files = {name: stack.enter_context(new_h5(folder / f"{name}.h5", Path(out) / f"{name}.h5")) for name in NAMES}
-            for file in files.values():
-                _create_cells(file, grid, stored, device)
-            for rows in stored.rows():
-                for cells, row, column, hamiltonian, overlap in _elements(stored, rows, device):
-                    for file, values in zip(files.values(), (hartree_to_ev(hamiltonian), overlap)):
-                        for R, *element in split_by_cell(
-                            cells, row, column, values, device.n_orbitals if device else stored.n_orbitals
-                        ):
-                            _append(file[_key(R)], *element)
+            if device is None:
+                _write_dense(files, grid, stored)
+            else:
+                _write_device(files, grid, stored, device)
         write_structure_file(folder / "structure.xyz", device.atoms if device else stored.atoms)
         lines = _report(stored, device, grid) + lines
-        (folder / "device.toml").write_text(_device_toml(stored, device, grid, lines))
         write_energies(folder / "energies.json", stored)
-    return lines
+        if axis is None:
+            return [*lines, "no settings: the structure does not repeat, so that it has no leads"]
+        return lines + quatrex_config.write(folder, stored, device, axis, lines)
 
 
 def _key(R: tuple[int, int, int]) -> str:
     return "[{},{},{}]".format(*R)
 
 
-def _create_cells(file: h5py.File, grid: list[tuple[int, int, int]], stored: Stored, device: Device | None) -> None:
-    n = device.n_orbitals if device else stored.n_orbitals
+def _write_dense(files: dict[str, h5py.File], grid: list[tuple[int, int, int]], stored: Stored) -> None:
+    """Write a dataset (n, n) per cell, whose rows come some atoms at a time; chunks in which all is zero take no room."""
+    n = stored.n_orbitals
+    for file in files.values():
+        for R in grid:
+            chunks = (min(n, ROWS), min(n, CHUNK // ROWS))
+            dataset = file.create_dataset(
+                _key(R), (n, n), float, chunks=chunks, compression="gzip", compression_opts=1, fillvalue=0.0
+            )
+            dataset.attrs["format"] = "ndarray"
+    for rows in stored.rows():
+        first, last = rows.orbitals
+        for name, values in (("hamiltonian", hartree_to_ev(rows.hamiltonian)), ("overlap", rows.overlap)):
+            for R, row, column, value in stored.by_cell(rows, values):
+                part = np.zeros((last - first, n))
+                part[row - first, column] = value
+                files[name][_key(R)][first:last] = part
+
+
+def _write_device(files: dict[str, h5py.File], grid: list[tuple[int, int, int]], stored: Stored, device: Device) -> None:
+    """Write a group per transverse cell with the elements of the device that are not zero, one copy of it at a time."""
+    for file in files.values():
+        _create_cells(file, grid, stored, device)
+    for rows in stored.rows():
+        for cells, row, column, hamiltonian, overlap in device.elements(stored, rows):
+            for file, values in zip(files.values(), (hartree_to_ev(hamiltonian), overlap)):
+                for R, *element in split_by_cell(cells, row, column, values, device.n_orbitals):
+                    _append(file[_key(R)], *element)
+
+
+def _create_cells(file: h5py.File, grid: list[tuple[int, int, int]], stored: Stored, device: Device) -> None:
+    n = device.n_orbitals
     bounds = dict.fromkeys(grid, 0)  # largest number of elements that a cell can have
     cells, of_pair = np.unique(stored.pairs[:, 2:], axis=0, return_inverse=True)
     for R, bound in zip(cells.tolist(), np.bincount(of_pair.ravel(), stored.sizes)):
-        if device:
-            R[device.axis], bound = 0, bound * device.repeat
-        bounds[tuple(R)] += int(bound)
+        R[device.axis] = 0
+        bounds[tuple(R)] += int(bound) * device.repeat
     for R, bound in bounds.items():
         group = file.create_group(_key(R))
         group.attrs["format"], group.attrs["shape"] = "coo", (n, n)
@@ -106,63 +133,8 @@ def _append(group: h5py.Group, row: np.ndarray, column: np.ndarray, value: np.nd
         dataset[start:] = values
 
 
-def _elements(stored: Stored, rows: Rows, device: Device | None) -> Iterator[tuple]:
-    """Yield (cells (m, 3), row, column, H, S) of the elements that quatrex gets, one copy of the structure at a time."""
-    if device is None:
-        yield rows.pairs[rows.pair, 2:], rows.row, rows.column, rows.hamiltonian, rows.overlap
-    else:
-        yield from device.elements(stored, rows)
-
-
-def _warn_of_tilt(stored: Stored) -> None:
-    cell = np.asarray(stored.atoms.cell)
-    off = np.abs(cell - np.diag(np.diag(cell))).max()
-    if stored.periodic and off > 1e-3:
-        warnings.warn(
-            f"the cell is tilted: its vectors leave the axes x, y, z by up to {off:.2f} A. quatrex finds the atoms of a "
-            "contact by products that hold for upright cells alone (device/contact.py, _reorder_atoms): give it contacts by "
-            "hand, or take an upright cell.",
-            stacklevel=3,
-        )
-
-
 def _report(stored: Stored, device: Device | None, grid: list[tuple[int, int, int]]) -> list[str]:
-    if device is None:
-        reach = np.max(grid, axis=0)
-        return [f"unit cell of {stored.n_orbitals} orbitals, neighbour cells to {reach.tolist()}; nothing is dropped"]
-    lines = [
-        f"device of {device.n_orbitals} orbitals in {len(device.block_sizes)} blocks of {device.block_sizes.min()} to "
-        f"{device.block_sizes.max()} along {'abc'[device.axis]}; elements across its ends are left to the contacts"
-    ]
-    for name, (count, largest, total, everything) in device.dropped.items():
-        if count:
-            scale = hartree_to_ev(1.0) if name == "hamiltonian" else 1.0
-            unit = " eV" if name == "hamiltonian" else ""
-            lines.append(
-                f"dropped beyond neighbouring blocks: {count} elements of the {name}, the largest {largest * scale:.2e}{unit}, "
-                f"{total / everything:.2e} of their sum"
-            )
-        else:
-            lines.append(f"beyond neighbouring blocks the {name} is zero")
-    return lines
-
-
-def _device_toml(stored: Stored, device: Device | None, grid: list[tuple[int, int, int]], lines: list[str]) -> str:
-    """Return what [device] of quatrex_config.toml must say about these files.
-
-    Geometry, contacts and k-points are left to the user.
-    """
-    orbitals = ", ".join(f"{e.element} = {e.n_orbitals}" for e in stored.basis.values() if e.number in stored.atoms.numbers)
-    entries = [f"num_orbitals_per_atom = {{ {orbitals} }}"]
-    if device is None:
-        entries += ["construct_from_unit_cell = true", f"neighbor_cell_cutoff = {np.max(grid, axis=0).tolist()}"]
-    else:
-        entries += [
-            "construct_from_unit_cell = false",
-            f'transport_direction = "{"abc"[device.axis]}"',
-            f"block_size = {device.block_sizes.tolist()}",
-        ]
-    if energies := stored.energies_ev():
-        told = ", ".join(f"{name} {energy:.4f}" for name, energy in energies.items())
-        lines = [*lines, f"energies of the file, eV: {told}; a contact takes mid_gap as mid_gap_energy, of a metal fermi_level"]
-    return "".join(f"# {line}\n" for line in lines) + "[device]\n" + "".join(f"{entry}\n" for entry in entries)
+    if device is not None:
+        return dropped_lines(device)
+    reach = np.max(grid, axis=0).tolist()
+    return [f"unit cell of {stored.n_orbitals} orbitals, dense, neighbour cells to {reach}; nothing is dropped"]

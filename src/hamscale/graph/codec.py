@@ -23,7 +23,7 @@ from ..pairs import ByElement, ByPair, PairList, block_offsets
 from .coupling import coupled_groups
 from .crystal_field import onsite_blocks, shifted
 from .graph import Graph, structure_graph
-from .overlap import overlap_table, two_centre_blocks
+from .overlap import OverlapTable, StoredOverlap, overlap_table, two_centre_blocks
 from .reference import Reference, outside_sums
 
 VALUES_AT_ONCE = 1 << 22  # number of values of H, and of S, that are decoded at a time
@@ -33,12 +33,20 @@ VALUES_AT_ONCE = 1 << 22  # number of values of H, and of S, that are decoded at
 class BlockCodec:
     """Encoder of operators into a graph with targets, and decoder of residuals into operators, for one reference.
 
+    overlap: S of the structure that is decoded, where the basis has no radial functions.
+
     codec = BlockCodec(read_reference("reference.h5"))
     graph = codec.encode(read_operators("train-000.h5"))
     codec.decode(graph, graph.offsite, graph.onsite).operators()  # H - mu S of train-000 within the cutoff
     """
 
     reference: Reference
+    overlap: StoredOverlap | None = None
+
+    @property
+    def of_overlap(self) -> OverlapTable | StoredOverlap:
+        """Return what S of a structure is taken from: `overlap`, if it is given, or the integrals of the basis."""
+        return self.overlap or overlap_table(self.reference.basis)
 
     def encode(self, operators: Operators) -> Graph:
         """Build the graph of a structure with the targets of its DFT blocks.
@@ -101,7 +109,7 @@ class BlockCodec:
 
     def pairs(self, graph: Graph) -> PairList:
         """Find the pairs of the owned atoms of a graph that overlap by more than 1e-8 or lie within the cutoff, sorted."""
-        return overlap_table(self.reference.basis).pairs(graph.atoms, graph.cutoff_angstrom, graph.owned)
+        return self.of_overlap.pairs(graph.atoms, graph.cutoff_angstrom, graph.owned)
 
     def decode(
         self,
@@ -130,13 +138,14 @@ class BlockCodec:
             shifts[z] = reference.crystal_field.shifts(z, known)
         blocks = {z: of_z + onsite[z] if z in onsite else of_z for z, of_z in own.items()}
         pairs = self.pairs(graph) if pairs is None else pairs
-        return DecodedBlocks(graph, reference, pairs, offsite, blocks, places, shifts)
+        return DecodedBlocks(graph, reference, self.of_overlap, pairs, offsite, blocks, places, shifts)
 
 
 @dataclass
 class DecodedBlocks:
     """H and S of a structure, or of a rank's rows of it, computed a portion at a time by `pieces`.
 
+    overlap: what S is taken from.
     pairs: all pairs that overlap or lie within the cutoff.
     offsite: coupled residuals in edge frames.
     onsite: coupled blocks.
@@ -146,6 +155,7 @@ class DecodedBlocks:
 
     graph: Graph
     reference: Reference
+    overlap: OverlapTable | StoredOverlap
     pairs: PairList
     offsite: ByPair
     onsite: ByElement
@@ -204,7 +214,7 @@ class DecodedBlocks:
         """
         reference = self.reference
         coupling = reference.coupling[z_i, z_j]
-        S = overlap_table(reference.basis).blocks(z_i, z_j, pairs.vectors)
+        S = self.overlap.of_pairs(z_i, z_j, pairs)
         H, own = np.empty((len(S), coupling.size)), pairs.onsite
         if own.any():
             H[own] = coupling.blocks(self.onsite[z_i][atom_rows[pairs[own, 0]]])

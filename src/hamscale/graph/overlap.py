@@ -16,6 +16,7 @@ from scipy.interpolate import BSpline, make_interp_spline
 
 from ..angular import real_spherical_harmonics
 from ..basis import Basis, ElementBasis
+from ..operators import Operators
 from ..pairs import PairList
 from ..units import angstrom_to_bohr, bohr_to_angstrom
 from .coupling import Coupling, PairCoupling
@@ -128,6 +129,37 @@ class OverlapTable:
         radial = np.where((distances < spline.t[-1])[:, None], spline(np.minimum(distances, spline.t[-1])), 0.0)
         # an onsite block is a scalar (L = 0 only), so any direction will do
         return two_centre_blocks(self.coupling[z_i, z_j], radial, np.where(distances[:, None] > 0, vectors, [0.0, 0.0, 1.0]))
+
+    def of_pairs(self, z_i: int, z_j: int, pairs: PairList) -> np.ndarray:
+        """Compute the overlap blocks (G, n_i n_j) of pairs between two elements."""
+        return self.blocks(z_i, z_j, pairs.vectors)
+
+
+class StoredOverlap:
+    """S of one structure as operators of it have it, where its basis has no radial functions to compute S from."""
+
+    def __init__(self, operators: Operators) -> None:
+        self.operators = operators
+
+    @property
+    def atoms(self) -> Atoms:
+        return self.operators.atoms
+
+    def pairs(self, atoms: Atoms, at_least_angstrom: float = 0.0, owned: np.ndarray | None = None) -> PairList:
+        """Find all pairs (i, j, R) that have a block of S or lie within a distance, sorted, as `OverlapTable.pairs` does."""
+        near = Neighbourhood(atoms, at_least_angstrom, owned).tables(onsite=True)
+        table = self.operators.pairs.table
+        if owned is not None:
+            table = table[np.isin(table[:, 0], owned)]
+        return PairList(atoms, np.unique(np.concatenate([table, *(some[:] for some in near)]), axis=0)).sorted()
+
+    def of_pairs(self, z_i: int, z_j: int, pairs: PairList) -> np.ndarray:
+        """Return the overlap blocks (G, n_i n_j) of pairs between two elements; those that are not there are zero."""
+        basis, operators, rows = self.operators.basis, self.operators, self.operators.pairs.find(pairs)
+        result = np.zeros((len(pairs), basis[z_i].n_orbitals * basis[z_j].n_orbitals))
+        there = rows >= 0
+        result[there] = operators.overlap[operators.offsets[rows[there], None] + np.arange(result.shape[1])]
+        return result
 
 
 @lru_cache(maxsize=4)

@@ -2,6 +2,7 @@
 
 from .blocks import PIECE, SPINS, Operators, Places, SpeciesGroup, group_by_species, values_by_pair
 from .files import (
+    DIAGONAL_ELSEWHERE,
     ENERGIES,
     JOINED,
     LEVELS_UNKNOWN,
@@ -27,6 +28,7 @@ from .files import (
 )
 
 __all__ = [
+    "DIAGONAL_ELSEWHERE",
     "ENERGIES",
     "JOINED",
     "LEVELS_UNKNOWN",

@@ -63,7 +63,7 @@ class Operators:
     hamiltonian  # (n,), or (2, n) of a spin-polarised structure: spin up, then spin down | Hartree
     overlap  # (n,)    | 1
     atoms.info may hold the charge of the structure (structures.charge_of).
-    attributes: source ("dft" or "predicted"), fermi_level_hartree, eps_threshold and any other records of the origin.
+    attributes: source ("dft" or "predicted"), fermi_level_hartree, electrons, eps_threshold and other records of the origin.
     orbital_energies: (k-points (K, 3), energies (K, n), or (2, K, n) of two spins, in Hartree) as the DFT code printed them,
     if it did.
 
@@ -97,8 +97,19 @@ class Operators:
 
     @property
     def n_electrons(self) -> int:
-        """Return the number of valence electrons, less the charge of the structure."""
+        """Return the number of valence electrons, less the charge of the structure.
+
+        It is the attribute `electrons`, if there is one, as of data of other codes, whose bases do not say it.
+        """
+        if (known := int(self.attributes.get("electrons", 0))) > 0:
+            return known
         return self.basis.n_electrons(self.atoms.numbers) - charge_of(self.atoms)
+
+    @property
+    def counts_electrons(self) -> bool:
+        """Tell whether the number of electrons is known."""
+        numbers = self.atoms.numbers.tolist()
+        return int(self.attributes.get("electrons", 0)) > 0 or all(self.basis[z].valence for z in numbers)
 
     @property
     def spins(self) -> int:

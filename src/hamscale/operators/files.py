@@ -60,6 +60,7 @@ LEVELS_UNKNOWN = -1  # the attribute `metal` of a file whose band edges are not 
 OPEN_SHARDS = 64  # a process may have about a thousand files open
 HERMITIAN = 1e-9  # largest deviation of H (Hartree) or S from its adjoint
 DIAGONAL = 1e-3  # largest deviation of <mu|mu> from one; CP2K cuts tails of orbitals
+DIAGONAL_ELSEWHERE = 0.05  # the same of other codes, whose optimised orbitals have norms of 0.985 to 1.014
 
 # (slice of the values, H in Hartree, S)
 Piece: TypeAlias = tuple[slice, np.ndarray, np.ndarray]
@@ -338,8 +339,9 @@ def check_meaning(operators: Operators) -> None:
     for name, error in operators.hermiticity_error().items():
         if not error <= HERMITIAN:
             raise ValueError(f"{name} differs from its adjoint by {error:.3g} {UNITS[name]}, expected {HERMITIAN:g} at most.")
-    if not (error := diagonal_error(operators)) <= DIAGONAL:
-        raise ValueError(f"the diagonal of S differs from one by {error:.3g}, expected {DIAGONAL:g} at most.")
+    of_cp2k = all(element.has_functions for element in operators.basis.values())
+    if not (error := diagonal_error(operators)) <= (allowed := DIAGONAL if of_cp2k else DIAGONAL_ELSEWHERE):
+        raise ValueError(f"the diagonal of S differs from one by {error:.3g}, expected {allowed:g} at most.")
 
 
 def diagonal_error(operators: Operators) -> float:

@@ -12,10 +12,12 @@ from ase.data import chemical_symbols
 
 from ..graph.codec import BlockCodec, DecodedBlocks
 from ..graph.graph import Graph, UnbuiltGraph
+from ..graph.overlap import StoredOverlap
 from ..graph.reference import Reference
 from ..inputs.model_folder import load_model, model_identity
 from ..inputs.ranks import RankPart, rank_part
 from ..model.network import HamiltonianNetwork
+from ..operators import Operators
 from ..parallel.env import World
 from ..parallel.exchange import TorchExchange
 from ..partition.halo import halo_of
@@ -58,6 +60,8 @@ class _Gather:
 class TrainedModel:
     """Networks whose mean is the prediction, and the reference that they were trained with.
 
+    overlap: S of the structure that is predicted, which a model needs whose basis has no radial functions (`with_overlap`).
+
     model = TrainedModel.load("resources/models/hfo2")
     part = model.part(atoms)
     residual = model.residual(part)
@@ -68,16 +72,35 @@ class TrainedModel:
     identity: str
     networks: list[HamiltonianNetwork]
     reference: Reference
+    overlap: StoredOverlap | None = None
 
     @classmethod
     def load(cls, directory: str | Path) -> "TrainedModel":
         """Read a model folder. Raises ValueError as `load_model` does."""
         return cls(Path(directory).name, model_identity(directory), *load_model(directory))
 
+    def with_overlap(self, overlap: Operators | None) -> "TrainedModel":
+        """Return the model for the structure of some operators, whose S is taken if the model cannot compute it.
+
+        Raises ValueError if it cannot and there are no operators, or if their basis is another one.
+        """
+        basis = self.reference.basis
+        lacking = [element.element for element in basis.values() if not element.has_functions]
+        if overlap is None and lacking:
+            raise ValueError(
+                f"{self.name}: the basis of {', '.join(lacking)} has shells but no radial functions, so that S of a structure "
+                "cannot be computed. Give it: --overlap with H and S, or S alone, of this structure from the code of the data."
+            )
+        if overlap is None or not lacking:
+            return self
+        if difference := basis.difference(overlap.basis):
+            raise ValueError(f"{self.name}: S is of another basis than the model: {difference}.")
+        return replace(self, overlap=StoredOverlap(overlap))
+
     @cached_property
     def codec(self) -> BlockCodec:
         """Return the transformation between blocks and the quantities that the networks learn."""
-        return BlockCodec(self.reference)
+        return BlockCodec(self.reference, self.overlap)
 
     def part(self, atoms: Atoms, world: World = World(), exchange: str = "torch") -> RankPart:  # noqa: B008
         """Build the graph of a structure with its crystal field, or this rank's part of it if there are several ranks.

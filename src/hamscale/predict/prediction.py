@@ -32,6 +32,7 @@ from ..operators import (
     write_pieces,
 )
 from ..parallel.env import World
+from ..structures import check_same_structure
 from .model import Residual, TrainedModel
 
 # largest number of orbitals for which band edges are computed during a prediction; `hamscale dos` handles more
@@ -125,6 +126,7 @@ def predict(
     world: World = World(),  # noqa: B008
     exchange: str = "torch",
     lifted: bool = True,
+    overlap: Operators | None = None,
 ) -> Prediction:
     """Predict H and S of any structure, Hermitian by construction, in the energy gauge of the reference.
 
@@ -133,16 +135,22 @@ def predict(
     H: the reference on all pairs, plus the mean of the model's networks within their cutoff. The attribute
     onsite_spread_mev says how much the networks differ (standard deviation, root mean square over onsite components); it
     grows with the error, but is smaller.
-    S: exact two-centre integrals, so that eigenvalues need no DFT.
+    S: exact two-centre integrals, so that eigenvalues need no DFT; or that of `overlap`, operators of the same structure whose
+    H is not looked at, which a model needs whose basis has no radial functions. Its atoms then stand where these have them.
     lifted: lifts states along directions that S nearly misses to where DFT has them (graph/lifting.py), if the reference knows
     where that is and there are no more than LARGEST_DENSE orbitals; a prediction of the reference alone is left as it is.
     The pairs are those that overlap by more than 1e-8 or lie within the cutoff.
-    Raises ValueError if the structure has an element, or a kind of periodicity, on which the model was not trained. Warns
-    of a structure that is more than twice as long as the longest training cell, and of one that is too large to be lifted.
+    Raises ValueError if the structure has an element, or a kind of periodicity, on which the model was not trained, as
+    `TrainedModel.with_overlap` does, and if `overlap` is of another structure. Warns of a structure that is more than twice as
+    long as the longest training cell, and of one that is too large to be lifted.
     """
     started = time.time()
     if not isinstance(model, TrainedModel):
         model = TrainedModel.load(model)
+    model = model.with_overlap(overlap)
+    if overlap is not None and model.overlap:
+        check_same_structure(atoms, overlap.atoms)
+        atoms = overlap.atoms
     part = model.part(atoms, world, exchange)
     residual = Residual({}, {}) if reference_only else model.residual(part, dtype, world)
     blocks = model.decode(part, residual, world)
@@ -153,6 +161,8 @@ def predict(
         "cutoff_angstrom": model.reference.cutoff_angstrom,
         "longest_training_cell_angstrom": model.reference.longest_cell_angstrom,
     }
+    if overlap is not None and "electrons" in overlap.attributes:
+        attributes["electrons"] = overlap.attributes["electrons"]
     if residual.onsite_spread_mev is not None:
         attributes["onsite_spread_mev"] = residual.onsite_spread_mev
     attributes["wall_seconds"] = time.time() - started
