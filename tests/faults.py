@@ -91,6 +91,7 @@ STEPS = {
     "dos": step("dos {out}/a.h5 --clusters 2 --radius 5 --core 3 --out {out}/dos.csv", ("{given}/without_levels.h5", "a.h5")),
     "transmission": step("transmission {given}/chain.h5 --axis a --kgrid 40 1 1 --points 20 --out {out}/t.csv"),
     **EXPORTS,
+    "export cp2k-restart": step("export {given}/chain.h5 --to cp2k-restart --kgrid 2 1 1 --out {out}/r.kp"),
     "import": step("import {made}/export_deeph/d --out {out}/a.h5"),
     "analyse": step(
         f"analyse {TOY_YAML} --dft {{given}}/test-000.h5 --predicted {H} --baseline {{made}}/predict_reference/test-000.h5 "

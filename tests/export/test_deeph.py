@@ -327,7 +327,10 @@ def test_a_material_of_imported_structures_needs_no_species(dft, tmp_path, monke
         ({"other": built}, "species are missing, expected those of structures.other"),
         ({"again": {"operators": "data/0", "split": "test"}}, "data/0 feeds the splits test, train"),
         ({"none": {"operators": "elsewhere/*", "split": "test"}}, "elsewhere/.*: no folder of a DeepH data set"),
-        ({"moved": {"operators": "data/2", "split": "test", "strain": 0.1}}, "has operators and strain, expected split and"),
+        (
+            {"moved": {"operators": "data/2", "split": "test", "strain": 0.1}},
+            "has operators and strain, expected split",
+        ),
         ({"more": {"operators": "data/2", "split": "test", "count": 2}}, "data/2: 1 structures, but count is 2"),
     ):
         (tmp_path / "n.yaml").write_text(yaml.safe_dump({"structures": sets | change}))

@@ -46,7 +46,7 @@ def cut(atoms: Atoms, pairs: PairList, axis: int, leads: tuple[int, int]) -> Dev
     The device begins at the corner of the cell of the user's file. Between the leads it has the smallest blocks of which only
     neighbours couple. Raises ValueError if an end does not repeat, or too few atoms are between the leads.
     """
-    cells, place = _as_drawn(atoms, axis)
+    cells, place = as_drawn(atoms, given_cells(atoms), axis)
     order, (left, right) = np.argsort(place, kind="stable"), leads
     if min(leads) < 1 or left + right >= len(atoms):
         raise ValueError(
@@ -75,14 +75,16 @@ def _told(distance: float) -> str:
     return f"is {distance:.3f} A" if np.isfinite(distance) else "has other atoms, infinitely far"
 
 
-def _as_drawn(atoms: Atoms, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the cells that move atoms to where the user's file has them, within the cell along the axis, and their places.
+def as_drawn(atoms: Atoms, given: np.ndarray | None, axis: int, origin: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Return cells (A, 3) that move atoms to where the user's file has them, along the axis within one cell, and their places.
 
-    Places (A,) are fractions of the cell along the axis.
+    given (A, 3): cells between each atom and its place in that file, None if that is not known. origin: where the cell begins
+    along the axis, in fractions of it; places (A,) are such fractions from there. CP2K wraps atoms to [-1/2, 1/2], which would
+    cut a device drawn from 0 to L in its middle. An atom that was drawn up to PLANE_ANGSTROM beyond an end stays at that end,
+    with the plane from which it was displaced.
     """
-    given = given_cells(atoms)
     cells = np.zeros((len(atoms), 3), np.int64) if given is None else given.copy()
-    place = atoms.cell.scaled_positions(atoms.positions)[:, axis] + cells[:, axis]
+    place = atoms.cell.scaled_positions(atoms.positions)[:, axis] + cells[:, axis] - origin
     margin = (ROUNDING_ANGSTROM if given is None else PLANE_ANGSTROM) / atoms.cell.lengths()[axis]
     outside = (place < -margin) | (place >= 1 + margin)
     cells[outside, axis] -= np.floor(place[outside]).astype(np.int64)

@@ -10,15 +10,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from ase import Atoms
 
+from ..analysis import devices
+from ..analysis.devices import END_ANGSTROM, END_MEV
 from ..structures import kpoint_counts, periodicity
 from ..units import hartree_to_ev, hartree_to_mev
 from .stream import Rows, Stored
 
 FACE_ANGSTROM = 1e-3  # least room between the outermost atoms of a cell and their images
-PLANE_ANGSTROM = 0.5  # largest displacement of an atom from its plane at an end of the device
 INNER = "the block next to it"
-END_ANGSTROM = 0.05  # an end repeats if its atoms do within this distance
-END_MEV = 25.0  # and its onsite energies do, in the median, within the thermal energy at room temperature
 NAMES = ("hamiltonian", "overlap")
 GRID_LENGTH_ANGSTROM = 20.0  # k-points across a device: this over |a|, as where band edges are found
 BEYOND_EV = 2.0  # the window of energies reaches so far beyond the band edges, in a metal beyond the Fermi level
@@ -84,16 +83,10 @@ def _axis(stored: Stored, transport: str) -> int:
 def as_drawn(stored: Stored, transport: str, origin: float | None = None) -> Stored:
     """Put atoms where the user's file has them, and along the transport axis into the cell that begins at origin.
 
-    origin: fraction of the cell along the axis; by default 0, the corner of the user's cell. CP2K wraps atoms to [-1/2, 1/2],
-    which would cut a device drawn from 0 to L in its middle. An atom that was drawn up to PLANE_ANGSTROM beyond an end stays at
-    that end, with the plane from which it was displaced. Raises ValueError if the axis is not a periodic one.
+    origin: fraction of the cell along the axis; by default 0, the corner of the user's cell (`analysis.devices.as_drawn`).
+    Raises ValueError if the axis is not a periodic one.
     """
-    axis = _axis(stored, transport)
-    cells = np.zeros((len(stored.atoms), 3), np.int64) if stored.given is None else stored.given.copy()
-    place = stored.atoms.cell.scaled_positions(stored.atoms.positions)[:, axis] + cells[:, axis] - (origin or 0.0)
-    margin = 0.0 if stored.given is None else PLANE_ANGSTROM / stored.atoms.cell.lengths()[axis]
-    outside = (place < -margin) | (place >= 1 + margin)
-    cells[outside, axis] -= np.floor(place[outside]).astype(np.int64)
+    cells, _ = devices.as_drawn(stored.atoms, stored.given, _axis(stored, transport), origin or 0.0)
     return stored.moved(cells)
 
 
