@@ -20,6 +20,7 @@ from .device import STEP_EV, Device, cut, dropped_lines, energies, images_of, k_
 from .stream import Stored, write_energies
 
 DEVICE, RUN = "DEVICE.nc", "RUN.fdf"
+ETA_EV = "1.e-5"  # of the electrodes; TBtrans's own, 1e-4, moves T(E) near steps by 1e-4
 ELECTRODES = {"Left": "ELEC_LEFT.nc", "Right": "ELEC_RIGHT.nc"}
 
 
@@ -132,7 +133,8 @@ def _run(stored: Stored, device: Device) -> str:
     """Return RUN.fdf. Energies are relative to the Fermi level, TBtrans's zero."""
     axis = f"a{device.axis + 1}"
     window, levels = energies(stored)
-    lines = ["SystemLabel hamscale", f"TBT.HS {DEVICE}", f"TBT.k [{' '.join(map(str, k_points(stored, device.axis)))}]", ""]
+    lines = ["SystemLabel hamscale", f"TBT.HS {DEVICE}", f"TBT.k [{' '.join(map(str, k_points(stored, device.axis)))}]"]
+    lines += [f"TBT.Elecs.Eta {ETA_EV} eV", ""]
     for name, sign, place in (("Left", "-", "1"), ("Right", "+", "end -1")):
         lines += [
             f"%block TBT.Elec.{name}",
