@@ -140,9 +140,15 @@ def test_transmission_of_a_device_is_that_of_tbtrans(device, tmp_path):
     assert np.abs(ours - theirs[some]).max() < 1e-4
 
 
+def test_a_device_of_electrodes_alone_is_refused(unit, tmp_path):
+    with pytest.raises(ValueError, match="the device has 2 blocks, expected at least three: .* say --repeat 9 or more"):
+        export(unit, "tbtrans", tmp_path / "out", transport="a", repeat=6)
+    export(unit, "tbtrans", tmp_path / "out", transport="a", repeat=9)
+
+
 def test_an_electrode_without_its_repetition_is_refused(tmp_path):
-    """Two blocks with one atom more in one of them: no block is the other's image."""
-    operators = of_chain(8)
+    """One atom less in one of the blocks: it is no other's image."""
+    operators = of_chain(12)
     atoms = operators.atoms[:-1]
     path = written(tmp_path, model_hamiltonian(atoms, operators.basis))
     with pytest.raises(ValueError, match="block has other atoms than the one next to it, which TBtrans takes"):

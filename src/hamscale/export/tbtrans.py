@@ -37,8 +37,8 @@ def write(
 
     The device is that of `quatrex.write`. Returns lines that say what was written and dropped.
 
-    Raises ValueError as `quatrex.write` and `siesta.write` do, and if the block next to an end is not its repetition atom by
-    atom.
+    Raises ValueError as `quatrex.write` and `siesta.write` do, if there are fewer than three blocks, and if the block next to
+    an end is not its repetition atom by atom.
     """
     if transport is None:
         if repeat != 1 or blocks is not None or origin is not None or allow_mismatch:
@@ -49,6 +49,11 @@ def write(
         return siesta.write(stored, out, suffix=".nc")
     sisl = siesta.load_sisl()
     stored, device, lines = cut(stored, transport, repeat, blocks, origin, allow_mismatch)
+    if (n := len(device.block_sizes)) < 3:
+        raise ValueError(
+            f"the device has {n} blocks, expected at least three: TBtrans takes those at the ends for the electrodes, and nothing "
+            f"would be left between them. Draw a longer structure, or say --repeat {-(-3 * repeat // n)} or more."
+        )
     ends = {name: _images(stored, device, name, allow_mismatch) for name in ELECTRODES}
     nsc = 2 * np.abs(stored.pairs[:, 2:]).max(0) + 1
     nsc[device.axis] = 1
