@@ -51,8 +51,8 @@ def write(
     stored, device, lines = cut(stored, transport, repeat, blocks, origin, allow_mismatch)
     if (n := len(device.block_sizes)) < 3:
         raise ValueError(
-            f"the device has {n} blocks, expected at least three: TBtrans takes those at the ends for the electrodes, and nothing "
-            f"would be left between them. Draw a longer structure, or say --repeat {-(-3 * repeat // n)} or more."
+            f"the device has {n} blocks, expected at least three: TBtrans takes those at the ends for the electrodes, and "
+            f"nothing would be left between them. Draw a longer structure, or say --repeat {-(-3 * repeat // n)} or more."
         )
     ends = {name: _images(stored, device, name, allow_mismatch) for name in ELECTRODES}
     nsc = 2 * np.abs(stored.pairs[:, 2:]).max(0) + 1
