@@ -126,9 +126,29 @@ def test_what_tbtrans_reads_gives_the_same_transmission(device, tmp_path):
         assert np.trace(of_left @ G @ of_right @ G.conj().T).real == pytest.approx(expected, abs=1e-4)
 
 
+def test_transmission_of_a_device_is_that_of_tbtrans(device, tmp_path):
+    """TBtrans ran the RUN.fdf that is written today; numpy computes T(E) from what quatrex gets of the same file."""
+    export(device, "tbtrans", tmp_path / "out", transport="a")
+    assert (tmp_path / "out" / "RUN.fdf").read_text() == (DATA / "tbtrans" / "RUN.fdf").read_text()
+    export(device, "quatrex", tmp_path / "same", transport="a")
+    H, S = (read_cells(tmp_path / "same" / f"{name}.h5")[0, 0, 0] for name in ("hamiltonian", "overlap"))
+    theirs = np.load(DATA / "tbtrans" / "device.npy")
+    edges = window(settings(RECORDS / "device.toml"))
+    energies, some = (edges[1:] + edges[:-1]) / 2, slice(None, None, 10)
+    ours = transmission(H, S, energies[some], REACH * ORBITALS)
+    assert np.ptp(theirs) > 1
+    assert np.abs(ours - theirs[some]).max() < 1e-4
+
+
+def test_a_device_of_electrodes_alone_is_refused(unit, tmp_path):
+    with pytest.raises(ValueError, match="the device has 2 blocks, expected at least three: .* say --repeat 9 or more"):
+        export(unit, "tbtrans", tmp_path / "out", transport="a", repeat=6)
+    export(unit, "tbtrans", tmp_path / "out", transport="a", repeat=9)
+
+
 def test_an_electrode_without_its_repetition_is_refused(tmp_path):
-    """Two blocks with one atom more in one of them: no block is the other's image."""
-    operators = of_chain(8)
+    """One atom less in one of the blocks: it is no other's image."""
+    operators = of_chain(12)
     atoms = operators.atoms[:-1]
     path = written(tmp_path, model_hamiltonian(atoms, operators.basis))
     with pytest.raises(ValueError, match="block has other atoms than the one next to it, which TBtrans takes"):

@@ -20,6 +20,7 @@ from .device import STEP_EV, Device, cut, dropped_lines, energies, images_of, k_
 from .stream import Stored, write_energies
 
 DEVICE, RUN = "DEVICE.nc", "RUN.fdf"
+ETA_EV = "1.e-5"  # of the electrodes; TBtrans's own, 1e-4, moves T(E) near steps by 1e-4
 ELECTRODES = {"Left": "ELEC_LEFT.nc", "Right": "ELEC_RIGHT.nc"}
 
 
@@ -36,8 +37,8 @@ def write(
 
     The device is that of `quatrex.write`. Returns lines that say what was written and dropped.
 
-    Raises ValueError as `quatrex.write` and `siesta.write` do, and if the block next to an end is not its repetition atom by
-    atom.
+    Raises ValueError as `quatrex.write` and `siesta.write` do, if there are fewer than three blocks, and if the block next to
+    an end is not its repetition atom by atom.
     """
     if transport is None:
         if repeat != 1 or blocks is not None or origin is not None or allow_mismatch:
@@ -48,6 +49,11 @@ def write(
         return siesta.write(stored, out, suffix=".nc")
     sisl = siesta.load_sisl()
     stored, device, lines = cut(stored, transport, repeat, blocks, origin, allow_mismatch)
+    if (n := len(device.block_sizes)) < 3:
+        raise ValueError(
+            f"the device has {n} blocks, expected at least three: TBtrans takes those at the ends for the electrodes, and "
+            f"nothing would be left between them. Draw a longer structure, or say --repeat {-(-3 * repeat // n)} or more."
+        )
     ends = {name: _images(stored, device, name, allow_mismatch) for name in ELECTRODES}
     nsc = 2 * np.abs(stored.pairs[:, 2:]).max(0) + 1
     nsc[device.axis] = 1
@@ -132,7 +138,8 @@ def _run(stored: Stored, device: Device) -> str:
     """Return RUN.fdf. Energies are relative to the Fermi level, TBtrans's zero."""
     axis = f"a{device.axis + 1}"
     window, levels = energies(stored)
-    lines = ["SystemLabel hamscale", f"TBT.HS {DEVICE}", f"TBT.k [{' '.join(map(str, k_points(stored, device.axis)))}]", ""]
+    lines = ["SystemLabel hamscale", f"TBT.HS {DEVICE}", f"TBT.k [{' '.join(map(str, k_points(stored, device.axis)))}]"]
+    lines += [f"TBT.Elecs.Eta {ETA_EV} eV", ""]
     for name, sign, place in (("Left", "-", "1"), ("Right", "+", "end -1")):
         lines += [
             f"%block TBT.Elec.{name}",
