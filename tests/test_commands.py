@@ -31,6 +31,7 @@ INSTEAD = [
     (r"^snakemake(?!.* -n)(.*)", r"snakemake -n\1"),
     (r"--nproc-per-node 4", "--nproc-per-node 2"),
     (r"--parts 128", "--parts 4"),
+    (r"--kgrid 2 2 (16|1)\b", "--points 5 --kgrid 1 1 4"),
     # the model is not there: the material is found, and its test structures are named
     (r"^(hamscale evaluate .*)", r"\1 2>&1 | grep 'no DFT of test-000, test-001'"),
 ]
