@@ -108,8 +108,8 @@ class Operators(blocks.Operators):
         structure is not periodic along the axis, or its ends do not repeat.
         """
         if leads:
-            return greens.of_device(self, axis, leads, kgrid, window, points or 200, temperature_kelvin)
-        return transmission.of_bands(self, axis, kgrid, window, points or 1000, temperature_kelvin)
+            return greens.of_device(self, axis, leads, kgrid, window, points, temperature_kelvin)
+        return transmission.of_bands(self, axis, kgrid, window, points, temperature_kelvin)
 
     def to_sisl(self) -> "sisl.Hamiltonian":
         """Return a sisl.Hamiltonian, non-orthogonal, H in eV, orbitals in our order with Siesta's signs.

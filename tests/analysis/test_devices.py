@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import sisl
 from ase import Atoms
 
 from hamscale import api
@@ -13,8 +14,6 @@ from hamscale.operators import Operators
 from hamscale.pairs import PairList
 from hamscale.units import ev_to_hartree, mev_to_hartree
 from helpers import basis_of, magnetic
-
-sisl = pytest.importorskip("sisl")
 
 
 def away_from_extrema(lines: transmission.Lines, energies: np.ndarray, margin_ev: float) -> np.ndarray:

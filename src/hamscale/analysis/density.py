@@ -29,8 +29,9 @@ def density_matrix(
     energies = np.array([e for e, _ in found])
     of_rows = np.tile(weights / spins, spins)
     levels = levels_on_grid(energies, of_rows, operators.n_electrons, temperature_kelvin, spins=spins)
-    shares = occupations(energies, levels, temperature_kelvin)
-    if spins == 2 and not levels.metal:  # the gaps of both need not lie at one energy
+    if levels.metal:
+        shares = occupations(energies, levels, temperature_kelvin)
+    else:  # by number: the gaps of two spins need not lie at one energy
         shares = np.repeat([np.arange(energies.shape[1]) < n for n in levels.filled], len(kpoints), 0).astype(float)
     rows, columns = operators.rows_and_columns()
     sizes = np.diff(operators.offsets)

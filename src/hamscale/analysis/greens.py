@@ -29,6 +29,7 @@ from .transmission import Lines, Transmission, axis_of, lines_across, smear, tra
 
 ETA_EV = 1e-5  # imaginary part of the energy in the leads
 SMALL_COUPLING, ITERATIONS = 1e-12, 60  # Hartree; decimation ends there
+POINTS = 200  # energies
 LEAD_POINTS = 16  # points along a lead at which its bands are computed
 
 
@@ -77,14 +78,14 @@ def of_device(
     leads: tuple[int, int],
     kgrid: tuple[int, int, int] | None = None,
     window_ev: float = 2.0,
-    points: int = 200,
+    points: int | None = None,
     temperature_kelvin: float = 300.0,
     energies: np.ndarray | None = None,
 ) -> Transmission:
     """Compute the transmission of a device, whose leads are its first and its last atoms along an axis (`devices.cut`).
 
-    energies (E,) in Hartree: by default `window` about the band edges of the left lead. Energies are shared among processes; a
-    process holds the dense blocks of one k. Raises ValueError as `cut` and `assemble` do.
+    energies (E,) in Hartree: by default POINTS in a `window` about the band edges of the left lead. Energies are shared among
+    processes; a process holds the dense blocks of one k. Raises ValueError as `cut` and `assemble` do.
     """
     number = axis_of(source.atoms, axis)
     device = cut(source.atoms, source.pairs, number, leads)
@@ -94,7 +95,7 @@ def of_device(
     lines = Lines(np.array([[_lead_bands(assemble(source, device, k, s)) for k in kpoints] for s in range(spins)]), weights)
     n_electrons = source.basis.n_electrons(source.atoms.numbers[device.blocks[0]])
     levels = lines.levels(n_electrons, temperature_kelvin, counts)
-    energies = window(levels, window_ev, points) if energies is None else energies
+    energies = window(levels, window_ev, points or POINTS) if energies is None else energies
     sharp, eta = np.zeros((spins, len(energies))), ev_to_hartree(ETA_EV)
     for spin in range(spins):
         for k, weight in zip(kpoints, weights):

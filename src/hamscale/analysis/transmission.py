@@ -36,6 +36,7 @@ from .spectra import SMALL, eigenvalues_of
 
 ACROSS_ANGSTROM, ALONG_ANGSTROM = 40.0, 640.0  # points of the grid of k times the length of the cell
 FEWEST_ALONG = 16
+POINTS = 1000  # energies
 LARGEST_DENSE = 2000  # orbitals of a structure whose states are looked at before transport
 PIECE = 8  # points along a line that a process computes at a time
 BINS, TAIL = 8, 20  # ranges of energy per k_B T in which T is averaged, and how many k_B T the tail of df/dE is followed
@@ -247,15 +248,15 @@ def of_bands(
     axis: str = "c",
     kgrid: tuple[int, int, int] | None = None,
     window_ev: float = 2.0,
-    points: int = 1000,
+    points: int | None = None,
     temperature_kelvin: float = 300.0,
 ) -> Transmission:
-    """Compute the transmission of a periodic structure along an axis. kgrid: by default that of `transport_grid`."""
+    """Compute the transmission of a periodic structure along an axis, at POINTS energies. kgrid: default `transport_grid`."""
     number = axis_of(operators.atoms, axis)
     counts = transport_grid(operators.atoms, number, kgrid)
     lines = band_lines(operators, number, counts[number], *lines_across(counts, number))
     levels = lines.levels(operators.n_electrons, temperature_kelvin, counts)
-    energies = window(levels, window_ev, points)
+    energies = window(levels, window_ev, points or POINTS)
     reach = np.repeat(np.abs(operators.pairs[:, 2 + number]), np.diff(operators.offsets))
     size = np.abs(np.atleast_2d(operators.hamiltonian))
     about = {

@@ -5,12 +5,11 @@ import pandas as pd
 from ..config import Analysis, Transmission, Transport
 from ..operators import Operators
 from ..units import ev_to_hartree, hartree_to_ev
-from .greens import of_device
+from . import greens
 from .spectra import Comparison
-from .transmission import axis_of, band_lines, conductances, lines_across, transport_grid, window
+from .transmission import POINTS, axis_of, band_lines, conductances, lines_across, transport_grid, window
 
 NAMES = ("dft", "predicted", "baseline")
-POINTS, DEVICE_POINTS = 1000, 200
 
 
 def transmission_table(
@@ -25,11 +24,11 @@ def transmission_table(
     if c is None or (analysis.transmission is None and transport is None):
         return None
     settings, kelvin = analysis.transmission or Transmission(), analysis.temperature_kelvin
-    energies = window(c.levels[0], settings.window_ev, settings.points or (DEVICE_POINTS if transport else POINTS))
+    energies = window(c.levels[0], settings.window_ev, settings.points or (greens.POINTS if transport else POINTS))
     columns = {"energy_ev": hartree_to_ev(energies - c.edge)}
     for name, o, shift in zip(NAMES, operators, (0.0, *c.shifts)):
         if transport:
-            smeared = of_device(
+            smeared = greens.of_device(
                 o, transport.axis, transport.leads, settings.kgrid, temperature_kelvin=kelvin, energies=energies - shift
             ).smeared
         else:

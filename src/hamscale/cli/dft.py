@@ -52,9 +52,9 @@ def write_structure(material: Path, id: str, tile: Path | None, out: Path) -> No
 
         write_structure_file(out, cp2k_runs.read_structure(first_file(run)))
     elif source := settings.imported(id):
-        from ..export import read_overlap
+        from ..export import read_data
 
-        write_structure_file(out, read_overlap(source).atoms)
+        write_structure_file(out, read_data(source, overlap_alone=True).atoms)
     else:
         from ..building import build_structure
 
@@ -174,14 +174,14 @@ def parse_operators(material: Path, structure: Path, run: Path, out: Path) -> No
     from ..basis import material_basis
     from ..container import MADE_OF, identity
     from ..dft.outputs import check_eigenvalues, read_run
-    from ..export import cp2k_runs, deeph
-    from ..operators import read_operators, write_operators
+    from ..export import cp2k_runs, read_data
+    from ..operators import write_operators
     from ..structures import read_structure_file
 
     settings = config.load_material(material)
     atoms, basis = read_structure_file(structure), material_basis(settings)
     if settings.imported(structure.stem):
-        result = deeph.read(run) if run.is_dir() else read_operators(run)
+        result = read_data(run)
     elif run.is_file():
         result = cp2k_runs.read(run, basis, atoms)
     else:

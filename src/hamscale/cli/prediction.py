@@ -41,7 +41,7 @@ def write_prediction(
     exchange: str,
 ) -> None:
     """Predict H, with exact S, of a structure. On many ranks each rank writes a shard, and OUT reads as all of them."""
-    from ..export import read_overlap
+    from ..export import read_data
     from ..predict import K_GRID, predict
     from ..structures import read_structure_file
 
@@ -59,7 +59,7 @@ def write_prediction(
             world=world,
             exchange=exchange,
             lifted=not not_lifted,
-            overlap=read_overlap(overlap) if overlap else None,
+            overlap=read_data(overlap, overlap_alone=True) if overlap else None,
         )
         prediction.write(out, world, analysis)
 
@@ -83,8 +83,8 @@ def write_prediction(
         help="where the device begins along the axis, in fractions of the cell; default 0, the corner of the user's cell",
     ),
     argument("--allow-mismatch", action="store_true", default=None, help="also a device whose ends do not repeat"),
-    argument("--kgrid", type=int, nargs=3, metavar="N", help="cp2k-restart: Monkhorst-Pack grid of the run"),
     argument("--blocks", type=int, metavar="N", help="blocks along the axis; default: the most without a loss"),
+    argument("--kgrid", type=int, nargs=3, metavar="N", help="cp2k-restart: Monkhorst-Pack grid of the run"),
 )
 def export_operators(operators: Path, to: str, out: Path, **options: object) -> None:
     """Write H and S for another code: quatrex, sisl, TBtrans, Siesta, DeepH, DeePTB, CP2K CSR, MatrixMarket (docs/files.md)."""
@@ -207,12 +207,12 @@ def write_transmission(
     grid = (kgrid[0], kgrid[1], kgrid[2]) if kgrid else None
     if leads:
         with open_operators(operators) as file:
-            found = greens.of_device(file, axis, (leads[0], leads[1]), grid, window, points or 200, temperature)
+            found = greens.of_device(file, axis, (leads[0], leads[1]), grid, window, points, temperature)
             small = file.basis.n_orbitals(file.atoms.numbers).sum() <= transmission.LARGEST_DENSE
         looked_at = transmission.checks(read_operators(operators), found.levels) if small else {}
     else:
         whole = read_operators(operators)
-        found = transmission.of_bands(whole, axis, grid, window, points or 1000, temperature)
+        found = transmission.of_bands(whole, axis, grid, window, points, temperature)
         looked_at = transmission.checks(whole, found.levels)
     about = {"gap_ev": hartree_to_ev(found.levels.gap), "zero_ev": hartree_to_ev(found.levels.fermi_level)} | looked_at
     write_table(out, found.table(), **found.about, **about, file=operators.name)

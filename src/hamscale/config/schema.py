@@ -230,8 +230,7 @@ class StructureSet(Section):
         Raises ValueError if there are fewer than structures.
         """
         found = members(self.operators or "")
-        if len(found) < self.count:
-            raise ValueError(f"{self.operators}: {len(found)} structures, but count is {self.count}. Lower it.")
+        self._count_within(f"{self.operators}: {len(found)} structures", len(found))
         return found[: self.count]
 
     def runs(self) -> list[Snapshot]:
@@ -240,9 +239,12 @@ class StructureSet(Section):
         Raises ValueError if there are fewer than structures.
         """
         found = snapshots(self.dft or "")
-        if len(found) < self.count:
-            raise ValueError(f"{self.dft}: {len(found)} structures with H and S, but count is {self.count}. Lower it.")
+        self._count_within(f"{self.dft}: {len(found)} structures with H and S", len(found))
         return found[: self.count]
+
+    def _count_within(self, told: str, number: int) -> None:
+        if number < self.count:
+            raise ValueError(f"{told}, but count is {self.count}. Lower it.")
 
 
 class Smearing(Section):
@@ -427,24 +429,25 @@ class Material(Section):
 
     def run(self, identifier: str) -> Snapshot | None:
         """Return the run that a structure is of; None if it is not of a set with `dft`."""
-        if identifier not in self.identifiers():
-            return None
-        name, number = identifier.rsplit("-", 1)
-        s = self.structures[name]
-        return s.runs()[int(number)] if s.dft else None
+        s, number = self._place(identifier)
+        return s.runs()[number] if s and s.dft else None
 
     def transport(self, identifier: str) -> Transport | None:
         """Return how current flows through a structure; None if it is no device, or of no set."""
-        found = self.structures.get(identifier.rsplit("-", 1)[0])
-        return found.transport if found else None
+        s, _ = self._place(identifier)
+        return s.transport if s else None
 
     def imported(self, identifier: str) -> Path | None:
         """Return the folder or file that a structure is imported from; None if it is not of a set with `operators`."""
+        s, number = self._place(identifier)
+        return s.imported()[number] if s and s.operators else None
+
+    def _place(self, identifier: str) -> tuple[StructureSet | None, int]:
+        """Return the set of a structure and its number in it; no set if it is none of this material."""
         if identifier not in self.identifiers():
-            return None
+            return None, 0
         name, number = identifier.rsplit("-", 1)
-        s = self.structures[name]
-        return s.imported()[int(number)] if s.operators else None
+        return self.structures[name], int(number)
 
     def identifiers(self, *splits: Split) -> list[str]:
         """Return the identifiers of all structures, or of those of the given splits."""

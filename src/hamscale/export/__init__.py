@@ -12,6 +12,7 @@ from ..operators import SPINS, Operators, read_operators, write_operators
 from ..runs import first_file, snapshots
 from ..sandbox import probe
 from . import cp2k, cp2k_restart, cp2k_runs, deeph, deeptb, matrixmarket, quatrex, siesta, tbtrans
+from .device import Cutting
 from .stream import stored
 
 OF_DEVICES = ("quatrex", "tbtrans")
@@ -36,14 +37,18 @@ def export(path: str | Path, target: str, out: str | Path, **options: object) ->
 
     A spin-polarised structure is written as one, or, in formats of one H, to the folders OUT/up and OUT/down.
     options: `transport`, `repeat`, `blocks`, `origin` and `allow_mismatch` of quatrex and tbtrans, `kgrid` of cp2k-restart.
-    Raises ValueError for an unknown target, for options that belong to another target, and where the target's `write` does.
+    Raises ValueError for an unknown target, for options that belong to another target or come without `transport`, and where
+    the target's `write` does.
     """
     if target not in TARGETS:
         raise ValueError(f"--to is {target!r}, expected one of {', '.join(TARGETS)}.")
     for name in options:
+        flag = f"--{name.replace('_', '-')}"
         expected = ("cp2k-restart",) if name == "kgrid" else OF_DEVICES
         if target not in expected:
-            raise ValueError(f"--{name} came with --to {target}, expected --to {' or '.join(expected)} with it. Leave it out.")
+            raise ValueError(f"{flag} came with --to {target}, expected --to {' or '.join(expected)} with it. Leave it out.")
+        if name in Cutting.__annotations__ and "transport" not in options:
+            raise ValueError(f"{flag} came without --transport, expected an axis with it: a, b or c.")
     with stored(path) as file:
         if file.spins == 1 or target in OF_BOTH_SPINS:
             return TARGETS[target](file, out, **options)
@@ -83,12 +88,13 @@ def import_data(source: str | Path, out: str | Path, basis: Basis | None = None)
     return written
 
 
-def read_overlap(path: str | Path) -> Operators:
-    """Read operators for their S: a file of operators, or a folder of a DeepH data set, which needs no H.
+def read_data(path: str | Path, overlap_alone: bool = False) -> Operators:
+    """Read H and S of a structure of `runs.members`: a file of operators, or a folder of a DeepH data set.
 
-    Raises ValueError as `read_operators` and `deeph.read` do.
+    overlap_alone: S alone is asked for, so that the folder needs no H. Raises ValueError as `read_operators` and `deeph.read`
+    do.
     """
-    return deeph.read(path, overlap_alone=True) if Path(path).is_dir() else read_operators(path)
+    return deeph.read(path, overlap_alone=overlap_alone) if Path(path).is_dir() else read_operators(path)
 
 
 def _import_deeph(source: Path, out: Path) -> list[Path]:

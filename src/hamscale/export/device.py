@@ -6,6 +6,7 @@ For the settings of transport codes, choose the k-points across it and the energ
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import numpy as np
 from ase import Atoms
@@ -90,10 +91,29 @@ def as_drawn(stored: Stored, transport: str, origin: float | None = None) -> Sto
     return stored.moved(cells)
 
 
+class Cutting(TypedDict, total=False):
+    """How a device is cut, if not as usual.
+
+    repeat: copies of the structure along the axis. blocks: their number; default: the most without a loss. origin: where the
+    device begins, in fractions of the user's cell along the axis; default 0, its corner (`as_drawn`). allow_mismatch: whether
+    ends may fail to repeat (`end_mismatches`).
+    """
+
+    repeat: int
+    blocks: int | None
+    origin: float | None
+    allow_mismatch: bool
+
+
 def cut(
-    stored: Stored, transport: str, repeat: int, blocks: int | None, origin: float | None, allow_mismatch: bool
+    stored: Stored,
+    transport: str,
+    repeat: int = 1,
+    blocks: int | None = None,
+    origin: float | None = None,
+    allow_mismatch: bool = False,
 ) -> tuple[Stored, Device, list[str]]:
-    """Return a structure as its device is drawn, the device, and lines that say how its ends repeat.
+    """Return a structure as its device is drawn, the device, and lines that say how its ends repeat; options as `Cutting`.
 
     Raises ValueError as `tile` and `check_ends` do.
     """

@@ -13,6 +13,7 @@ src/quatrex/device/inputs.py      load_matrices: the cells are the whole grid -X
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Unpack
 
 import h5py
 import numpy as np
@@ -22,43 +23,30 @@ from ..files import atomic_folder
 from ..structures import write_structure_file
 from ..units import hartree_to_ev
 from . import quatrex_config
-from .device import NAMES, Device, cut, dropped_lines, gathered
+from .device import NAMES, Cutting, Device, cut, dropped_lines, gathered
 from .stream import Stored, split_by_cell, write_energies
 
 CHUNK = 1 << 16  # elements per HDF5 chunk
 ROWS = 16  # of a chunk of a dense matrix: few, since they come a few atoms at a time
 
 
-def write(
-    stored: Stored,
-    out: str | Path,
-    transport: str | None = None,
-    repeat: int = 1,
-    blocks: int | None = None,
-    origin: float | None = None,
-    allow_mismatch: bool = False,
-) -> list[str]:
+def write(stored: Stored, out: str | Path, transport: str | None = None, **cutting: Unpack[Cutting]) -> list[str]:
     """Write the folder `out`, which quatrex runs as it is, and return lines that say what was written and what was dropped.
 
     Without `transport` the cell is written as it is, in dense matrices, and quatrex builds a device from it, along its longest
     vector. With `transport` a device is written (`tile`): its orbitals are ordered by block, and elements across its ends are
-    left out, because they belong to the contacts. The device begins where the cell of the user's file does, or at `origin`, in
-    fractions of that cell along the axis (`as_drawn`), and its ends must repeat (`end_mismatches`) unless allow_mismatch is
-    true. Warns as `quatrex_config.write` does. A molecule has no settings: no device can be made of it.
+    left out, because they belong to the contacts. cutting: how it is cut (`device.Cutting`). Warns as `quatrex_config.write`
+    does. A molecule has no settings: no device can be made of it.
 
-    Raises ValueError as `tile` does, if an end does not repeat, and if other options come without transport.
+    Raises ValueError as `device.cut` does.
     """
-    if transport is None and (repeat != 1 or blocks is not None or origin is not None or allow_mismatch):
-        raise ValueError(
-            "--repeat, --blocks, --origin or --allow-mismatch came without --transport, expected an axis with them: a, b or c."
-        )
     device: Device | None = None
     lines: list[str] = []
     if transport is None:
         axis = quatrex_config.unit_axis(stored)
         stored = gathered(stored, np.flatnonzero(stored.atoms.pbc).tolist())
     else:
-        stored, device, lines = cut(stored, transport, repeat, blocks, origin, allow_mismatch)
+        stored, device, lines = cut(stored, transport, **cutting)
         axis = device.axis
     grid = [R for R in stored.symmetric_grid() if device is None or R[device.axis] == 0]
     with atomic_folder(out) as folder:

@@ -10,13 +10,14 @@ energy at the Fermi level of DEVICE.nc.
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from ase import Atoms
 
 from ..files import atomic_folder
 from . import siesta
-from .device import STEP_EV, Device, cut, dropped_lines, energies, images_of, k_points
+from .device import STEP_EV, Cutting, Device, cut, dropped_lines, energies, images_of, k_points
 from .stream import Stored, write_energies
 
 DEVICE, RUN = "DEVICE.nc", "RUN.fdf"
@@ -24,15 +25,7 @@ ETA_EV = "1.e-5"  # of the electrodes; TBtrans's own, 1e-4, moves T(E) near step
 ELECTRODES = {"Left": "ELEC_LEFT.nc", "Right": "ELEC_RIGHT.nc"}
 
 
-def write(
-    stored: Stored,
-    out: str | Path,
-    transport: str | None = None,
-    repeat: int = 1,
-    blocks: int | None = None,
-    origin: float | None = None,
-    allow_mismatch: bool = False,
-) -> list[str]:
+def write(stored: Stored, out: str | Path, transport: str | None = None, **cutting: Unpack[Cutting]) -> list[str]:
     """Write the folder `out`, which TBtrans runs as it is, or without `transport` the netCDF file `out` of the whole structure.
 
     The device is that of `quatrex.write`. Returns lines that say what was written and dropped.
@@ -41,20 +34,16 @@ def write(
     an end is not its repetition atom by atom.
     """
     if transport is None:
-        if repeat != 1 or blocks is not None or origin is not None or allow_mismatch:
-            raise ValueError(
-                "--repeat, --blocks, --origin or --allow-mismatch came without --transport, expected an axis with them: a, b "
-                "or c."
-            )
         return siesta.write(stored, out, suffix=".nc")
     sisl = siesta.load_sisl()
-    stored, device, lines = cut(stored, transport, repeat, blocks, origin, allow_mismatch)
+    stored, device, lines = cut(stored, transport, **cutting)
     if (n := len(device.block_sizes)) < 3:
         raise ValueError(
             f"the device has {n} blocks, expected at least three: TBtrans takes those at the ends for the electrodes, and "
-            f"nothing would be left between them. Draw a longer structure, or say --repeat {-(-3 * repeat // n)} or more."
+            "nothing would be left between them. Draw a longer structure, or say --repeat "
+            f"{-(-3 * device.repeat // n)} or more."
         )
-    ends = {name: _images(stored, device, name, allow_mismatch) for name in ELECTRODES}
+    ends = {name: _images(stored, device, name) for name in ELECTRODES}
     nsc = 2 * np.abs(stored.pairs[:, 2:]).max(0) + 1
     nsc[device.axis] = 1
     with atomic_folder(out) as folder:
@@ -88,7 +77,7 @@ def _end(device: Device, name: str) -> Atoms:
     return Atoms(atoms.numbers, atoms.positions, cell=cell, pbc=device.atoms.pbc)
 
 
-def _images(stored: Stored, device: Device, name: str, allow_mismatch: bool) -> tuple[np.ndarray, np.ndarray]:
+def _images(stored: Stored, device: Device, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return of every orbital of the device, if its block is next to an end, the orbital of that end of which it is the image.
 
     image, cells  # (n,), (n, 3) | number of the orbital within the electrode, -1 elsewhere; transverse cells between the two
