@@ -28,7 +28,11 @@ SLOW = ("plot-structure", "plot-paper")
 ONE_OF_EACH_WAY = ("structure", "dft", "graph", "train", "predict", "dos", "export deeph", "analyse")  # to write
 SOME = [name for name in WRITING if ALL or name not in SLOW]
 # whose libraries write in ways of their own
-FILLING = WRITING if ALL else (*ONE_OF_EACH_WAY, "export quatrex", "export tshs", "export tbtrans", "export cp2k")
+FILLING = (
+    WRITING
+    if ALL
+    else (*ONE_OF_EACH_WAY, "export quatrex", "export tshs", "export tbtrans", "export cp2k", "plot-transmission")
+)
 FEWEST_OF_A_RANK = (60, 40)  # changes of files by each rank of a prediction on two, at least
 
 

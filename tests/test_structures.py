@@ -206,6 +206,65 @@ def test_a_quenched_melt_has_its_density_no_crystal_and_the_same_atoms_each_time
     assert np.array_equal(build_structure(material, "a-000").positions, first.positions)
 
 
+LEADS = {"leads": [4, 1], "undisturbed": [8, 4]}
+
+
+def _device(**more) -> Atoms:
+    builder = {"name": "bulk", "arguments": {"name": "Cu", "cubic": True}}
+    structure = {"split": "test", "builder": builder, "repeat": [1, 1, 6], "transport": LEADS, **more}
+    return build_structure(
+        validate("m", {"species": {"Cu": {"basis": "SZV"}}, "structures": {"a": structure}}, Material), "a-000"
+    )
+
+
+def test_the_leads_of_a_device_stay_where_others_are_displaced():
+    """So do their neighbours, by default as many again; the displacements of the others are those without leads."""
+    perfect, device = (_device(rattle_angstrom=rattle).arrays["given_positions"] for rattle in (0.0, 0.1))
+    moved = np.linalg.norm(device - perfect, axis=1)
+    layer = np.round(perfect[:, 2] / 1.805).astype(int)
+    assert set(layer) == set(range(12))
+    assert (moved[(layer < 4) | (layer >= 10)] == 0).all()
+    assert (moved[(layer >= 4) & (layer < 10)] > 0.01).all()
+    by_default = _device(rattle_angstrom=0.1, transport={"leads": [4, 2]}).arrays["given_positions"]
+    np.testing.assert_array_equal(by_default, device)
+    without = _device(rattle_angstrom=0.1, transport=None).arrays["given_positions"]
+    np.testing.assert_array_equal(without[moved > 0], device[moved > 0])
+    across = _device(rattle_angstrom=0.1, transport={"axis": "a", "leads": [6, 1], "undisturbed": [12, 1]}).arrays[
+        "given_positions"
+    ]
+    still = (across == perfect).all(1)
+    assert still.sum() == 13
+    assert (still == (perfect[:, 0] < 1)).sum() == 23
+
+
+def test_between_leads_a_device_is_amorphous_and_has_its_density_there():
+    perfect = _device()
+    device = _device(melt_quench={"density_g_cm3": 8.0} | MELT)
+    assert device.get_chemical_symbols() == perfect.get_chemical_symbols()
+    np.testing.assert_allclose(device.cell[:2], perfect.cell[:2])
+    middle, density = 0.5 * perfect.cell[2, 2], 24 * 63.546 * 1.66053906660 / perfect.get_volume()
+    assert device.cell[2, 2] == pytest.approx(perfect.cell[2, 2] + middle * (density / 8.0 - 1))
+    given = device.arrays["given_positions"]
+    order = np.argsort(perfect.arrays["given_positions"][:, 2], kind="stable")
+    left, right = order[:8], order[-4:]
+    np.testing.assert_array_equal(given[left], perfect.arrays["given_positions"][left])
+    from_the_end = [a.arrays["given_positions"][right] - a.cell[2] for a in (device, perfect)]
+    np.testing.assert_allclose(*from_the_end, atol=1e-12)
+    between = order[8:-4]
+    assert given[between, 2].min() > -1
+    assert np.abs(given - perfect.arrays["given_positions"])[between].max(1).min() > 0.05
+    assert device.get_all_distances(mic=True)[np.triu_indices(24, 1)].min() > 1.8
+
+
+def test_leads_that_leave_nothing_between_them_are_refused():
+    with pytest.raises(
+        ValueError, match="structures.a.transport: 16 and 8 of 24 atoms are to stay undisturbed, expected others"
+    ):
+        _device(transport={"leads": [8, 4]}, rattle_angstrom=0.1)
+    with pytest.raises(ValueError, match=r"undisturbed is \[8, 3\], expected as many atoms as the leads \[8, 4\] have"):
+        _device(transport={"leads": [8, 4], "undisturbed": [8, 3]})
+
+
 def test_a_calculator_of_an_installed_package_is_taken_by_its_name(tmp_path, monkeypatch):
     """An entry point, as pip installs it with any package; an unknown name runs nothing."""
     about = tmp_path / "engine-1.dist-info"

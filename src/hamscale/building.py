@@ -4,20 +4,22 @@ import contextlib
 import hashlib
 import importlib
 import sys
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 
 import ase.build
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
+from ase.constraints import FixAtoms
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import FIRE
 from ase.spacegroup import crystal
 from ase.units import fs
 
-from .config import CALCULATOR_PLUGINS, Material, MeltQuench, StructureSet
-from .structures import POSITION_DECIMALS, check_distances, periodicity, read_frames, with_vacuum, wrap_as_cp2k
+from .config import CALCULATOR_PLUGINS, Material, MeltQuench, StructureSet, Transport
+from .structures import POSITION_DECIMALS, as_drawn, check_distances, periodicity, read_frames, with_vacuum, wrap_as_cp2k
 
 
 def build_structures(material: Material) -> dict[str, Atoms]:
@@ -55,11 +57,13 @@ def _build(material: Material, identifier: str, tiles: tuple[str, ...], tile: At
     key = f"{s.seed} {name} {int(number)}".encode()
     rng = np.random.default_rng(np.frombuffer(hashlib.sha256(key).digest(), np.uint32))
     atoms = _decorate(name, atoms, s, rng)
+    moved = s.rattle_angstrom or s.melt_quench
+    ends = _ends(f"structures.{name}", atoms, s.transport) if s.transport and moved else NO_ENDS
     if s.melt_quench:
         if not atoms.pbc.all():
             raise ValueError(f"structures.{name}: melt_quench of atoms periodic along {periodicity(atoms)}, expected XYZ.")
-        atoms = melt_quench(f"structures.{name}", atoms, s.melt_quench, rng)
-    _distort(atoms, s, rng)
+        atoms = melt_quench(f"structures.{name}", atoms, s.melt_quench, rng, ends)
+    _distort(atoms, s, rng, ends)
     atoms = wrap_as_cp2k(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
     atoms.positions = np.round(atoms.positions, POSITION_DECIMALS)
     atoms.info |= {name: value for name in ("charge", "multiplicity") if (value := getattr(s, name))}
@@ -132,21 +136,53 @@ def _decorate(name: str, atoms: Atoms, s: StructureSet, rng: np.random.Generator
     return Atoms(list(symbols[~gone]), atoms.positions[~gone], cell=atoms.cell, pbc=atoms.pbc)
 
 
-def melt_quench(where: str, atoms: Atoms, settings: MeltQuench, rng: np.random.Generator) -> Atoms:
+@dataclass(frozen=True)
+class Ends:
+    """The atoms at the ends of a device that stay where the source has them: left, right, along an axis of the cell."""
+
+    axis: int
+    left: np.ndarray
+    right: np.ndarray
+
+    @property
+    def atoms(self) -> np.ndarray:
+        return np.concatenate([self.left, self.right])
+
+
+NO_ENDS = Ends(2, np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+def _ends(where: str, atoms: Atoms, transport: Transport) -> Ends:
+    axis = "abc".index(transport.axis)
+    left, right = transport.undisturbed or (2 * n for n in transport.leads)
+    if left + right >= len(atoms):
+        raise ValueError(
+            f"{where}.transport: {left} and {right} of {len(atoms)} atoms are to stay undisturbed, expected others between "
+            "them. Repeat the cell, or set transport.undisturbed."
+        )
+    cells, place = as_drawn(atoms, np.zeros((len(atoms), 3), np.int64), axis)
+    atoms.positions += cells @ np.asarray(atoms.cell)
+    order = np.argsort(place, kind="stable")
+    return Ends(axis, order[:left], order[-right:])
+
+
+def melt_quench(where: str, atoms: Atoms, settings: MeltQuench, rng: np.random.Generator, ends: Ends = NO_ENDS) -> Atoms:
     """Make an amorphous structure of the same atoms and cell (or density): random packing, melt, linear quench, relaxation.
 
     Langevin dynamics (ASE) at constant volume uses the forces of any ASE calculator. The packing draws positions at random and
     keeps each that is farther than 0.7 of the mean distance from those before. The melt starts from there, so that nothing of
-    the crystal is left however short the melt is. Raises ValueError if the calculator cannot be loaded or the atoms fly apart.
+    the crystal is left however short the melt is. ends: atoms that stay; only the part between them gets the density, by its
+    length. Raises ValueError if the calculator cannot be loaded or the atoms fly apart.
     """
     calculator = _calculator(where, settings)
-    atoms = Atoms(atoms.numbers, cell=atoms.cell, pbc=True)
+    atoms = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
+    masses = atoms.get_masses()
+    begin, end = masses[ends.left].sum() / masses.sum(), 1 - masses[ends.right].sum() / masses.sum()
     if settings.density_g_cm3:
-        density = (
-            atoms.get_masses().sum() / atoms.get_volume() * 1.66053906660
-        )  # Dalton per cubic Angstrom in g/cm^3 (CODATA 2018)
-        atoms.set_cell(atoms.cell * (density / settings.density_g_cm3) ** (1 / 3))
-    atoms.positions = _random_packing(atoms, rng)
+        density = masses.sum() / atoms.get_volume() * 1.66053906660  # Dalton per cubic Angstrom in g/cm^3 (CODATA 2018)
+        begin, end = _set_density(atoms, density / settings.density_g_cm3, ends, begin, end)
+    atoms.positions = _random_packing(atoms, rng, ends, begin, end)
+    atoms.set_constraint(FixAtoms(ends.atoms))
     atoms.calc = calculator
     # the closest contacts of the packing are relaxed first, because dynamics would throw these atoms out
     FIRE(atoms, logfile=None).run(fmax=5.0, steps=50)
@@ -170,6 +206,22 @@ def melt_quench(where: str, atoms: Atoms, settings: MeltQuench, rng: np.random.G
     return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
 
 
+def _set_density(atoms: Atoms, factor: float, ends: Ends, begin: float, end: float) -> tuple[float, float]:
+    """Make the cell `factor` times as large, or the part of it between ends, from begin to end (fractions), so much longer.
+
+    Returns where that part begins and ends then.
+    """
+    if not len(ends.atoms):
+        atoms.set_cell(atoms.cell * factor ** (1 / 3))
+        return begin, end
+    cell = atoms.cell.array.copy()
+    longer = (end - begin) * (factor - 1)
+    atoms.positions[ends.right] += longer * cell[ends.axis]
+    cell[ends.axis] *= 1 + longer
+    atoms.set_cell(cell)
+    return begin / (1 + longer), (end + longer) / (1 + longer)
+
+
 def _calculator(where: str, settings: MeltQuench) -> Calculator:
     plugins = entry_points(group=CALCULATOR_PLUGINS)
     module, _, name = settings.calculator.rpartition(".")
@@ -187,25 +239,29 @@ def _calculator(where: str, settings: MeltQuench) -> Calculator:
         ) from None
 
 
-def _random_packing(atoms: Atoms, rng: np.random.Generator) -> np.ndarray:
-    """Return positions no two of which are closer than 0.7 (V/N)^(1/3), periodic images included.
+def _random_packing(atoms: Atoms, rng: np.random.Generator, ends: Ends, begin: float, end: float) -> np.ndarray:
+    """Return positions no two of which are closer than 0.7 (V/N)^(1/3), periodic images included; ends stay.
 
-    The distance is reduced where an atom does not fit.
+    The others lie from begin to end, fractions of the cell along the axis of the ends. The distance is reduced where an atom
+    does not fit.
     """
     cell, distance = np.asarray(atoms.cell), 0.7 * (atoms.get_volume() / len(atoms)) ** (1 / 3)
     shifts = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3) @ cell
-    placed = np.empty((0, 3))
-    for _ in range(len(atoms)):
+    low, high = np.zeros(3), np.ones(3)
+    low[ends.axis], high[ends.axis] = begin, end
+    positions, placed = atoms.positions.copy(), atoms.positions[ends.atoms]
+    for atom in np.setdiff1d(np.arange(len(atoms)), ends.atoms):
         for attempt in range(3000):
-            candidate = rng.random(3) @ cell
+            candidate = (low + rng.random(3) * (high - low)) @ cell
             images = (placed[:, None] + shifts - candidate).reshape(-1, 3)
             if not len(images) or (images**2).sum(1).min() > (distance * 0.999**attempt) ** 2:
                 break
         placed = np.concatenate([placed, candidate[None]])
-    return placed
+        positions[atom] = candidate
+    return positions
 
 
-def _distort(atoms: Atoms, s: StructureSet, rng: np.random.Generator) -> None:
+def _distort(atoms: Atoms, s: StructureSet, rng: np.random.Generator, ends: Ends) -> None:
     if s.strain and atoms.pbc.any():
         strain = rng.normal(0, s.strain, (3, 3))
         strain = (strain + strain.T) / 2
@@ -214,7 +270,9 @@ def _distort(atoms: Atoms, s: StructureSet, rng: np.random.Generator) -> None:
             strain = along @ along.T @ strain @ along @ along.T
         atoms.set_cell(atoms.cell @ (np.eye(3) + strain), scale_atoms=True)
     if s.rattle_angstrom:
-        atoms.positions += rng.normal(0, s.rattle_angstrom, (len(atoms), 3))
+        displacements = rng.normal(0, s.rattle_angstrom, (len(atoms), 3))
+        displacements[ends.atoms] = 0
+        atoms.positions += displacements
 
 
 def _check(where: str, atoms: Atoms, material: Material) -> None:

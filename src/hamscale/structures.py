@@ -24,6 +24,8 @@ MINIMUM_DISTANCE_ANGSTROM = 0.5
 SAME_ANGSTROM = 1e-3  # two structures of one calculation agree to the decimals of their files
 LARGEST_ANGSTROM = 1e6  # of a coordinate or a cell vector; beyond it 8 decimals are no longer exact
 LABELS = re.compile(r"^(\s*[A-Z][a-z]?)\d+(?=\s)", re.M)  # Hf1, O2: symbols with a number behind, at the start of lines
+PLANE_ANGSTROM = 0.5  # an atom that was drawn so far beyond an end of a device stays there
+PLACE_ANGSTROM = 1e-5  # the same where nobody knows where atoms were drawn: a plane at the corner is not torn apart
 POSITION_DECIMALS = 8  # extxyz holds so many; positions are rounded to them, so that a structure equals its file
 
 
@@ -81,6 +83,43 @@ def given_cells(atoms: Atoms) -> np.ndarray | None:
     cells = np.round(moved)
     # files hold positions to 8 decimals, so the fractions are not exact
     return cells.astype(np.int64) if np.abs(moved - cells).max(initial=0.0) < 1e-6 else None
+
+
+def as_drawn(atoms: Atoms, given: np.ndarray | None, axis: int, origin: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Return cells (A, 3) that move atoms to where the user's file has them, along the axis within one cell, and their places.
+
+    given (A, 3): cells between each atom and its place in that file, None if that is not known. origin: where the cell begins
+    along the axis, in fractions of it; places (A,) are such fractions from there. CP2K wraps atoms to [-1/2, 1/2], which would
+    cut a device drawn from 0 to L in its middle. An atom that was drawn up to PLANE_ANGSTROM beyond an end stays at that end,
+    with the plane from which it was displaced.
+    """
+    cells = np.zeros((len(atoms), 3), np.int64) if given is None else given.copy()
+    place = atoms.cell.scaled_positions(atoms.positions)[:, axis] + cells[:, axis] - origin
+    margin = (PLACE_ANGSTROM if given is None else PLANE_ANGSTROM) / atoms.cell.lengths()[axis]
+    outside = (place < -margin) | (place >= 1 + margin)
+    cells[outside, axis] -= np.floor(place[outside]).astype(np.int64)
+    place[outside] -= np.floor(place[outside])
+    return cells, place
+
+
+def images_between(
+    atoms: Atoms, ours: np.ndarray, theirs: np.ndarray, apart: np.ndarray, axis: int
+) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """Find the image of each atom of a block among those of another block of a device.
+
+    ours (N,), theirs (M,): their atoms. apart (N, M, 3): from each atom of ours, moved along the axis to the other block, to
+    each of theirs, in fractions of the cell. Returns the place of each image in `theirs` (N,), the cells across the axis that
+    lie between (N, 3), and the distance of the worst (Angstrom); None if the blocks have different atoms.
+    """
+    if sorted(atoms.numbers[ours]) != sorted(atoms.numbers[theirs]):
+        return None
+    moved = np.round(apart) * (np.arange(3) != axis)
+    distances = np.linalg.norm((apart - moved) @ np.asarray(atoms.cell), axis=2)
+    distances[atoms.numbers[ours][:, None] != atoms.numbers[theirs]] = np.inf
+    image, rows = distances.argmin(1), np.arange(len(ours))
+    if len(np.unique(image)) < len(image):
+        return None
+    return image, moved[rows, image].astype(np.int64), float(distances[rows, image].max())
 
 
 def charge_of(atoms: Atoms) -> int:

@@ -14,6 +14,7 @@ import yaml
 
 from hamscale.analysis.spectra import eigenvalues
 from hamscale.dft.run import cp2k_command
+from hamscale.files import facts, read_table
 from hamscale.operators import read_operators
 from hamscale.units import HARTREE_IN_EV
 from helpers import DATA, TOY, copy_workflow
@@ -24,6 +25,7 @@ BIN = Path(sys.executable).parent
 ON_REQUEST = {
     *("partition", "export", "export_sisl"),
     "quality",  # of sets made by melt and quench
+    "transmission",  # of devices without DFT
     *(
         "ablation",
         "size_table",
@@ -57,7 +59,10 @@ def project(tmp_path):
 @pytest.fixture(scope="module")
 def finished(cp2k, tmp_path_factory):
     """The same, run to its end with its exports, with its report."""
-    folder = copy_workflow(tmp_path_factory.mktemp("finished"), TOY, {"tiny": MODEL})
+    device = (
+        "  device: {split: predict, tile: {of: test-000}, repeat: [1, 1, 9], transport: {leads: [6, 6], kgrid: [4, 1, 1]}}\n"
+    )
+    folder = copy_workflow(tmp_path_factory.mktemp("finished"), TOY.replace("graph:", f"{device}graph:"), {"tiny": MODEL})
     config = folder / "config" / "config.yaml"
     config.write_text(config.read_text() + "export: [quatrex, tbtrans]\n")
     result = snakemake(folder, "--show-failed-logs")
@@ -86,6 +91,11 @@ def test_from_config_to_predicted_hamiltonian(finished):
     assert summary["mae_mev"].notna().all()
     assert summary["transmission_error"].notna().all()
     assert (project / "results" / "figures" / "toy" / "tiny" / "test-000" / "transmission.png").is_file()
+    assert (project / "results" / "figures" / "toy" / "tiny" / "device-000" / "transmission.png").is_file()
+    table = project / "results" / "toy" / "analysis" / "tiny" / "device-000" / "transmission.csv"
+    assert facts(table)["leads_atoms"] == [6, 6]
+    assert facts(table)["kgrid"] == [4, 1, 1]
+    assert read_table(table)["transmission"].max() > 0.1
     tiled = read_operators(project / "results" / "toy" / "predicted" / "tiny" / "tiled-000.h5")
     assert (len(tiled.atoms), tiled.attributes["source"]) == (4, "predicted")
     assert max(tiled.hermiticity_error().values()) == 0
@@ -241,6 +251,9 @@ def shown(driver, category: str, what: str):
         return wait.until(there)
 
     row = f"//tr[td[normalize-space()='{what}']]//a"
+    if category == "toy":  # of two structures
+        click(By.LINK_TEXT, category, "//a[normalize-space()='test-000']")
+        category = "test-000"
     click(By.LINK_TEXT, category, row)
     if what.startswith("table"):
         return click(By.XPATH, row, "//iframe | //object")
@@ -276,7 +289,7 @@ def test_the_page_of_a_run_shows_it(finished, browser):
 
     driver = browser.open(finished / "results" / "index.html")
     names = [option.text for option in driver.find_elements(By.CSS_SELECTOR, "#which option")]
-    assert names == ["toy / tiny / test-000", "toy / tiny / tiled-000"]
+    assert names == ["toy / tiny / device-000", "toy / tiny / test-000", "toy / tiny / tiled-000"]
     assert browser.console() == []
 
 

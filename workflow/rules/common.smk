@@ -86,10 +86,14 @@ def structure_set(wildcards):
 
 
 def recipe(wildcards):
-    """How a structure is made, without how many there are of its set and what they are for."""
-    return structure_set(wildcards).model_dump(
-        mode="json", exclude={"count", "split", "transport"}
-    )
+    """How a structure is made, without how many there are of its set and what they are for.
+
+    The atoms of leads stay where others are displaced or melted.
+    """
+    made = structure_set(wildcards)
+    moved = made.rattle_angstrom or made.melt_quench
+    unread = {"count", "split"} if moved else {"count", "split", "transport"}
+    return made.model_dump(mode="json", exclude=unread)
 
 
 def settings_of_levels(wildcards):
@@ -285,13 +289,37 @@ def figures(run):
 
 
 def transmissions(run):
-    """Of structures whose T(E) is analysed: all of a material that asks for it, and devices."""
+    """Of structures whose T(E) is analysed: all with DFT of a material that asks for it, and devices with DFT and without."""
     material = MATERIALS[run.material]
     return [
         f"results/figures/{run.material}/{run.model}/{id}/transmission.png"
-        for id in material.identifiers("test")
-        if material.analysis.transmission or material.transport(id)
+        for id in material.identifiers("test", "predict")
+        if material.transport(id)
+        or (material.analysis.transmission and id in material.identifiers("test"))
     ]
+
+
+def tables_with_transmission(wildcards):
+    """The tables of an analysis, beside which T(E) is; of a structure without DFT T(E) itself."""
+    if wildcards.id in MATERIALS[wildcards.material].identifiers("predict"):
+        return ["results/{material}/analysis/{model}/{id}/transmission.csv"]
+    return rules.analyse.output
+
+
+def options_of_transmission(wildcards):
+    material = MATERIALS[wildcards.material]
+    transport, analysis = material.transport(wildcards.id), material.analysis
+    options = (
+        f"--axis {transport.axis} --leads {transport.leads[0]} {transport.leads[1]}"
+    )
+    options += f" --temperature {analysis.temperature_kelvin}"
+    of = analysis.transmission
+    if of:
+        options += f" --window {of.window_ev}"
+        options += f" --points {of.points}" if of.points else ""
+    if kgrid := transport.kgrid or (of and of.kgrid):
+        options += f" --kgrid {' '.join(map(str, kgrid))}"
+    return options
 
 
 def qualities(run):

@@ -79,7 +79,7 @@ rule plot_structure:
 # Where `analyse` was asked for T(E), it writes transmission.csv beside its other tables
 rule plot_transmission:
     input:
-        tables=rules.analyse.output,
+        tables=tables_with_transmission,
     output:
         pdf="results/figures/{material}/{model}/{id}/transmission.pdf",
         png=report(

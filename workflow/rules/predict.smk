@@ -144,6 +144,26 @@ rule view:
         "hamscale view {input} --out {params.out} > {log} 2>&1"
 
 
+# Of a device without DFT; of others `analyse` computes it beside DFT's
+rule transmission:
+    input:
+        "results/{material}/predicted/{model}/{id}.h5",
+    output:
+        "results/{material}/analysis/{model}/{id}/transmission.csv",
+    log:
+        "logs/{material}/transmission/{model}/{id}.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    threads: 2
+    params:
+        options=options_of_transmission,
+    message:
+        "transmission of {wildcards.material} {wildcards.id}"
+    shell:
+        "OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}}"
+        " hamscale transmission {input} {params.options} --out {output} > {log} 2>&1"
+
+
 rule summary:
     input:
         summaries,

@@ -13,11 +13,9 @@ from ase import Atoms
 
 from ..operators import Operators, OperatorsFile
 from ..pairs import PairList
-from ..structures import given_cells
+from ..structures import as_drawn, given_cells, images_between
 from ..units import hartree_to_mev
 
-PLANE_ANGSTROM = 0.5  # an atom that was drawn so far beyond an end stays there
-ROUNDING_ANGSTROM = 1e-5  # the same where nobody knows where atoms were drawn: a plane at the corner is not torn apart
 END_ANGSTROM, END_MEV = 0.05, 25.0  # largest distance of an atom from its image, median difference of onsite energies
 PIECE = 1 << 20  # values of H and of S that are read at a time
 
@@ -75,44 +73,21 @@ def _told(distance: float) -> str:
     return f"is {distance:.3f} A" if np.isfinite(distance) else "has other atoms, infinitely far"
 
 
-def as_drawn(atoms: Atoms, given: np.ndarray | None, axis: int, origin: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Return cells (A, 3) that move atoms to where the user's file has them, along the axis within one cell, and their places.
-
-    given (A, 3): cells between each atom and its place in that file, None if that is not known. origin: where the cell begins
-    along the axis, in fractions of it; places (A,) are such fractions from there. CP2K wraps atoms to [-1/2, 1/2], which would
-    cut a device drawn from 0 to L in its middle. An atom that was drawn up to PLANE_ANGSTROM beyond an end stays at that end,
-    with the plane from which it was displaced.
-    """
-    cells = np.zeros((len(atoms), 3), np.int64) if given is None else given.copy()
-    place = atoms.cell.scaled_positions(atoms.positions)[:, axis] + cells[:, axis] - origin
-    margin = (ROUNDING_ANGSTROM if given is None else PLANE_ANGSTROM) / atoms.cell.lengths()[axis]
-    outside = (place < -margin) | (place >= 1 + margin)
-    cells[outside, axis] -= np.floor(place[outside]).astype(np.int64)
-    place[outside] -= np.floor(place[outside])
-    return cells, place
-
-
 def _images(atoms: Atoms, cells: np.ndarray, axis: int, ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, float]:
     """Find the image of each atom of a block in another one, moved along the axis, and the distance of the worst.
 
     Returns `theirs` in the order of `ours`, in cells across the axis that make the two alike: `cells` is changed for that. The
     distance is infinite if the blocks have different atoms; nothing is then changed.
     """
-    if sorted(atoms.numbers[ours]) != sorted(atoms.numbers[theirs]):
-        return theirs, np.inf
     fractions = atoms.cell.scaled_positions(atoms.positions) + cells
-    along = np.eye(3)[axis]
     apart = fractions[theirs] - fractions[ours][:, None]
-    apart -= along * (fractions[theirs].mean(0) - fractions[ours].mean(0))
-    moved = np.round(apart) * (1 - along)
-    distances = np.linalg.norm((apart - moved) @ np.asarray(atoms.cell), axis=2)
-    distances[atoms.numbers[ours][:, None] != atoms.numbers[theirs]] = np.inf
-    image = distances.argmin(1)
-    if len(np.unique(image)) < len(image):
+    apart -= np.eye(3)[axis] * (fractions[theirs].mean(0) - fractions[ours].mean(0))
+    found = images_between(atoms, ours, theirs, apart, axis)
+    if found is None:
         return theirs, np.inf
-    rows = np.arange(len(ours))
-    cells[theirs[image]] -= moved[rows, image].astype(np.int64)
-    return theirs[image], float(distances[rows, image].max())
+    image, moved, distance = found
+    cells[theirs[image]] -= moved
+    return theirs[image], distance
 
 
 def _between(

@@ -42,11 +42,13 @@ def plot_structure(analysis: Path, train_csv: Path, out: Path) -> None:
 
 @command(
     "plot-transmission",
-    argument("table", help="transmission.csv that `analyse` wrote, if the analysis of the material asks for T(E)"),
+    argument(
+        "table", help="transmission.csv that `analyse` wrote, if the analysis of the material asks for T(E), or `transmission`"
+    ),
     OUT,
 )
 def plot_transmission(table: Path, out: Path) -> None:
-    """Draw T(E) of DFT, of the prediction and of the reference: OUT/transmission.pdf and .png."""
+    """Draw T(E) of DFT, of the prediction and of the reference, or of one file: OUT/transmission.pdf and .png."""
     from ..figures import draw_transmission
 
     if not table.is_file():

@@ -145,6 +145,22 @@ class Transport(Section):
         description="atoms of the block at the left and at the right end that a lead repeats for ever; it couples with the "
         "next such block alone, and its image must be at the other end of the cell or beside it"
     )
+    kgrid: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
+        None, description="grid of k, one along the axis; default: that of analysis.transmission"
+    )
+    undisturbed: tuple[PositiveInt, PositiveInt] | None = Field(
+        None,
+        description="atoms at the left and the right end that rattle_angstrom and melt_quench leave where they are; default: "
+        "twice those of the leads, so that a lead and what it couples with are as the source has them",
+    )
+
+    @model_validator(mode="after")
+    def _around_leads(self) -> typing.Self:
+        if self.undisturbed and min(a - b for a, b in zip(self.undisturbed, self.leads)) < 0:
+            raise ValueError(
+                f"undisturbed is {list(self.undisturbed)}, expected as many atoms as the leads {list(self.leads)} have"
+            )
+        return self
 
 
 class StructureSet(Section):
@@ -193,7 +209,11 @@ class StructureSet(Section):
     rattle_angstrom: NonNegativeFloat = Field(0.0, description="standard deviation of Gaussian displacements (A)")
     strain: NonNegativeFloat = Field(0.0, le=0.3, description="standard deviation of the six components of random strain (1)")
     seed: int = Field(0, description="with the set's name and the structure's number: the same numbers on every machine")
-    transport: Transport | None = Field(None, description="the structures are open devices, whose T(E) is compared with DFT's")
+    transport: Transport | None = Field(
+        None,
+        description="the structures are open devices, whose T(E) is compared with DFT's; rattle_angstrom and melt_quench then "
+        "disturb the inner atoms alone",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -11,9 +11,8 @@ from typing import TypedDict
 import numpy as np
 from ase import Atoms
 
-from ..analysis import devices
+from .. import structures
 from ..analysis.devices import END_ANGSTROM, END_MEV
-from ..structures import kpoint_counts, periodicity
 from ..units import hartree_to_ev, hartree_to_mev
 from .stream import Rows, Stored
 
@@ -75,8 +74,8 @@ def _axis(stored: Stored, transport: str) -> int:
     axis = "abc".index(transport)
     if not stored.atoms.pbc[axis]:
         raise ValueError(
-            f"--transport is {transport}, but the structure is periodic along {periodicity(stored.atoms)}. Choose a direction "
-            "in which it is periodic, or export it without --transport."
+            f"--transport is {transport}, but the structure is periodic along {structures.periodicity(stored.atoms)}. Choose a "
+            "direction in which it is periodic, or export it without --transport."
         )
     return axis
 
@@ -84,10 +83,10 @@ def _axis(stored: Stored, transport: str) -> int:
 def as_drawn(stored: Stored, transport: str, origin: float | None = None) -> Stored:
     """Put atoms where the user's file has them, and along the transport axis into the cell that begins at origin.
 
-    origin: fraction of the cell along the axis; by default 0, the corner of the user's cell (`analysis.devices.as_drawn`).
+    origin: fraction of the cell along the axis; by default 0, the corner of the user's cell (`structures.as_drawn`).
     Raises ValueError if the axis is not a periodic one.
     """
-    cells, _ = devices.as_drawn(stored.atoms, stored.given, _axis(stored, transport), origin or 0.0)
+    cells, _ = structures.as_drawn(stored.atoms, stored.given, _axis(stored, transport), origin or 0.0)
     return stored.moved(cells)
 
 
@@ -126,7 +125,7 @@ def cut(
 
 def k_points(stored: Stored, axis: int) -> list[int]:
     """Return the divisions of a grid of k-points across an axis: GRID_LENGTH_ANGSTROM over |a| where cells couple, else one."""
-    counts, reach = kpoint_counts(stored.atoms, (1, 1, 1), GRID_LENGTH_ANGSTROM), np.abs(stored.pairs[:, 2:]).max(0)
+    counts, reach = structures.kpoint_counts(stored.atoms, (1, 1, 1), GRID_LENGTH_ANGSTROM), np.abs(stored.pairs[:, 2:]).max(0)
     return [n if other != axis and reach[other] > 0 else 1 for other, n in enumerate(counts)]
 
 
@@ -353,24 +352,15 @@ def images_of(stored: Stored, device: Device, end: int, other: int) -> tuple[flo
     Returns the largest distance (Angstrom) to the nearest atom of the same element, and the images, (copy, atom) -> (copy,
     atom, transverse cell). If the blocks have different atoms, the distance is infinite and there are no images.
     """
-    numbers, cell, axis = stored.atoms.numbers, np.asarray(stored.atoms.cell), np.eye(3)[device.axis]
     ours, theirs = np.argwhere(device.block == end), np.argwhere(device.block == other)
-    if sorted(numbers[ours[:, 1]]) != sorted(numbers[theirs[:, 1]]):
+    fractions, along = stored.atoms.cell.scaled_positions(stored.atoms.positions), np.eye(3)[device.axis]
+    here, there = (fractions[some[:, 1]] + some[:, :1] * along for some in (ours, theirs))
+    apart = there - here[:, None] - (other - end) * device.repeat / len(device.block_sizes) * along
+    found = structures.images_between(stored.atoms, ours[:, 1], theirs[:, 1], apart, device.axis)
+    if found is None:
         return np.inf, {}
-    fractions = stored.atoms.cell.scaled_positions(stored.atoms.positions)
-    step = (other - end) * device.repeat / len(device.block_sizes)
-    there = fractions[theirs[:, 1]] + theirs[:, :1] * axis
-    images, largest = {}, 0.0
-    for copy, atom in ours.tolist():
-        apart = there - (fractions[atom] + (copy + step) * axis)
-        cells = np.round(apart) * (1 - axis)
-        distances = np.where(numbers[theirs[:, 1]] == numbers[atom], np.linalg.norm((apart - cells) @ cell, axis=1), np.inf)
-        k = int(np.argmin(distances))
-        largest = max(largest, float(distances[k]))
-        images[copy, atom] = (*theirs[k].tolist(), cells[k].astype(np.int64))
-    if len({image[:2] for image in images.values()}) < len(images):
-        return np.inf, {}
-    return largest, images
+    image, cells, largest = found
+    return largest, {tuple(mine): (*theirs[k].tolist(), R) for mine, k, R in zip(ours.tolist(), image, cells)}
 
 
 def _difference(ours: dict, theirs: dict, images: dict) -> tuple[float, float]:

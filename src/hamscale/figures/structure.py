@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from ..files import read_table
 from .style import BASELINE, COLOURS, COLUMN_INCHES, DFT, PREDICTED, new_figure, save, styled
 
 
@@ -60,13 +61,18 @@ def dos(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def transmission(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Draw the smeared T(E) of one spin: DFT, predicted, reference, in eV above DFT's highest occupied eigenvalue."""
+    """Draw the smeared T(E) of one spin: DFT, predicted, reference, in eV above DFT's highest occupied eigenvalue.
+
+    The table of `hamscale transmission` has one line, in eV from the middle of the gap or the Fermi level.
+    """
     for name, label, colour, style in (
         ("baseline", "reference", BASELINE, "-"),
         ("dft", "DFT", DFT, "-"),
         ("predicted", "predicted", PREDICTED, "--"),
+        ("transmission_smeared", "predicted", PREDICTED, "-"),
     ):
-        ax.plot(table["energy_ev"], table[name], style, color=colour, label=label)
+        if name in table:
+            ax.plot(table["energy_ev"], table[name], style, color=colour, label=label)
     ax.set(xlabel="energy (eV)", ylabel="transmission of one spin", ylim=(0, None))
     ax.set_xlim(table["energy_ev"].min(), table["energy_ev"].max())
     ax.legend()
@@ -181,7 +187,7 @@ def draw_transmission(table_csv: str | Path, stem: str | Path) -> None:
     """Draw the transmission of a structure, from the table of its analysis, as STEM.pdf and .png."""
     with styled():
         figure = new_figure()
-        transmission(pd.read_csv(table_csv), figure.subplots())
+        transmission(read_table(table_csv), figure.subplots())
         save(figure, stem)
 
 

@@ -1,6 +1,7 @@
 """Define how figures look: colours, sizes, and the marks of measured and modelled numbers."""
 
 from contextlib import AbstractContextManager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,10 +46,13 @@ def new_figure(width: float = COLUMN_INCHES, height: float = 2.6) -> Figure:
 
 def save(figure: Figure, stem: str | Path) -> None:
     """Save STEM.pdf and STEM.png, each completely or not at all."""
-    for suffix in (".pdf", ".png"):
-        with atomic(f"{stem}{suffix}") as temporary:
-            # without a date the same table gives the same file
-            figure.savefig(temporary, metadata={"CreationDate": None} if suffix == ".pdf" else None)
+    for form in ("pdf", "png"):
+        # drawn in memory: where the disk is full, Matplotlib's writer of pdf hides that behind an error of its own
+        content = BytesIO()
+        # without a date the same table gives the same file
+        figure.savefig(content, format=form, metadata={"CreationDate": None} if form == "pdf" else None)
+        with atomic(f"{stem}.{form}") as temporary:
+            temporary.write_bytes(content.getbuffer())
 
 
 def styled() -> AbstractContextManager[None]:
