@@ -43,6 +43,12 @@ def test_eigenvalues_are_those_of_h_and_s_in_ev(crystal):
     np.testing.assert_allclose(crystal.eigenvalues(kpoints[1]), hartree_to_ev(expected[1]), rtol=1e-10)
 
 
+def test_charges_of_a_neutral_structure_cancel(crystal):
+    charges = crystal.charges(10.0)
+    assert charges.shape == (2,)
+    assert charges.sum() == pytest.approx(0, abs=1e-9)
+
+
 def test_bands_are_an_object_of_ase(crystal):
     bands = crystal.bands(points=30)
     assert isinstance(bands, BandStructure)

@@ -24,7 +24,7 @@ from ase.spectrum.dosdata import GridDOSData
 from numpy.typing import ArrayLike
 
 from . import operators as blocks
-from .analysis import greens, levels, spectra, transmission
+from .analysis import density, greens, levels, spectra, transmission
 from .config import Analysis
 from .predict import predict
 from .predict.model import TrainedModel
@@ -89,6 +89,15 @@ class Operators(blocks.Operators):
         grid = np.linspace(low, high, int(np.ceil((high - low) / width * BINS)) + 1)
         density = levels.density_of_states(energies, weights, grid, width)
         return GridDOSData(grid, density, {"label": self.atoms.get_chemical_formula()})
+
+    def charges(self, kgrid_length_angstrom: float = 20.0, temperature_kelvin: float = 300.0) -> np.ndarray:
+        """Compute the Mulliken charges of the atoms from the states on the grid round(length / |a|), (A,), in units of e.
+
+        All states are computed, and their density matrix. Raises ValueError if the valence electrons of an element are not
+        known, as in data of other codes.
+        """
+        kpoints, weights, _ = spectra.analysis_grid(self, self._analysis(kgrid_length_angstrom))
+        return density.mulliken_charges(self, kpoints, weights, temperature_kelvin)
 
     def transmission(
         self,
