@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import importlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 
 import ase.build
@@ -57,8 +57,9 @@ def _build(material: Material, identifier: str, tiles: tuple[str, ...], tile: At
     key = f"{s.seed} {name} {int(number)}".encode()
     rng = np.random.default_rng(np.frombuffer(hashlib.sha256(key).digest(), np.uint32))
     atoms = _decorate(name, atoms, s, rng)
-    moved = s.rattle_angstrom or s.melt_quench
-    ends = _ends(f"structures.{name}", atoms, s.transport) if s.transport and moved else NO_ENDS
+    ends = NO_ENDS
+    if s.transport and (s.rattle_angstrom or s.melt_quench):
+        atoms, ends = _with_ends(f"structures.{name}", atoms, s.transport)
     if s.melt_quench:
         if not atoms.pbc.all():
             raise ValueError(f"structures.{name}: melt_quench of atoms periodic along {periodicity(atoms)}, expected XYZ.")
@@ -138,11 +139,16 @@ def _decorate(name: str, atoms: Atoms, s: StructureSet, rng: np.random.Generator
 
 @dataclass(frozen=True)
 class Ends:
-    """The atoms at the ends of a device that stay where the source has them: left, right, along an axis of the cell."""
+    """The atoms at the ends of a device, along an axis of the cell, that stay where the source has them.
+
+    begin, end: where the part between them begins and ends, in fractions of the cell, by the share of the atoms' mass.
+    """
 
     axis: int
     left: np.ndarray
     right: np.ndarray
+    begin: float = 0.0
+    end: float = 1.0
 
     @property
     def atoms(self) -> np.ndarray:
@@ -152,7 +158,8 @@ class Ends:
 NO_ENDS = Ends(2, np.empty(0, np.int64), np.empty(0, np.int64))
 
 
-def _ends(where: str, atoms: Atoms, transport: Transport) -> Ends:
+def _with_ends(where: str, atoms: Atoms, transport: Transport) -> tuple[Atoms, Ends]:
+    """Return the atoms, all of them within the cell along the axis, and those at its ends that are not to be moved."""
     axis = "abc".index(transport.axis)
     left, right = transport.undisturbed or (2 * n for n in transport.leads)
     if left + right >= len(atoms):
@@ -161,9 +168,10 @@ def _ends(where: str, atoms: Atoms, transport: Transport) -> Ends:
             "them. Repeat the cell, or set transport.undisturbed."
         )
     cells, place = as_drawn(atoms, np.zeros((len(atoms), 3), np.int64), axis)
-    atoms.positions += cells @ np.asarray(atoms.cell)
     order = np.argsort(place, kind="stable")
-    return Ends(axis, order[:left], order[-right:])
+    shares = np.cumsum(atoms.get_masses()[order]) / atoms.get_masses().sum()
+    drawn = Atoms(atoms.numbers, atoms.positions + cells @ np.asarray(atoms.cell), cell=atoms.cell, pbc=atoms.pbc)
+    return drawn, Ends(axis, order[:left], order[-right:], float(shares[left - 1]), float(shares[-right - 1]))
 
 
 def melt_quench(where: str, atoms: Atoms, settings: MeltQuench, rng: np.random.Generator, ends: Ends = NO_ENDS) -> Atoms:
@@ -176,12 +184,12 @@ def melt_quench(where: str, atoms: Atoms, settings: MeltQuench, rng: np.random.G
     """
     calculator = _calculator(where, settings)
     atoms = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
-    masses = atoms.get_masses()
-    begin, end = masses[ends.left].sum() / masses.sum(), 1 - masses[ends.right].sum() / masses.sum()
     if settings.density_g_cm3:
-        density = masses.sum() / atoms.get_volume() * 1.66053906660  # Dalton per cubic Angstrom in g/cm^3 (CODATA 2018)
-        begin, end = _set_density(atoms, density / settings.density_g_cm3, ends, begin, end)
-    atoms.positions = _random_packing(atoms, rng, ends, begin, end)
+        density = (
+            atoms.get_masses().sum() / atoms.get_volume() * 1.66053906660
+        )  # Dalton per cubic Angstrom in g/cm^3 (CODATA 2018)
+        ends = _enlarge(atoms, density / settings.density_g_cm3, ends)
+    atoms.positions = _random_packing(atoms, rng, ends)
     atoms.set_constraint(FixAtoms(ends.atoms))
     atoms.calc = calculator
     # the closest contacts of the packing are relaxed first, because dynamics would throw these atoms out
@@ -206,20 +214,20 @@ def melt_quench(where: str, atoms: Atoms, settings: MeltQuench, rng: np.random.G
     return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
 
 
-def _set_density(atoms: Atoms, factor: float, ends: Ends, begin: float, end: float) -> tuple[float, float]:
-    """Make the cell `factor` times as large, or the part of it between ends, from begin to end (fractions), so much longer.
+def _enlarge(atoms: Atoms, factor: float, ends: Ends) -> Ends:
+    """Make the cell `factor` times as large, or, if there are ends, so much longer the part between them.
 
-    Returns where that part begins and ends then.
+    Returns the ends with the place of that part.
     """
     if not len(ends.atoms):
         atoms.set_cell(atoms.cell * factor ** (1 / 3))
-        return begin, end
+        return ends
     cell = atoms.cell.array.copy()
-    longer = (end - begin) * (factor - 1)
+    longer = (ends.end - ends.begin) * (factor - 1)
     atoms.positions[ends.right] += longer * cell[ends.axis]
     cell[ends.axis] *= 1 + longer
     atoms.set_cell(cell)
-    return begin / (1 + longer), (end + longer) / (1 + longer)
+    return replace(ends, begin=ends.begin / (1 + longer), end=(ends.end + longer) / (1 + longer))
 
 
 def _calculator(where: str, settings: MeltQuench) -> Calculator:
@@ -239,16 +247,15 @@ def _calculator(where: str, settings: MeltQuench) -> Calculator:
         ) from None
 
 
-def _random_packing(atoms: Atoms, rng: np.random.Generator, ends: Ends, begin: float, end: float) -> np.ndarray:
+def _random_packing(atoms: Atoms, rng: np.random.Generator, ends: Ends) -> np.ndarray:
     """Return positions no two of which are closer than 0.7 (V/N)^(1/3), periodic images included; ends stay.
 
-    The others lie from begin to end, fractions of the cell along the axis of the ends. The distance is reduced where an atom
-    does not fit.
+    The others lie between them. The distance is reduced where an atom does not fit.
     """
     cell, distance = np.asarray(atoms.cell), 0.7 * (atoms.get_volume() / len(atoms)) ** (1 / 3)
     shifts = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3) @ cell
     low, high = np.zeros(3), np.ones(3)
-    low[ends.axis], high[ends.axis] = begin, end
+    low[ends.axis], high[ends.axis] = ends.begin, ends.end
     positions, placed = atoms.positions.copy(), atoms.positions[ends.atoms]
     for atom in np.setdiff1d(np.arange(len(atoms)), ends.atoms):
         for attempt in range(3000):
