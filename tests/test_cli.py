@@ -14,7 +14,7 @@ import hamscale.cli
 from hamscale import config
 from hamscale.container import create_h5
 from hamscale.export import TARGETS
-from hamscale.files import write_text
+from hamscale.files import atomic_folder, write_text
 from hamscale.layout import Array, Layout
 from hamscale.paper import PAPER
 from hamscale.parallel.exchange import EXCHANGES
@@ -143,6 +143,19 @@ def test_what_a_killed_process_left_is_removed_and_nothing_of_a_living_one(tmp_p
     alive.kill()
     alive.wait()
     write_text(target, "again")
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_a_killed_process_left_beside_a_whole_folder_is_removed_by_who_finds_the_folder(tmp_path):
+    target = tmp_path / "result"
+    process = subprocess.Popen([sys.executable, "-c", LEAVES, target], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "writing\n"
+    process.kill()
+    process.wait()
+    target.mkdir()
+    (target / "file").write_text("whole")
+    with pytest.raises(ValueError, match="exists, expected a new or an empty folder"), atomic_folder(target):
+        pass
     assert list(tmp_path.iterdir()) == [target]
 
 

@@ -99,6 +99,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     exists = f"{path}: exists, expected a new or an empty folder. Remove it or give another name."
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        sweep(path)  # who wrote it may have been killed before all was cleared away
         raise ValueError(exists)
     with scratch(path) as folder:
         temporary = folder / path.name
