@@ -1,6 +1,7 @@
 # make demo | hfo2 | gst | figures | docs | test | fuzz | bench | bench-gpu | setup | lint | clean
 PYTHON ?= python3
-CORES ?= $(shell nproc)
+# nproc counts no more cores than OMP_NUM_THREADS says
+CORES ?= $(shell env -u OMP_NUM_THREADS nproc)
 RUN := . .venv/bin/activate &&
 SNAKEMAKE := $(RUN) snakemake --cores $(CORES) --show-failed-logs --rerun-incomplete --quiet rules reason host
 
