@@ -39,6 +39,8 @@ ON_REQUEST = {
     ),
     "roofline",
 }
+DEVICE = "  device: {split: predict, tile: {of: test-000}, repeat: [1, 1, 9], transport: {leads: [6, 6], kgrid: [4, 1, 1]}}\n"
+WITH_DEVICE = TOY.replace("graph:", f"{DEVICE}graph:")
 MODEL = {"network": {"layers": 1, "channels": 4, "hidden": 4}, "training": {"steps": 6, "validate_every": 3}}
 
 
@@ -62,7 +64,7 @@ def finished(cp2k, tmp_path_factory):
     device = (
         "  device: {split: predict, tile: {of: test-000}, repeat: [1, 1, 9], transport: {leads: [6, 6], kgrid: [4, 1, 1]}}\n"
     )
-    folder = copy_workflow(tmp_path_factory.mktemp("finished"), TOY.replace("graph:", f"{device}graph:"), {"tiny": MODEL})
+    folder = copy_workflow(tmp_path_factory.mktemp("finished"), WITH_DEVICE, {"tiny": MODEL})
     config = folder / "config" / "config.yaml"
     config.write_text(config.read_text() + "export: [quatrex, tbtrans]\n")
     result = snakemake(folder, "--show-failed-logs")
@@ -114,19 +116,19 @@ def test_from_config_to_predicted_hamiltonian(finished):
 
     # another k-grid of the analysis runs the analysis again, not CP2K
     material = project / "config" / "materials" / "toy.yaml"
-    material.write_text(TOY.replace("band_points: 12", "band_points: 14"))
+    material.write_text(WITH_DEVICE.replace("band_points: 12", "band_points: 14"))
     planned = snakemake(project, "-n").stdout
     assert "analyse" in planned
     assert "dft " not in planned
     # one structure more: one CP2K run more
-    material.write_text(TOY.replace("count: 2", "count: 3"))
+    material.write_text(WITH_DEVICE.replace("count: 2", "count: 3"))
     planned = snakemake(project, "-n", "--quiet", "rules").stdout
     assert re.search(r"^dft +1$", planned, re.M), planned
     # another cutoff of CP2K: all of them
-    material.write_text(TOY.replace("cutoff_ry: 80", "cutoff_ry: 90"))
+    material.write_text(WITH_DEVICE.replace("cutoff_ry: 80", "cutoff_ry: 90"))
     planned = snakemake(project, "-n", "--quiet", "rules").stdout
     assert re.search(r"^dft +4$", planned, re.M), planned
-    material.write_text(TOY)
+    material.write_text(WITH_DEVICE)
 
     table = subprocess.run([BIN / "hamscale", "table", "results/summary.csv"], cwd=project, capture_output=True, text=True)
     assert "reference" in table.stdout
