@@ -61,9 +61,6 @@ def project(tmp_path):
 @pytest.fixture(scope="module")
 def finished(cp2k, tmp_path_factory):
     """The same, run to its end with its exports, with its report."""
-    device = (
-        "  device: {split: predict, tile: {of: test-000}, repeat: [1, 1, 9], transport: {leads: [6, 6], kgrid: [4, 1, 1]}}\n"
-    )
     folder = copy_workflow(tmp_path_factory.mktemp("finished"), WITH_DEVICE, {"tiny": MODEL})
     config = folder / "config" / "config.yaml"
     config.write_text(config.read_text() + "export: [quatrex, tbtrans]\n")
