@@ -39,7 +39,7 @@ CHAIN = {
 }
 MODEL = {
     "network": {"layers": 1, "channels": 8, "hidden": 8},
-    "training": {"steps": 100, "validate_every": 20, "learning_rate": 0.01},
+    "training": {"steps": 200, "validate_every": 20, "learning_rate": 0.01},
 }
 
 
@@ -110,7 +110,7 @@ def test_what_was_learnt_is_predicted(project, tmp_path):
         *("analyse", root / "toy.yaml", "--dft", dft, "--predicted", predicted, "--baseline", baseline, "--out", tmp_path),
     )
     row = pd.read_csv(tmp_path / "summary.csv").iloc[0]
-    assert row["mae_mev"] < 0.97 * row["baseline_mae_mev"]
+    assert row["mae_mev"] < 0.9 * row["baseline_mae_mev"]
     hamscale("view", predicted, "--parts", 2, "--out", tmp_path)
     assert facts(tmp_path / "atoms.csv")["periodic"] == case["periodic"]
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk
 from ase.dft.kpoints import monkhorst_pack
 
@@ -14,7 +15,7 @@ from hamscale.dft.inputs import cp2k_input
 from hamscale.dft.outputs import read_run
 from hamscale.dft.run import run_cp2k
 from hamscale.structures import k_grid, wrap_as_cp2k
-from helpers import SZV, hafnia, material, model_hamiltonian
+from helpers import DZVP, SZV, hafnia, material, model_hamiltonian
 
 
 @pytest.mark.parametrize("charge", [0, -1, 2])
@@ -46,22 +47,36 @@ def test_elements_without_valence_electrons_have_no_charges(szv):
         mulliken_charges(operators, *k_grid((1, 1, 1)))
 
 
-@pytest.mark.parametrize("spin", [None, {"magnetization": {"B": 0.5}}], ids=["restricted", "polarised"])
-def test_charges_and_moments_are_those_that_cp2k_prints(cp2k, spin, tmp_path):
-    smearing = {"temperature_kelvin": 3000} if spin else None
-    of_dft = {"cutoff_ry": 120, "rel_cutoff_ry": 30, "kpoints": (3, 2, 1), "eps_scf": 1e-8, "smearing": smearing, "spin": spin}
-    settings = material({"B": SZV, "N": SZV}, **of_dft)
+def printed_by_cp2k(atoms, settings, folder):
+    """Operators of a run of CP2K, and the rows of its table: electrons, charge; of two spins up, down, charge, moment."""
+    atoms, basis = wrap_as_cp2k(atoms), material_basis(settings)
+    (folder / "a.inp").write_text(cp2k_input(atoms, settings, basis))
+    run_cp2k(folder / "a.inp", folder / "a")
+    output = (folder / "a" / "run.out").read_text().split("Mulliken Population Analysis")[-1].split("# Total")[0]
+    rows = [line.split()[3:] for line in output.splitlines() if re.match(r" +\d+ +[A-Z][a-z]? ", line)]
+    return read_run(folder / "a", atoms, basis), np.array(rows, float)
+
+
+def test_charges_are_those_that_cp2k_prints_of_a_crystal(cp2k, tmp_path):
     atoms = bulk("BN", "zincblende", a=3.6)
     atoms.positions[1] += 0.1
-    atoms, basis = wrap_as_cp2k(atoms), material_basis(settings)
-    (tmp_path / "a.inp").write_text(cp2k_input(atoms, settings, basis))
-    run_cp2k(tmp_path / "a.inp", tmp_path / "a")
-    operators = read_run(tmp_path / "a", atoms, basis)
-    output = (tmp_path / "a" / "run.out").read_text().split("Mulliken Population Analysis")[-1].split("# Total")[0]
-    rows = [line.split()[3:] for line in output.splitlines() if re.match(r" +\d+ +[BN] ", line)]
-    # CP2K's columns: electrons, net charge; of two spins up, down, net charge, moment
-    rows, charge = np.array(rows, float), -2 if spin else -1
-    arguments = operators, monkhorst_pack((3, 2, 1)), np.full(6, 1 / 6), 3000.0 if spin else 300.0
-    np.testing.assert_allclose(mulliken_populations(*arguments).T, rows[:, : operators.spins], atol=2e-5)
-    np.testing.assert_allclose(mulliken_charges(*arguments), rows[:, charge], atol=2e-5)
-    assert np.abs(rows[:, charge]).min() > 0.05
+    settings = material({"B": SZV, "N": SZV}, cutoff_ry=120, rel_cutoff_ry=30, kpoints=(3, 2, 1), eps_scf=1e-8)
+    operators, rows = printed_by_cp2k(atoms, settings, tmp_path)
+    grid = monkhorst_pack((3, 2, 1)), np.full(6, 1 / 6)
+    np.testing.assert_allclose(mulliken_populations(operators, *grid)[0], rows[:, 0], atol=2e-5)
+    np.testing.assert_allclose(mulliken_charges(operators, *grid), rows[:, 1], atol=2e-5)
+    assert np.abs(rows[:, 1]).min() > 0.05
+
+
+def test_charges_and_moments_are_those_that_cp2k_prints_of_a_radical(cp2k, tmp_path):
+    """NH2, whose odd electron is on the nitrogen."""
+    atoms = Atoms("NHH", [(0, 0, 0.14), (0, 0.8, -0.49), (0, -0.8, -0.49)], cell=[7.0] * 3)
+    atoms.center()
+    atoms.info["multiplicity"] = 2
+    settings = material({"N": DZVP, "H": DZVP}, cutoff_ry=150, rel_cutoff_ry=30, eps_scf=1e-7, spin={})
+    operators, rows = printed_by_cp2k(atoms, settings, tmp_path)
+    gamma = np.zeros((1, 3)), np.ones(1)
+    up, down = mulliken_populations(operators, *gamma)
+    np.testing.assert_allclose([up, down, up - down], rows[:, [0, 1, 3]].T, atol=2e-5)
+    np.testing.assert_allclose(mulliken_charges(operators, *gamma), rows[:, 2], atol=2e-5)
+    assert rows[0, 3] > 0.8

@@ -165,9 +165,9 @@ def test_errors_are_relative_to_dft_after_the_shift_of_eigenvalues(si8, raised):
 
 def test_a_structure_declared_a_device_is_compared_by_greens_functions(si8, raised):
     dft, predicted = si8.repeat((1, 1, 9)), raised.repeat((1, 1, 9))
-    analysis = Analysis(kgrid=(1, 1, 1), transmission=Transmission(kgrid=(1, 1, 1), window_ev=1, points=6))
+    analysis = Analysis(kgrid=(1, 1, 1), transmission=Transmission(window_ev=1, points=6))
     c = compare_spectra(dft, predicted, dft, analysis)
-    table = transmission_table((dft, predicted, dft), c, analysis, Transport(axis="c", leads=(24, 24)))
+    table = transmission_table((dft, predicted, dft), c, analysis, Transport(axis="c", leads=(24, 24), kgrid=(1, 1, 1)))
     energies = ev_to_hartree(table["energy_ev"].to_numpy()) + c.edge
     expected = greens.of_device(predicted, "c", (24, 24), (1, 1, 1), energies=energies - c.shifts[0])
     np.testing.assert_allclose(table["predicted"], expected.smeared[0], atol=1e-9)

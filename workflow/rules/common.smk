@@ -313,12 +313,11 @@ def options_of_transmission(wildcards):
         f"--axis {transport.axis} --leads {transport.leads[0]} {transport.leads[1]}"
     )
     options += f" --temperature {analysis.temperature_kelvin}"
-    of = analysis.transmission
-    if of:
+    if of := analysis.transmission:
         options += f" --window {of.window_ev}"
         options += f" --points {of.points}" if of.points else ""
-    if kgrid := transport.kgrid or (of and of.kgrid):
-        options += f" --kgrid {' '.join(map(str, kgrid))}"
+    if transport.kgrid:
+        options += f" --kgrid {' '.join(map(str, transport.kgrid))}"
     return options
 
 

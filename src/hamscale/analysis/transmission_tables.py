@@ -29,12 +29,7 @@ def transmission_table(
     for name, o, shift in zip(NAMES, operators, (0.0, *c.shifts)):
         if transport:
             smeared = greens.of_device(
-                o,
-                transport.axis,
-                transport.leads,
-                transport.kgrid or settings.kgrid,
-                temperature_kelvin=kelvin,
-                energies=energies - shift,
+                o, transport.axis, transport.leads, transport.kgrid, temperature_kelvin=kelvin, energies=energies - shift
             ).smeared
         else:
             axis = axis_of(o.atoms, settings.axis)

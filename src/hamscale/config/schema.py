@@ -140,6 +140,8 @@ SOURCES = ("file", "dft", "operators", "builder", "spacegroup", "tile")
 class Transport(Section):
     """An open device: which way the current flows, and what its leads repeat."""
 
+    unsaid = frozenset({"kgrid", "undisturbed"})
+
     axis: Literal["a", "b", "c"] = Field("c", description="cell vector along which the current flows")
     leads: tuple[PositiveInt, PositiveInt] = Field(
         description="atoms of the block at the left and at the right end that a lead repeats for ever; it couples with the "
@@ -453,9 +455,12 @@ class Material(Section):
         return s.runs()[number] if s and s.dft else None
 
     def transport(self, identifier: str) -> Transport | None:
-        """Return how current flows through a structure; None if it is no device, or of no set."""
+        """Return how current flows through a structure, with its grid of k; None if it is no device, or of no set."""
         s, _ = self._place(identifier)
-        return s.transport if s else None
+        if s is None or s.transport is None:
+            return None
+        of_all = self.analysis.transmission
+        return s.transport.model_copy(update={"kgrid": s.transport.kgrid or (of_all and of_all.kgrid)})
 
     def imported(self, identifier: str) -> Path | None:
         """Return the folder or file that a structure is imported from; None if it is not of a set with `operators`."""
