@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hamscale.cli import _parser
-from hamscale.config import Config, Material, Model
-from hamscale.config.schema import Section
+from hamscale.config import Config, Material, Model, Section
 
 UNITS = ("A", "K", "fs", "1/fs", "g/cm^3", "Ry", "Ha", "meV", "GiB", "e", "Bohr magnetons", "1")
 

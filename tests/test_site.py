@@ -10,8 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from hamscale.config import Config, Material, Model
-from hamscale.config.schema import Section
+from hamscale.config import Config, Material, Model, Section
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))

@@ -10,7 +10,10 @@ from typing import TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from .schema import NAME, Config, Material, Model
+from .material import Material
+from .model import Model
+from .runs import Config
+from .section import NAME
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
