@@ -164,13 +164,21 @@ class Model:
         """Return the distance in Angstrom up to which the network adds to the reference."""
         return self.trained.reference.cutoff_angstrom
 
-    def predict(self, atoms: Atoms, lifted: bool = True, overlap: blocks.Operators | None = None) -> Operators:
+    def predict(
+        self,
+        atoms: Atoms,
+        lifted: bool = True,
+        overlap: blocks.Operators | None = None,
+        self_consistent: bool | None = None,
+    ) -> Operators:
         """Predict H and S of a structure, in memory (`predict.predict`, which also writes large ones and knows ranks).
 
         overlap: operators of the structure, for S, where the basis of the model has no radial functions.
+        self_consistent: whether charges follow from the predicted states; by default if the model was trained for it.
         Raises ValueError if the structure has an element, or a kind of periodicity, on which the model was not trained.
         """
-        return _with_methods(predict(self.trained, atoms, lifted=lifted, overlap=overlap).operators())
+        wanted = self.trained.knows_charges if self_consistent is None else self_consistent
+        return _with_methods(predict(self.trained, atoms, lifted=lifted, overlap=overlap, self_consistent=wanted).operators())
 
     def __repr__(self) -> str:
         return f"Model({self.trained.name}: {', '.join(self.elements)}, cutoff {self.cutoff:g} A)"

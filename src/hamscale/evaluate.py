@@ -14,20 +14,32 @@ from .operators import read_operators
 from .predict import predict
 
 
-def evaluate(model_directory: str | Path, material: Material, operators_paths: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def evaluate(
+    model_directory: str | Path, material: Material, operators_paths: list[Path], one_pass: bool = False
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Compare a model with DFT's operators: one row per structure, and one row per slab of all structures.
 
     Where the basis of a structure has no radial functions, S is that of its own operators. Where the number of its electrons is
     not known either, as of some data of other codes, the columns of spectra are left out.
+    one_pass: charges are not made self-consistent, whatever the material says.
 
     The rows of structures have identifier, set, and the columns of `summary_row`; those of slabs have identifier, set, and the
     columns of `slab_table`.
     """
     rows, slabs, threshold = [], [], material.analysis.overlap_threshold
+    self_consistent = material.prediction.self_consistent and not one_pass
     for path in operators_paths:
         dft = read_operators(path)
         predicted, baseline = (
-            predict(model_directory, dft.atoms, reference_only=only, overlap=dft).operators() for only in (False, True)
+            predict(
+                model_directory,
+                dft.atoms,
+                reference_only=only,
+                overlap=dft,
+                self_consistent=self_consistent,
+                analysis=material.analysis,
+            ).operators()
+            for only in (False, True)
         )
         cutoff = float(predicted.attributes["cutoff_angstrom"])
         blocks, blocks_baseline = (errors.block_errors(dft, o, cutoff) for o in (predicted, baseline))

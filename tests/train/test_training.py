@@ -265,3 +265,38 @@ def test_every_parameter_learns(data):
 def test_tensorboard_is_written_where_asked(data, tmp_path):
     run(data, tmp_path, steps=4, tensorboard=True)
     assert list((tmp_path / "model" / "tensorboard").glob("events.*"))
+
+
+def test_a_training_begins_with_the_weights_of_a_model(data, tmp_path):
+    """Network by network, as its first validation says; a resumed one goes on from its own checkpoint."""
+    rows, weights = run(data, tmp_path / "first")
+    slow = {"learning_rate": 1e-9, "validate_every": 1, "steps": 1}
+    again, same = run(data, tmp_path / "again", start_from=str(tmp_path / "first" / "model"), **slow)
+    best = min(float(row["validation_mae_mev"]) for row in rows)
+    assert float(again[0]["validation_mae_mev"]) == pytest.approx(best, rel=1e-4)
+    assert float(run(data, tmp_path / "anew", **slow)[0][0]["validation_mae_mev"]) > 1.001 * best
+    for name, values in weights.items():
+        torch.testing.assert_close(same[name], values, atol=1e-6, rtol=0)
+    record = json.loads((tmp_path / "again" / "model" / "config.json").read_text())["training"]
+    assert len(record["started_from"]) == 32
+    messages: list[str] = []
+    run(data, tmp_path / "again", messages, start_from=str(tmp_path / "first" / "model"), **slow)
+    assert any("resumed at step 1" in message for message in messages)
+
+
+def test_a_network_after_the_last_of_a_model_begins_with_the_first_again(data, tmp_path):
+    for network in (0, 1):
+        run(data, tmp_path / str(network), network=network, networks=2)
+    join([tmp_path / "0" / "model", tmp_path / "1" / "model"], tmp_path / "both")
+    slow = {"learning_rate": 1e-9, "validate_every": 1, "steps": 1, "networks": 4, "start_from": str(tmp_path / "both")}
+    for network, origin in ((1, 1), (2, 0)):
+        _, found = run(data, tmp_path / f"n{network}", network=network, **slow)
+        for name, values in load_file(tmp_path / str(origin) / "model" / "weights.safetensors").items():
+            torch.testing.assert_close(found[name], values, atol=1e-6, rtol=0)
+
+
+def test_weights_of_another_size_are_refused(data, tmp_path):
+    run(data, tmp_path / "first", steps=1)
+    model = Model.model_validate({"network": NETWORK | {"channels": 12}, "training": {"steps": 1}})
+    with pytest.raises(ValueError, match=r"cannot begin with its weights: .* has the shape .*same elements"):
+        train(model, TrainingFiles(*data), tmp_path / "m", tmp_path / "c", start_from=tmp_path / "first" / "model")

@@ -66,7 +66,9 @@ def settings(*sections):
 
     def of_wildcards(wildcards):
         material = MATERIALS[wildcards.material].model_dump(mode="json")
-        return {section: material[section] for section in sections}
+        return {
+            section: material[section] for section in sections if section in material
+        }
 
     return of_wildcards
 
@@ -133,6 +135,15 @@ def overlap_option(wildcards, input):
     return f"--overlap {input.overlap}" if input.overlap else ""
 
 
+def options_of_prediction(wildcards, input):
+    self_consistent = (
+        "--self-consistent"
+        if MATERIALS[wildcards.material].prediction.self_consistent
+        else ""
+    )
+    return f"{overlap_option(wildcards, input)} {self_consistent}".strip()
+
+
 def run_of(wildcards):
     """The run of CP2K that has H and S of a structure: one of the workflow, or one that a user had."""
     name, number = wildcards.id.rsplit("-", 1)
@@ -187,6 +198,12 @@ def model_settings(wildcards):
     return MODELS[wildcards.model].of_weights()
 
 
+def first_weights(wildcards):
+    """The weights that a training begins with, where it does not begin with random ones."""
+    folder = MODELS[wildcards.model].training.start_from
+    return [f"{folder}/weights.safetensors"] if folder else []
+
+
 def networks_of_model(wildcards):
     return expand(
         "results/{material}/networks/{model}-{network}/weights.safetensors",
@@ -215,11 +232,16 @@ def of_split(pattern, *splits):
     return of_wildcards
 
 
-def graphs_of(split):
-    """Files of the graphs of a split, which are made together, as one folder."""
+def graphs_of(*splits):
+    """Files of the graphs of some splits, which are made together, as one folder."""
     return lambda w, input: [
-        f"{input.graphs}/{id}.h5" for id in MATERIALS[w.material].identifiers(split)
+        f"{input.graphs}/{id}.h5" for id in MATERIALS[w.material].identifiers(*splits)
     ]
+
+
+def taught(wildcards):
+    """What a teacher predicts, to be learnt beside DFT."""
+    return of_split("results/{material}/taught/{id}.h5", "teach")(wildcards)
 
 
 def dft_ids(material):

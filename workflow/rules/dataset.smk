@@ -9,7 +9,7 @@ rule reference:
         "../../envs/hamscale.yaml"
     params:
         file="config/materials/{material}.yaml",
-        settings=settings("graph"),
+        settings=settings("graph", "prediction"),
     message:
         "fit gauge, reference and scales: {wildcards.material}"
     shell:
@@ -21,6 +21,7 @@ rule graphs:
     input:
         reference="results/{material}/reference.h5",
         operators=of_split("results/{owner}/operators/{id}.h5", "train", "validation"),
+        taught=taught,
     output:
         directory("results/{material}/graphs"),
     log:
@@ -30,7 +31,29 @@ rule graphs:
     message:
         "graphs and targets: {wildcards.material}"
     shell:
-        "hamscale graph {input.reference} {input.operators} --out {output} > {log} 2>&1"
+        "hamscale graph {input.reference} {input.operators} {input.taught} --out {output} > {log} 2>&1"
+
+
+# What a teacher says of structures that have no DFT, its charges made self-consistent.
+rule teach:
+    input:
+        weights=lambda w: f"{MATERIALS[w.material].prediction.teacher}/weights.safetensors",
+        structure=of_owner("results/{material}/structures/{id}.extxyz"),
+    output:
+        "results/{material}/taught/{id}.h5",
+    log:
+        "logs/{material}/taught/{id}.log",
+    conda:
+        "../../envs/hamscale.yaml"
+    threads: 2
+    params:
+        model=input_folder,
+        file="config/materials/{material}.yaml",
+    message:
+        "H with self-consistent charges, to be learnt: {wildcards.material} {wildcards.id}"
+    shell:
+        "hamscale predict {params.model} {input.structure} --material {params.file} --self-consistent --out {output}"
+        " > {log} 2>&1"
 
 
 # For looking, and for training on a partition of one's own: snakemake results/hfo2/partitions/train-000-min-nn-8.h5

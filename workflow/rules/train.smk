@@ -4,6 +4,7 @@ rule train:
         reference="results/{material}/reference.h5",
         graphs="results/{material}/graphs",
         operators=operators_of_training,
+        start=first_weights,
     output:
         multiext(
             "results/{material}/networks/{model}-{network}/",
@@ -26,7 +27,7 @@ rule train:
     params:
         file="config/models/{model}.yaml",
         settings=model_settings,
-        train=graphs_of("train"),
+        train=graphs_of("train", "teach"),
         validation=graphs_of("validation"),
         out=output_folder,
         # no output of the rule: Snakemake deletes outputs before it tries again

@@ -10,11 +10,17 @@ Chemistry (1989), chapter 3.4. The terms of an atom's own rows i are the electro
 (1955), counts as its own; each overlap population is shared equally.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
+from ..config import Analysis
 from ..operators import Operators
+from ..workers import in_processes
 from .levels import levels_on_grid, occupations
-from .spectra import states
+from .spectra import SMALL, analysis_grid, states
+
+GRID = Analysis(kgrid_length_angstrom=20)  # on which charges of DFT's atoms are computed
 
 
 def density_matrix(
@@ -28,12 +34,7 @@ def density_matrix(
     spins = operators.spins
     found = [states(operators, k, spin=spin) for k, spin in operators.points_and_spins(kpoints)]
     energies = np.array([e for e, _ in found])
-    of_rows = np.tile(weights / spins, spins)
-    levels = levels_on_grid(energies, of_rows, operators.n_electrons, temperature_kelvin, spins=spins)
-    if levels.metal:
-        shares = occupations(energies, levels, temperature_kelvin)
-    else:  # by number: the gaps of two spins need not lie at one energy
-        shares = np.repeat([np.arange(energies.shape[1]) < n for n in levels.filled], len(kpoints), 0).astype(float)
+    shares = _shares(operators, energies, weights, temperature_kelvin)
     rows, columns = operators.rows_and_columns()
     sizes = np.diff(operators.offsets)
     result = np.zeros((spins, len(rows)))
@@ -44,17 +45,39 @@ def density_matrix(
     return result
 
 
+def _shares(operators: Operators, energies: np.ndarray, weights: np.ndarray, temperature_kelvin: float) -> np.ndarray:
+    """Return the share f_n to which each of the states on a k-grid is filled, (spins * K, n)."""
+    spins = operators.spins
+    of_rows = np.tile(weights / spins, spins)
+    levels = levels_on_grid(energies, of_rows, operators.n_electrons, temperature_kelvin, spins=spins)
+    if levels.metal:
+        return occupations(energies, levels, temperature_kelvin)
+    # by number: the gaps of two spins need not lie at one energy
+    return np.repeat([np.arange(energies.shape[1]) < n for n in levels.filled], len(weights), 0).astype(float)
+
+
 def mulliken_populations(
     operators: Operators, kpoints: np.ndarray, weights: np.ndarray, temperature_kelvin: float = 300.0
 ) -> np.ndarray:
     """Compute the electrons of each spin on each atom, N_i = sum of P_ab(R) S_ab(R) over the rows a of the atom, (spins, A).
 
-    Arguments and errors are those of `density_matrix`. One row is of both spins together.
+    They are summed state by state, s sum_k w_k sum_n f_n Re c_an^* (S c_n)_a, so that P is not needed. Arguments and errors are
+    those of `density_matrix`. One row is of both spins together.
     """
-    density = density_matrix(operators, kpoints, weights, temperature_kelvin)
-    of_pairs = np.add.reduceat(density * operators.overlap, operators.offsets[:-1], axis=1)
-    n = len(operators.atoms)
-    return np.array([np.bincount(operators.pairs[:, 0], of_spin, n) for of_spin in of_pairs])
+    spins, points = operators.spins, operators.points_and_spins(kpoints)
+    first = np.cumsum(operators.orbitals) - operators.orbitals
+
+    def at(point: tuple[np.ndarray, int]) -> tuple[np.ndarray, np.ndarray]:
+        k, spin = point
+        energies, c = states(operators, k, spin=spin)
+        return energies, np.add.reduceat((c.conj() * (operators.at_k(k, spin)[1] @ c)).real, first, axis=0)
+
+    found = in_processes(at, points, 1 if operators.n_orbitals < SMALL else None)
+    shares = _shares(operators, np.array([energies for energies, _ in found]), weights, temperature_kelvin)
+    result = np.zeros((spins, len(operators.atoms)))
+    for number, ((_, spin), (_, of_atoms)) in enumerate(zip(points, found)):
+        result[spin] += 2 / spins * weights[number % len(kpoints)] * (of_atoms @ shares[number])
+    return result
 
 
 def mulliken_charges(
@@ -71,3 +94,15 @@ def mulliken_charges(
         symbol = operators.atoms[int(np.flatnonzero(valence == 0)[0])].symbol
         raise ValueError(f"the basis does not say how many valence electrons {symbol} has: no charges follow from H and S.")
     return valence - mulliken_populations(operators, kpoints, weights, temperature_kelvin).sum(0)
+
+
+def with_charges(operators: Operators) -> Operators:
+    """Return operators that hold the Mulliken charges of their atoms, if they can be known: those they have, or computed ones.
+
+    They are computed on the grid round(20 A / |a|).
+    """
+    known = all(operators.basis[z].valence for z in operators.atoms.numbers.tolist())
+    if operators.mulliken_charges is not None or not known:
+        return operators
+    kpoints, weights, _ = analysis_grid(operators, GRID)
+    return replace(operators, mulliken_charges=mulliken_charges(operators, kpoints, weights, GRID.temperature_kelvin))

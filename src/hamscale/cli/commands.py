@@ -49,6 +49,7 @@ def command(name: str, *arguments: tuple[str, dict]) -> Callable:
     return register
 
 
+ONE_PASS = argument("--one-pass", action="store_true", help="charges are not made self-consistent, whatever the material says")
 THRESHOLD = argument(
     "--overlap-threshold",
     type=float,

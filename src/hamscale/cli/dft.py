@@ -169,7 +169,11 @@ def collect_run(input: Path, store: Path, record: Path, out: Path) -> None:
     OUT,
 )
 def parse_operators(material: Path, structure: Path, run: Path, out: Path) -> None:
-    """Parse H and S of a CP2K run, or import those of another code, and find the band edges on the k-grid of the analysis."""
+    """Parse H and S of a CP2K run, or import those of another code; find band edges and charges of atoms.
+
+    Band edges are those on the k-grid of the analysis, charges those on the grid round(20 A / |a|).
+    """
+    from ..analysis.density import with_charges
     from ..analysis.spectra import find_levels
     from ..basis import material_basis
     from ..container import MADE_OF, identity
@@ -191,4 +195,4 @@ def parse_operators(material: Path, structure: Path, run: Path, out: Path) -> No
     if result.counts_electrons:
         result.attributes |= find_levels(result, settings.analysis).attributes()
     result.attributes[MADE_OF] = json.dumps({"structure": [identity(structure)]})
-    write_operators(out, result)
+    write_operators(out, with_charges(result))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .. import config
 from ..files import write_table
-from .commands import OUT, STRUCTURE, THRESHOLD, argument, command, ranks
+from .commands import ONE_PASS, OUT, STRUCTURE, THRESHOLD, argument, command, ranks
 from .training import EXCHANGE, FRAME
 
 
@@ -15,7 +15,11 @@ from .training import EXCHANGE, FRAME
     argument("model", help="folder of the model, results/MATERIAL/models/NAME or one of resources/models"),
     STRUCTURE,
     FRAME,
-    argument("--material", help="whose k-grid the band edges are found on; default: 20 A over |a|"),
+    argument(
+        "--material",
+        help="whose k-grid the band edges are found on, default: 20 A over |a|; and which says whether charges are "
+        "self-consistent",
+    ),
     OUT,
     argument(
         "--overlap",
@@ -24,6 +28,12 @@ from .training import EXCHANGE, FRAME
         "set, with or without H",
     ),
     argument("--reference-only", action="store_true", help="the reference without the network: the baseline"),
+    argument(
+        "--self-consistent",
+        action="store_true",
+        help="charges of the atoms follow from the predicted states, if the model was trained for it (docs/howto/charges.md)",
+    ),
+    ONE_PASS,
     argument("--not-lifted", action="store_true", help="leave states along directions that S nearly misses where they are"),
     argument("--sandbox", action="store_true", help="first verify the model as `hamscale verify --sandbox` does"),
     EXCHANGE,
@@ -36,6 +46,8 @@ def write_prediction(
     out: Path,
     overlap: Path | None,
     reference_only: bool,
+    self_consistent: bool,
+    one_pass: bool,
     not_lifted: bool,
     sandbox: bool,
     exchange: str,
@@ -45,7 +57,11 @@ def write_prediction(
     from ..predict import K_GRID, predict
     from ..structures import read_structure_file
 
-    analysis = config.load_material(material).analysis if material else K_GRID
+    if self_consistent and one_pass:
+        raise ValueError("--self-consistent and --one-pass exclude each other. Give one of them.")
+    settings = config.load_material(material) if material else None
+    analysis = settings.analysis if settings else K_GRID
+    self_consistent = self_consistent or bool(settings and settings.prediction.self_consistent and not one_pass)
     if sandbox:
         from ..verify import verify_in_sandbox
 
@@ -60,6 +76,8 @@ def write_prediction(
             exchange=exchange,
             lifted=not not_lifted,
             overlap=read_data(overlap, overlap_alone=True) if overlap else None,
+            self_consistent=self_consistent,
+            analysis=analysis,
         )
         prediction.write(out, world, analysis)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from .. import config
 from ..config import Analysis, Material, Split
 from ..files import read_table, together, write_table
-from .commands import MATERIAL, OUT, THRESHOLD, argument, command
+from .commands import MATERIAL, ONE_PASS, OUT, THRESHOLD, argument, command
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ def analyse(material: Path, dft: Path, predicted: Path, baseline: Path, overlap_
     argument("--split", choices=["train", "validation", "test"], default="test", help="default: test"),
     argument("--sets", type=str, nargs="*", metavar="SET", help="some sets of the split; default: all"),
     argument("--material", help="default: config/materials/M.yaml of results/M/models/NAME"),
+    ONE_PASS,
     THRESHOLD,
     argument("--out", metavar="PATH", help="also write a row per structure: csv"),
 )
@@ -67,6 +68,7 @@ def evaluate_model(
     split: Split,
     sets: list[str] | None,
     material: Path | None,
+    one_pass: bool,
     overlap_threshold: float | None,
     out: Path | None,
 ) -> None:
@@ -95,7 +97,7 @@ def evaluate_model(
     if not ids:
         raise ValueError(f"{material}: no structure of the split {split}.")
     settings = settings.model_copy(update={"analysis": _analysis(settings, overlap_threshold)})
-    rows, slabs = evaluate(model, settings, [results / f"{i}.h5" for i in ids])
+    rows, slabs = evaluate(model, settings, [results / f"{i}.h5" for i in ids], one_pass)
     if out:
         with together(out.parent, last=out.name) as temporary:
             write_table(temporary / out.name, rows, model=model.name, split=split)

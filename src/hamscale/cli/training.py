@@ -27,15 +27,19 @@ FRAME = argument("--frame", type=int, metavar="N", help="which structure of a tr
 
 
 class _Stored:
-    """Files of operators, read one at a time whenever they are iterated over."""
+    """Files of operators, read one at a time whenever they are iterated over.
 
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
+    charges: whether those of the atoms are computed where a file lacks them.
+    """
+
+    def __init__(self, paths: list[Path], charges: bool = False) -> None:
+        self.paths, self.charges = paths, charges
 
     def __iter__(self) -> Iterator["Operators"]:
+        from ..analysis.density import with_charges
         from ..operators import read_operators
 
-        return (read_operators(path) for path in self.paths)
+        return (with_charges(o) if self.charges else o for o in map(read_operators, self.paths))
 
 
 @command(
@@ -59,7 +63,13 @@ def fit(material: Path, operators: list[Path], out: Path) -> None:
     ions = Ions(settings.graph.near_angstrom, charges, settings.graph.far)
     of = settings.graph
     result = fit_reference(
-        _Stored(operators), of.cutoff_angstrom, of.auto_threshold_hartree, ions, of.crystal_field, of.two_centre
+        _Stored(operators, settings.prediction.self_consistent),
+        of.cutoff_angstrom,
+        of.auto_threshold_hartree,
+        ions,
+        of.crystal_field,
+        of.two_centre,
+        settings.prediction.self_consistent,
     )
     if np.isfinite(result.floor_hartree):
         print(
@@ -95,11 +105,16 @@ def encode(reference: Path, operators: list[Path], out: Path) -> None:
     from ..graph.codec import BlockCodec
     from ..graph.graph import write_graph
     from ..graph.reference import read_reference
-    from ..operators import read_operators
 
     codec = BlockCodec(read_reference(reference))
-    for path in operators:
-        result = codec.encode(read_operators(path))
+    charges = codec.reference.crystal_field.potential is not None
+    for path, found in zip(operators, _Stored(operators, charges)):
+        if found.attributes.get("source") == "predicted" and found.attributes.get("self_consistent") != 1:
+            raise ValueError(
+                f"{path}: a prediction whose charges are not self-consistent, expected one of `hamscale predict "
+                "--self-consistent` whose loop converged: others have nothing to teach."
+            )
+        result = codec.encode(found)
         print(
             f"{path.stem}: {len(result.atoms)} atoms, {len(result.edges)} edges, "
             f"{result.attributes['outside_fraction']:.2%} of sum |H| outside"
@@ -181,6 +196,12 @@ def cut(
         default=0,
         help="which of the model's `networks`, from 0; `join` makes one model of them",
     ),
+    argument(
+        "--start-from",
+        metavar="MODEL",
+        help="folder of a model of the same elements and sizes, with whose weights training begins; default: the model's "
+        "`start_from`, or random weights",
+    ),
     OUT,
     argument("--checkpoint", required=True, metavar="DIR", help="folder of the checkpoint, from which training goes on"),
 )
@@ -194,6 +215,7 @@ def train_network(
     ranks_per_structure: int | None,
     exchange: str,
     network: int,
+    start_from: Path | None,
     out: Path,
     checkpoint: Path,
 ) -> int:
@@ -211,7 +233,7 @@ def train_network(
         world.stop_on_signals()
         try:
             files = loop.TrainingFiles(reference, train, validation, operators, partitions)
-            loop.train(settings, files, out, checkpoint, network, world, ranks_per_structure, exchange)
+            loop.train(settings, files, out, checkpoint, network, world, ranks_per_structure, exchange, start_from)
         except loop.Stopped as stopped:
             if world.is_root:
                 logging.getLogger(__name__).info(str(stopped))

@@ -143,8 +143,31 @@ class Analysis(Section):
     )
 
 
+class Prediction(Section):
+    """How H is predicted."""
+
+    self_consistent: bool = Field(
+        False,
+        description="potentials follow from the charges of the predicted states, iterated; reference and networks learn the "
+        "rest. For ionic solids whose charges differ from those trained on: other phases, larger or amorphous cells",
+    )
+    teacher: str | None = Field(
+        None,
+        description="folder of a model, e.g. results/hfo2/models/hfo2, whose self-consistent predictions of the sets with "
+        "split teach are learnt beside DFT: so that one pass has what the loop finds",
+    )
+
+    @model_validator(mode="after")
+    def _of_charges(self) -> typing.Self:
+        if self.teacher and not self.self_consistent:
+            raise ValueError(f"teacher is {self.teacher}, expected with self_consistent: true")
+        return self
+
+
 class Material(Section):
     """Settings of a material: the content of config/materials/NAME.yaml."""
+
+    unsaid = frozenset({"prediction"})
 
     description: str = Field("", description="what the material is, for people")
     extends: Name | None = Field(
@@ -159,6 +182,7 @@ class Material(Section):
     dft: Dft = Field(Dft(), description="settings of CP2K")
     structures: Annotated[dict[str, StructureSet], Field(min_length=1, description="set name -> how to make it")]
     graph: Graph = Field(Graph(), description="edges and reference")
+    prediction: Prediction = Field(Prediction(), description="charges that are self-consistent")
     analysis: Analysis = Field(Analysis(), description="eigenvalues, bands, densities of states")
 
     @model_validator(mode="after")
@@ -191,6 +215,9 @@ class Material(Section):
                 f"graph.charges has {', '.join(sorted(self.graph.charges))}, expected one for each of "
                 f"{', '.join(sorted(self.species))}, or none"
             )
+        taught = [name for name, s in self.structures.items() if s.split == "teach"]
+        if taught and not self.prediction.teacher:
+            raise ValueError(f"structures.{taught[0]} has split teach, expected with prediction.teacher, whose H is learnt")
         for path, splits in trajectories.items():
             if len(splits) > 1:
                 raise ValueError(

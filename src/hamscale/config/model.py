@@ -32,6 +32,8 @@ class Network(Section):
 class Training(Section):
     """How the weights are found (docs/method.md)."""
 
+    unsaid = frozenset({"start_from"})
+
     networks: PositiveInt = Field(
         1, description="networks, alike but for their seeds (seed, seed + 1, ...), whose mean is the prediction"
     )
@@ -71,6 +73,11 @@ class Training(Section):
         2.0,
         description="memory of each rank in which structures stay once they are read; others are read again whenever they are "
         "needed, while a step computes (GiB)",
+    )
+    start_from: str | None = Field(
+        None,
+        description="folder of a model of the same elements, basis sets and `network`, e.g. results/hfo2/models/hfo2, with "
+        "whose weights training begins instead of random ones",
     )
     tensorboard: bool = Field(False, description="write errors for TensorBoard, beside the checkpoint")
 

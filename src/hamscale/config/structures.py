@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from ..runs import Snapshot, members, snapshots
 from .section import Section
 
-Split = Literal["train", "validation", "test", "predict"]
+Split = Literal["train", "validation", "test", "teach", "predict"]
 # what a material may name and so run; entry points of this group, of packages that are installed, are others
 CALCULATORS = (
     "chgnet.model.dynamics.CHGNetCalculator",
@@ -125,7 +125,10 @@ class StructureSet(Section):
 
     unsaid = frozenset({"dft", "operators", "open", "vacuum_angstrom", "charge", "multiplicity", "transport"})
 
-    split: Split = Field(description="train, validation and test get DFT; predict does not")
+    split: Split = Field(
+        description="train, validation and test get DFT; teach gets H with self-consistent charges from prediction.teacher and "
+        "is learnt too; predict gets neither"
+    )
     file: File | None = Field(None, description="source: structures of a file")
     dft: str | None = Field(
         None,

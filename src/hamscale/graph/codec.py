@@ -24,7 +24,7 @@ from .coupling import coupled_groups
 from .crystal_field import onsite_blocks, shifted
 from .graph import Graph, structure_graph
 from .overlap import OverlapTable, StoredOverlap, overlap_table, two_centre_blocks
-from .reference import Reference, outside_sums
+from .reference import Reference, charges_of, outside_sums
 
 VALUES_AT_ONCE = 1 << 22  # number of values of H, and of S, that are decoded at a time
 
@@ -67,6 +67,10 @@ class BlockCodec:
             raise ValueError(f"basis of these operators differs from that of the reference: {difference}.")
         graph = structure_graph(operators.atoms, reference.basis, reference.cutoff_angstrom)
         coupling, crystal_field = reference.coupling, reference.crystal_field
+        u = np.zeros(len(operators.atoms))
+        if potential := crystal_field.potential:
+            u = potential.kernel.of(operators.atoms)(charges_of(operators))
+            operators = operators.with_potential(-u)
         of_atoms = onsite_blocks(operators, coupling, graph, crystal_field.near_angstrom, crystal_field.charges)
         remainder = reference.remainder(operators, of_atoms)
         rows = graph.edges.find_in_elements(operators.pairs)
@@ -77,13 +81,15 @@ class BlockCodec:
             offsite[z_i, z_j] = np.zeros((len(distances), pair.size))
             offsite[z_i, z_j][:, pair.zero_order] = -reference.offsite(z_i, z_j, distances)
         for z in np.unique(graph.atoms.numbers).tolist():
-            onsite_reference[z] = crystal_field.onsite(z, of_atoms.features[z])
+            onsite_reference[z] = crystal_field.of_atoms(z, of_atoms.features[z])
             onsite[z] = np.zeros_like(onsite_reference[z])
+            if crystal_field.potential:
+                onsite[z][:, -1] = u[graph.atoms_of(z)] - onsite_reference[z][:, -1]
         for z_i, z_j, blocks, is_onsite, coupled, vectors in coupled_groups(*remainder):
             pair = coupling[z_i, z_j]
             if is_onsite:
                 row = atom_rows[operators.pairs[blocks, 0]]
-                onsite[z_i][row] = coupled - onsite_reference[z_i][row]
+                onsite[z_i][row, : pair.size] = coupled - onsite_reference[z_i][row, : pair.size]
             else:
                 near = rows[blocks] >= 0
                 rotations = edge_rotations(vectors[near], max(pair.slots))
@@ -98,8 +104,8 @@ class BlockCodec:
 
     def _mean_of_blocks(self, offsite: ByPair, onsite: ByElement) -> float:
         """Compute the mean |x| over the matrix elements of blocks, which differs from the mean over coupled components."""
-        coupling = self.reference.coupling
-        targets = offsite | {(z, z, "onsite"): target for z, target in onsite.items()}
+        coupling, field = self.reference.coupling, self.reference.crystal_field
+        targets = offsite | {(z, z, "onsite"): field.together(z, target) for z, target in onsite.items()}
         sums = [
             np.abs(some @ coupling[key[:2]].transform.T).sum()
             for key, target in targets.items()
@@ -128,7 +134,7 @@ class BlockCodec:
         needed when graph is only a rank's part of the structure: bonds reach such atoms, also beyond the cutoff.
         """
         reference = self.reference
-        own, numbers = reference.crystal_field.known_of(graph), graph.atoms.numbers
+        (own, blocks, potential), numbers = self.of_atoms(graph, onsite), graph.atoms.numbers
         beyond, of_beyond = others or (np.empty(0, np.int64), {})
         places, shifts = np.full(len(numbers), -1), {}
         for z in own.keys() | of_beyond.keys():
@@ -136,9 +142,23 @@ class BlockCodec:
             places[atoms] = np.arange(len(atoms))
             known = np.concatenate([of_atoms[z] for of_atoms in (own, of_beyond) if z in of_atoms])
             shifts[z] = reference.crystal_field.shifts(z, known)
-        blocks = {z: of_z + onsite[z] if z in onsite else of_z for z, of_z in own.items()}
         pairs = self.pairs(graph) if pairs is None else pairs
-        return DecodedBlocks(graph, reference, self.of_overlap, pairs, offsite, blocks, places, shifts)
+        return DecodedBlocks(graph, reference, self.of_overlap, pairs, offsite, blocks, places, shifts, potential)
+
+    def of_atoms(self, graph: Graph, onsite: ByElement) -> tuple[ByElement, ByElement, np.ndarray]:
+        """Return the reference of the onsite blocks of a graph's atoms, z -> (A_z, n), the blocks, and their u (O,), Hartree.
+
+        onsite: as of `decode`. The potential u of each atom is in both blocks; zero where the reference has none.
+        """
+        field, u = self.reference.crystal_field, np.zeros(len(graph.atoms))
+        own: ByElement = {}
+        blocks: ByElement = {}
+        for z, known in field.known_of(graph).items():
+            whole = known + onsite[z] if z in onsite else known
+            u[graph.atoms_of(z)] = potential = field.apart(z, whole)[1]
+            own[z] = field.apart(z, known)[0] + np.outer(potential, field.overlap[z]) if field.potential else known
+            blocks[z] = field.together(z, whole)
+        return own, blocks, u[graph.owned]
 
 
 @dataclass
@@ -151,6 +171,7 @@ class DecodedBlocks:
     onsite: coupled blocks.
     places (A,): place of every atom that the pairs reach among those of its element.
     shifts: z -> (N_z, n, n) of these atoms (CrystalField.shifts).
+    potential (O,): the potentials u of charges of the owned atoms, which H has in one pass (charges.py), Hartree.
     """
 
     graph: Graph
@@ -161,6 +182,7 @@ class DecodedBlocks:
     onsite: ByElement
     places: np.ndarray
     shifts: ByElement
+    potential: np.ndarray
 
     def operators(self) -> Operators:
         """Compute all of H and S in memory."""

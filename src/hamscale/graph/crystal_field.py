@@ -36,6 +36,7 @@ from ase import Atoms
 from ..angular import real_spherical_harmonics
 from ..operators import Operators
 from ..pairs import ByElement, place_in_element
+from .charges import ChargeKernel
 from .coupling import Coupling, coupled_groups
 from .graph import Graph
 from .polarization import neutral_charges, potentials
@@ -167,6 +168,7 @@ class OnsiteBlocks:
     features: z -> Features.
     first_shell: z -> (A_z, features) of L = 0 that include the nearest neighbours only.
     rows (A,): row of each atom among the atoms of its element, which are in ascending order.
+    numbers (A,): atomic numbers.
     """
 
     blocks: ByElement
@@ -174,6 +176,7 @@ class OnsiteBlocks:
     features: dict[int, Features]
     first_shell: ByElement
     rows: np.ndarray
+    numbers: np.ndarray
 
 
 def onsite_blocks(
@@ -192,7 +195,7 @@ def onsite_blocks(
     numbers, elements = operators.atoms.numbers, sorted(coupling.basis)
     of_atoms = features(graph, elements, coupling.lmax, near_angstrom, charges)
     shell = densities(graph, elements, 0, reach_angstrom=shell_angstrom or near_angstrom)[:, 0]
-    result = OnsiteBlocks({}, {}, {}, {}, place_in_element(numbers))
+    result = OnsiteBlocks({}, {}, {}, {}, place_in_element(numbers), numbers)
     for z in np.unique(numbers).tolist():
         atoms = np.flatnonzero(numbers == z)
         result.features[z], result.blocks[z] = of_atoms.rows(atoms), np.zeros((len(atoms), coupling[z, z].size))
@@ -206,6 +209,36 @@ def onsite_blocks(
     return result
 
 
+def less_potential(structure: OnsiteBlocks, potential: np.ndarray) -> OnsiteBlocks:
+    """Return the onsite data of a structure whose electrons do not feel a potential u (A,), Hartree: D_i - u_i S_ii."""
+    blocks = {
+        z: of_z - np.outer(potential[structure.numbers == z], structure.overlap[z]) for z, of_z in structure.blocks.items()
+    }
+    return replace(structure, blocks=blocks)
+
+
+@dataclass(frozen=True)
+class PotentialField:
+    """The fitted reference of the potentials u of self-consistent charges (charges.py), which are linear in the features too.
+
+    kernel: u = K q. mean, centre, spread, scale: z -> Hartree: that to which the tables are added, the mean and the standard
+    deviation of the reference, and the root mean square of what it leaves. tables: z -> (features of L = 0,).
+    coefficients (p,): of the potentials.
+    """
+
+    kernel: ChargeKernel
+    mean: dict[int, float]
+    tables: ByElement
+    coefficients: np.ndarray
+    centre: dict[int, float] = field(default_factory=dict)
+    spread: dict[int, float] = field(default_factory=dict)
+    scale: dict[int, float] = field(default_factory=dict)
+
+    def of_atoms(self, z: int, of_z: Features) -> np.ndarray:
+        """Compute the reference of u of atoms of an element, (A_z,), Hartree."""
+        return self.mean[z] + of_z.by_degree[0][:, 0] @ self.tables[z] + of_z.potentials @ self.coefficients
+
+
 @dataclass(frozen=True)
 class CrystalField:
     """The fitted reference of onsite blocks.
@@ -216,6 +249,8 @@ class CrystalField:
     coefficients (p,): of the potentials, the same for all elements.
     overlap: z -> (n,), coupled onsite block of S.
     spread: z -> (slots,), root mean square deviation from the centre, Hartree.
+    potential: the reference of the potentials of self-consistent charges, if the model has them. All of the above then is of H
+    less 1/2 (u_i + u_j) S_ij, and vectors of atoms have one component more than their blocks, u, the last.
     """
 
     coupling: Coupling
@@ -227,6 +262,24 @@ class CrystalField:
     coefficients: np.ndarray
     overlap: ByElement
     spread: ByElement
+    potential: PotentialField | None = None
+
+    def of_atoms(self, z: int, of_z: Features) -> np.ndarray:
+        """Compute what the graph holds of atoms of an element: `onsite`, followed by u if there is one, (A_z, n or n + 1)."""
+        onsite = self.onsite(z, of_z)
+        return onsite if self.potential is None else np.column_stack([onsite, self.potential.of_atoms(z, of_z)])
+
+    def apart(self, z: int, of_atoms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the coupled onsite blocks (A_z, n) and the potentials u (A_z,), zero if there are none, of such vectors."""
+        n = self.coupling[z, z].size
+        return of_atoms[:, :n], of_atoms[:, n] if self.potential else np.zeros(len(of_atoms))
+
+    def together(self, z: int, of_atoms: np.ndarray) -> np.ndarray:
+        """Return the coupled onsite blocks of H, (A_z, n): with u S_ii if u is apart in such vectors."""
+        if self.potential is None:
+            return of_atoms
+        blocks, u = self.apart(z, of_atoms)
+        return blocks + np.outer(u, self.overlap[z])
 
     def onsite(self, z: int, of_z: Features) -> np.ndarray:
         """Compute the coupled onsite blocks of atoms of an element, (A_z, n), Hartree."""
@@ -242,7 +295,7 @@ class CrystalField:
         return result
 
     def of_graph(self, graph: Graph, gather: Callable[[np.ndarray], np.ndarray] | None = None) -> ByElement:
-        """Compute z -> (A_z, n), the coupled onsite blocks of the owned atoms of each element in their order, Hartree.
+        """Compute z -> (A_z, n), `of_atoms` of the owned atoms of each element in their order, Hartree.
 
         Only some atoms are processed at a time, to bound the memory.
         gather: see `polarization.potentials`.
@@ -254,7 +307,7 @@ class CrystalField:
             some = slice(first, first + ATOMS_AT_ONCE)
             of_atoms = features(graph, elements, self.coupling.lmax, self.near_angstrom, self.charges, some, far)
             for z, part in parts.items():
-                part.append(self.onsite(z, of_atoms.rows(numbers[some] == z)))
+                part.append(self.of_atoms(z, of_atoms.rows(numbers[some] == z)))
         return {z: np.concatenate(part) for z, part in parts.items()}
 
     def known_of(self, graph: Graph) -> ByElement:
@@ -269,9 +322,15 @@ class CrystalField:
             down += len(blocks) * (structure.overlap[z] ** 2).sum()
         return float(up / down)
 
-    def deviation(self, z: int, onsite: np.ndarray) -> np.ndarray:
-        """Return coupled onsite blocks less the centre, in units of the spread by slot, (A_z, n): an input of the network."""
-        return self._less_centre(z, onsite) / np.maximum(self.spread[z], SMALLEST_SPREAD_HARTREE)[self.coupling[z, z].slot]
+    def deviation(self, z: int, of_atoms: np.ndarray) -> np.ndarray:
+        """Return `of_atoms` less the centre, in units of the spread by slot, (A_z, n): an input of the network."""
+        onsite, u = self.apart(z, of_atoms)
+        units = np.maximum(self.spread[z], SMALLEST_SPREAD_HARTREE)[self.coupling[z, z].slot]
+        result = self._less_centre(z, onsite) / units
+        if self.potential is None:
+            return result
+        deviation = (u - self.potential.centre[z]) / max(self.potential.spread[z], SMALLEST_SPREAD_HARTREE)
+        return np.column_stack([result, deviation])
 
     def _less_centre(self, z: int, onsite: np.ndarray) -> np.ndarray:
         result = onsite.copy()

@@ -8,17 +8,20 @@ of the fit.
 from dataclasses import replace
 
 import numpy as np
+from ase import Atoms
 from scipy.linalg import block_diag, eigh
 from scipy.optimize import lsq_linear
 
 from ..pairs import ByElement
+from .charges import ChargeKernel
 from .coupling import Coupling
-from .crystal_field import CrystalField, OnsiteBlocks
-from .polarization import potential_count
+from .crystal_field import CrystalField, OnsiteBlocks, PotentialField
+from .polarization import AtomicCharges, potential_count
 
 SIZE_PENALTY = 1e-3  # penalty on the size of tables, relative to that on their second differences
 FIELD_PENALTY = 1e-2  # penalty on the coefficients of fields and their squares, each times its mean square
 FOLDS = 5
+SMALLEST_SCALE_HARTREE = 1e-7
 JOINT_ROUNDS = 3  # rounds of choosing the penalties and solving for gauges and potentials
 
 
@@ -66,6 +69,53 @@ def fit_crystal_field(
     return with_spread(
         CrystalField(coupling, near_angstrom, charges, mean, mean, tables, coefficients, overlap, spread={}), structures
     )
+
+
+def fit_kernel(
+    structures: list[OnsiteBlocks], charges: list[np.ndarray], atoms: list[Atoms], coupling: Coupling
+) -> ChargeKernel:
+    """Fit the kernel K of the potentials of charges, u = K q, jointly with gauges and a table of the nearest neighbours.
+
+    charges: q of the atoms of each structure, (A,), of DFT. The table is that of `_coefficients`, for the same reason.
+    """
+    elements, felt, tables = sorted(coupling.basis), [], []
+    for structure, q, of_structure in zip(structures, charges, atoms):
+        V, numbers = AtomicCharges(of_structure)(q), structure.numbers
+        columns = np.column_stack([V, *(np.where(numbers == z, q, 0.0) for z in elements)])
+        felt.append({z: columns[numbers == z] for z in structure.blocks})
+        tables.append(structure.first_shell)
+    nothing = [{z: np.zeros(len(v)) for z, v in of.items()} for of in felt]
+    a, *hardness = _joint_fit(structures, coupling, tables, 0, nothing, felt, (-np.inf, np.inf)).tolist()
+    return ChargeKernel(dict(zip(elements, hardness)), a)
+
+
+def with_potentials(
+    rest: CrystalField,
+    whole: CrystalField,
+    kernel: ChargeKernel,
+    structures: list[OnsiteBlocks],
+    potentials: list[np.ndarray],
+) -> CrystalField:
+    """Return the crystal field of H less the potentials of charges, with that of the potentials.
+
+    rest, whole: fitted to the blocks without and with the potentials. Their difference along S is the reference of u,
+    u_i = S (D_whole - D_rest) / |S|^2 of the onsite blocks D, which is linear in the features as they are.
+    potentials: u of the atoms of each structure, (A,).
+    """
+    mean, tables = {}, {}
+    for z, S in rest.overlap.items():
+        part = rest.coupling[z, z].slices[0]
+        along = S[part] / (S[part] @ S[part])
+        mean[z] = float((whole.mean[z] - rest.mean[z])[: len(along)] @ along)
+        tables[z] = (whole.tables[z][0] - rest.tables[z][0]) @ along
+    field = PotentialField(kernel, mean, tables, whole.coefficients - rest.coefficients)
+    centre, spread, scale = {}, {}, {}
+    for z in mean:
+        found = np.concatenate([field.of_atoms(z, s.features[z]) for s in structures if z in s.features])
+        given = np.concatenate([u[s.numbers == z] for s, u in zip(structures, potentials)])
+        centre[z], spread[z] = float(found.mean()), float(found.std())
+        scale[z] = float(np.sqrt(((given - found) ** 2).mean())) + SMALLEST_SCALE_HARTREE
+    return replace(rest, potential=replace(field, centre=centre, spread=spread, scale=scale))
 
 
 def mean_blocks(field: CrystalField, structures: list[OnsiteBlocks]) -> CrystalField:

@@ -38,6 +38,7 @@ from itertools import combinations_with_replacement
 
 import finufft
 import numpy as np
+import scipy.sparse as sp
 from ase import Atoms
 from scipy.linalg import null_space
 from scipy.special import erf, j0, j1, k0, k1
@@ -109,6 +110,27 @@ def potentials(
     )
 
 
+class AtomicCharges:
+    """Potentials of charges on the atoms of a periodic structure, which are computed again and again.
+
+    V_i = sum_j,R q_j erf(r / 2^0.5 w) / r, r = |r_j + R - r_i|, w = WIDTH_ANGSTROM, with j = i, R = 0 and, if the charges do
+    not add up to zero, in a neutralising background. The sums over the atoms near by are made once.
+
+    felt = AtomicCharges(atoms)
+    felt(charges)  # (A,), Hartree per elementary charge
+    """
+
+    def __init__(self, atoms: Atoms) -> None:
+        self.sums = _Sums(atoms, [], np.arange(len(atoms)))
+        self.near = sp.csr_matrix((len(atoms), len(atoms)))
+        for pairs in self.sums.near.tables(onsite=True):
+            values = _short_range(np.linalg.norm(angstrom_to_bohr(pairs.vectors), axis=1), self.sums.split)[0]
+            self.near += sp.csr_matrix((values, (pairs[:, 0], pairs[:, 1])), self.near.shape)  # images are added up
+
+    def __call__(self, charges: np.ndarray) -> np.ndarray:
+        return self.sums.waves.of_charges(charges)[0] + self.near @ charges - self.sums.mean * charges.sum()
+
+
 class _Sums:
     """Potentials and fields at some atoms, due to all atoms and their images: a sum over waves and one over near atoms."""
 
@@ -117,6 +139,11 @@ class _Sums:
         self.split = _split_angstrom(atoms)
         self.waves = _Waves(atoms, self.split, owned)
         self.near = Neighbourhood(atoms, REACH * self.split, owned)
+        self.mean = 0.0  # of the near potentials of a charge, which the sum over waves, that has none of length zero, lacks
+        if atoms.pbc.all():
+            volume = angstrom_to_bohr(angstrom_to_bohr(angstrom_to_bohr(atoms.get_volume())))
+            widths = angstrom_to_bohr(self.split) ** 2 - angstrom_to_bohr(WIDTH_ANGSTROM) ** 2
+            self.mean = 2 * np.pi / volume * widths
         self.of = [(atoms.numbers == z).astype(float) for z in elements]
         self.kind = np.full(len(atoms), len(elements))
         for kind, z in enumerate(elements):
@@ -126,10 +153,7 @@ class _Sums:
         """Sum over charges (n, m) of the elements: potentials (O, m) and fields (O, 3, m)."""
         of_atoms = [sum(q * mask for q, mask in zip(column, self.of)) for column in charges.T]
         phi, fields = (np.stack(parts, -1) for parts in zip(*map(self.waves.of_charges, of_atoms)))
-        if self.atoms.pbc.all():  # the sum over waves has none of length zero, and the near potentials have a mean
-            volume = angstrom_to_bohr(angstrom_to_bohr(angstrom_to_bohr(self.atoms.get_volume())))
-            widths = angstrom_to_bohr(self.split) ** 2 - angstrom_to_bohr(WIDTH_ANGSTROM) ** 2
-            phi -= 2 * np.pi / volume * widths * np.array([q.sum() for q in of_atoms])
+        phi -= self.mean * np.array([q.sum() for q in of_atoms])
         for rows, _, vectors, (h, slope, _), add in self._near_atoms():
             phi[rows] += add(h) @ charges
             fields[rows] += np.stack([add(slope * v) for v in vectors.T], 1) @ charges

@@ -9,7 +9,7 @@ reference  offsite: the least-squares mean of the M = 0 components in the edge f
 scale      root mean square of the remainder, by pair of elements, slot and distance (interpolated in the logarithm).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,9 +27,10 @@ from ..operators.files import BASIS
 from ..pairs import ByElement, ByPair
 from ..structures import longest_period
 from ..units import hartree_to_ev
+from .charges import ChargeKernel
 from .coupling import Coupling, PairCoupling, coupled_groups
-from .crystal_field import CrystalField, Ions, OnsiteBlocks, less_shifts, onsite_blocks
-from .crystal_field_fit import fit_crystal_field, mean_blocks
+from .crystal_field import CrystalField, Ions, OnsiteBlocks, PotentialField, less_potential, less_shifts, onsite_blocks
+from .crystal_field_fit import SMALLEST_SCALE_HARTREE, fit_crystal_field, fit_kernel, mean_blocks, with_potentials
 from .graph import elements_of, structure_graph
 from .lifting import find_floor
 from .neighbours import edges_within
@@ -44,14 +45,19 @@ REFERENCE = Layout(
         "offsite/*/scale": Array("f8", ("knots", "*")),
         "onsite/*/crystal_field/*": Array("f8", ("*", "*")),
     }
-    | {f"onsite/*/{name}": Array("f8", ("*",)) for name in ("mean", "scale", "centre", "overlap", "spread")},
+    | {f"onsite/*/{name}": Array("f8", ("*",)) for name in ("mean", "scale", "centre", "overlap", "spread")}
+    | {
+        "self_consistent/coefficients": Array("f8", ("*",), optional=True),
+        "self_consistent/table/*": Array("f8", ("*",), optional=True),
+        "self_consistent/numbers": Array("f8", ("elements", 5), optional=True),
+    },
     {"periodic": bool}
     | {f"{name}_angstrom": float for name in ("cutoff", "reach", "spacing", "near", "longest_cell")}
     | {"outside_fraction": float, "floor_hartree": float},
     earlier="reference/6",
 )
+OF_POTENTIAL = ("mean", "centre", "spread", "scale")  # numbers of each element that PotentialField has
 SPACING_ANGSTROM = 0.25
-SMALLEST_SCALE_HARTREE = 1e-7
 LARGEST_SPLITTING_EV = 0.3  # moments are opposite if splittings of either sign are larger; those induced at a ligand are not
 # nearest neighbours lie within their mean distance times this factor; in rock salt the second shell begins at 2^0.5
 FIRST_SHELL = 1.4
@@ -109,6 +115,11 @@ class Reference:
         self._known(z_i, z_j)
         return np.exp(_interpolate(np.log(self.scale[z_i, z_j]), distances))
 
+    def scale_of_atoms(self, z: int) -> np.ndarray:
+        """Return the root mean square of the remainder of atoms of an element by component, (n,) or (n + 1,) with u."""
+        scale = self.onsite_scale[z][self.coupling[z, z].slot]
+        return np.append(scale, self.crystal_field.potential.scale[z]) if self.crystal_field.potential else scale
+
     def _known(self, z_i: int, z_j: int) -> None:
         if (z_i, z_j) not in self.two_centre:
             known = ", ".join(f"{self.basis[a].element}-{self.basis[b].element}" for a, b in self.two_centre)
@@ -141,6 +152,7 @@ def fit_reference(
     ions: Ions = Ions(),  # noqa: B008
     crystal_field: bool = True,
     two_centre: bool = True,
+    self_consistent: bool = False,
 ) -> Reference:
     """Fit the gauge, the reference and the scales to the training structures.
 
@@ -149,8 +161,9 @@ def fit_reference(
     crystal_field: if false, the reference of an onsite block is the mean block of its element.
     two_centre: if false, the offsite reference is Mulliken's approximation alone, or zero if crystal_field is false as
     well.
+    self_consistent: the potentials of the charges of DFT's atoms are fitted first, and all else to what H is without them.
     Raises ValueError if the bases differ, if the cutoff is larger than the reach of H in the data, or if atoms of one element
-    have moments of both directions.
+    have moments of both directions; with self_consistent also of structures without charges or without periodic directions.
     """
     survey = _survey(structures, cutoff_angstrom, auto_threshold_hartree)
     coupling, periodic = Coupling(survey.basis, survey.spins), survey.periodic
@@ -162,7 +175,14 @@ def fit_reference(
             onsite_blocks(operators, coupling, graph, ions.near_angstrom, charges, survey.first_shell_angstrom)
         )
     _check_moments(of_structures, coupling)
-    field = fit_crystal_field(of_structures, coupling, periodic, ions.near_angstrom, charges, bool(ions.charges))
+    fit = lambda of: fit_crystal_field(of, coupling, periodic, ions.near_angstrom, charges, bool(ions.charges))  # noqa: E731
+    field = fit(of_structures)
+    if self_consistent:
+        kernel = fit_kernel(of_structures, [charges_of(o, periodic) for o in structures], survey.atoms, coupling)
+        potentials = [kernel.of(o.atoms)(charges_of(o)) for o in structures]
+        structures = _Without(structures, potentials)
+        of_structures = [less_potential(s, u) for s, u in zip(of_structures, potentials)]
+        field = with_potentials(fit(of_structures), field, kernel, of_structures, potentials)
     if not crystal_field:
         field = mean_blocks(field, of_structures)
     _check_reach(survey, structures)
@@ -177,6 +197,32 @@ def fit_reference(
         field, tables, scale, onsite_scale, float(sums[0] / sums[1]),
         min(find_floor(o, field.gauge(a) if periodic else 0.0) for o, a in zip(structures, of_structures)),
     )  # fmt: skip
+
+
+def charges_of(operators: Operators, periodic: bool = True) -> np.ndarray:
+    """Return DFT's charges of the atoms, (A,). Raises ValueError if there are none, or no periodic directions."""
+    if not periodic:
+        raise ValueError(
+            "prediction.self_consistent, and structures without periodic directions: expected periodic ones, since the "
+            "potentials of charges are summed over their images. Leave it out."
+        )
+    if operators.mulliken_charges is None:
+        raise ValueError(
+            f"operators of {operators.atoms.get_chemical_formula()} hold no charges of its atoms, which "
+            "prediction.self_consistent needs. Make them again with `hamscale operators`."
+        )
+    return operators.mulliken_charges
+
+
+@dataclass(frozen=True)
+class _Without:
+    """Operators without the potentials u (A,) of each structure, one in memory at a time."""
+
+    structures: Iterable[Operators]
+    potentials: list[np.ndarray]
+
+    def __iter__(self) -> Iterator[Operators]:
+        return (operators.with_potential(-u) for operators, u in zip(self.structures, self.potentials))
 
 
 @dataclass(frozen=True)
@@ -386,6 +432,14 @@ def write_reference(path: str | Path, reference: Reference, made_of: dict[str, l
             group["spread"] = reference.crystal_field.spread[z]
             for L, table in enumerate(reference.crystal_field.tables[z]):
                 group[f"crystal_field/{L}"] = table
+        if potential := reference.crystal_field.potential:
+            file["self_consistent/coefficients"] = np.r_[potential.kernel.coefficient, potential.coefficients]
+            file["self_consistent/numbers"] = [
+                [of[z] for of in (potential.kernel.hardness, *(getattr(potential, name) for name in OF_POTENTIAL))]
+                for z in sorted(potential.mean)
+            ]
+            for z, table in potential.tables.items():
+                file[f"self_consistent/table/{z}"] = table
 
 
 def read_reference(path: str | Path) -> Reference:
@@ -416,6 +470,7 @@ def _reference(file: h5py.File) -> Reference:
         file["potentials/coefficients"][:],
         of("overlap"),
         of("spread"),
+        _potential(file["self_consistent"]) if "self_consistent" in file else None,
     )
     return Reference(
         basis,
@@ -430,6 +485,14 @@ def _reference(file: h5py.File) -> Reference:
         float(a["outside_fraction"]),
         float(a["floor_hartree"]),
     )
+
+
+def _potential(group: h5py.Group) -> PotentialField:
+    coefficient, *coefficients = group["coefficients"][:].tolist()
+    tables = {int(z): table[:] for z, table in group["table"].items()}
+    of = dict(zip(sorted(tables), group["numbers"][:].tolist()))
+    hardness, mean, *more = ({z: numbers[k] for z, numbers in of.items()} for k in range(len(OF_POTENTIAL) + 1))
+    return PotentialField(ChargeKernel(hardness, coefficient), mean, tables, np.array(coefficients), *more)
 
 
 def _check(reference: Reference) -> Reference:
@@ -456,6 +519,17 @@ def _check(reference: Reference) -> Reference:
                 raise ValueError(f"/{name} holds NaN or infinity")
     if not (np.isfinite(field.charges).all() and np.isfinite(field.coefficients).all()):
         raise ValueError("/potentials hold NaN or infinity")
+    if potential := field.potential:
+        numbers = np.concatenate([potential.coefficients, *potential.tables.values(), [potential.kernel.coefficient]])
+        of_elements = (potential.kernel.hardness, *(getattr(potential, name) for name in OF_POTENTIAL))
+        if not np.isfinite(numbers).all() or not all(np.isfinite(list(of.values())).all() for of in of_elements):
+            raise ValueError("/self_consistent holds NaN or infinity")
+        if any(set(of) != set(field.mean) for of in of_elements) or not all(
+            len(potential.tables[z]) == len(field.tables[z][0]) for z in field.mean
+        ):
+            raise ValueError("/self_consistent does not belong to the elements of the reference")
+        if len(potential.coefficients) != len(field.coefficients) or min(potential.scale.values()) <= 0:
+            raise ValueError("/self_consistent has a scale that is not above zero, or other coefficients than /potentials")
     if not all((table > 0).all() for table in (*reference.scale.values(), *reference.onsite_scale.values())):
         raise ValueError("a scale is not above zero")
     lengths = reference.cutoff_angstrom, reference.reach_angstrom, field.near_angstrom

@@ -124,6 +124,26 @@ def load_model(directory: str | Path) -> tuple[list[HamiltonianNetwork], Referen
     return models, reference
 
 
+def first_weights(directory: str | Path, number: int, network: HamiltonianNetwork) -> dict[str, torch.Tensor]:
+    """Read the weights of a network of a model, with which another training begins.
+
+    number: which of its networks; after the last it begins with the first again. network: the one that is to have them.
+    Raises ValueError as `load_model` does, and if the network is of other elements, shells or sizes.
+    """
+    directory = Path(directory)
+    content, tensors = _config(directory), _weights(directory)
+    weights, own = with_prefix(tensors, f"{number % content['networks']}."), network.state_dict()
+    for name in sorted(weights.keys() | own.keys()):
+        found, expected = (tuple(of[name].shape) if name in of else None for of in (weights, own))
+        if found != expected:
+            raise ValueError(
+                f"{directory}: a training cannot begin with its weights: {name} has the shape {found}, the network of this "
+                f"training {expected}. Expected a model of the same elements, basis sets and `network`, and alike in "
+                "prediction.self_consistent."
+            )
+    return weights
+
+
 def _weights(directory: Path) -> dict[str, torch.Tensor]:
     """Read the weights of all networks. Raises ValueError if they are cut short or not finite."""
     path = directory / "weights.safetensors"

@@ -60,7 +60,8 @@ def build_network(network: Network, reference: Reference) -> HamiltonianNetwork:
     slots = {(s_i, s_j): coupling[z_i, z_j].parities for s_i, z_i in enumerate(elements) for s_j, z_j in enumerate(elements)}
     onsite = {s: coupling[z, z].onsite_parities for s, z in enumerate(elements)}
     lmax = max(1, coupling.lmax) if network.lmax == "auto" else network.lmax
-    return HamiltonianNetwork(lmax, len(elements), reference.cutoff_angstrom, slots, onsite, network)
+    potentials = reference.crystal_field.potential is not None
+    return HamiltonianNetwork(lmax, len(elements), reference.cutoff_angstrom, slots, onsite, network, potentials)
 
 
 def graph_inputs(
@@ -133,7 +134,7 @@ def piece_inputs(
                 torch.from_numpy(row[atoms]),
                 torch.from_numpy(index),
                 torch.from_numpy(sign).to(dtype),
-                torch.from_numpy(reference.onsite_scale[z][pair.slot]).to(dtype),
+                torch.from_numpy(reference.scale_of_atoms(z)).to(dtype),
                 torch.from_numpy(reference.crystal_field.deviation(z, crystal_field[z])).to(dtype),
             )
     species = np.searchsorted(elements, graph.atoms.numbers[known])

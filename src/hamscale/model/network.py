@@ -222,6 +222,7 @@ class AtomInputs:
     adjoint (n,), sign (n,): PairCoupling.adjoint.
     scale (n,): Hartree.
     crystal_field (A_s, n): deviation of the reference block of each atom, CrystalField.deviation.
+    Where the network also has the potentials of atoms, `scale` and `crystal_field` have one more, the last.
     """
 
     atoms: Tensor
@@ -240,9 +241,10 @@ class CrystalFieldEmbedding(nn.Module):
     that mix it with all other features.
     """
 
-    def __init__(self, lmax: int, slots: dict[int, Degrees], channels: int):
+    def __init__(self, lmax: int, slots: dict[int, Degrees], channels: int, potentials: bool):
         super().__init__()
         self.lmax, self.channels, self.slots = lmax, channels, slots
+        self.potential = nn.Parameter(torch.randn(len(slots), channels)) if potentials else None
         self.weights = nn.ParameterDict(
             {
                 f"{s}-{L}": nn.Parameter(torch.randn(n, channels) / n**0.5)
@@ -274,7 +276,10 @@ class CrystalFieldEmbedding(nn.Module):
         natural = inputs.distances.new_zeros(inputs.atoms, layout(self.lmax).size, self.channels)
         for s, a in inputs.atoms_of.items():
             of_rows = a.crystal_field.index_select(1, self.get_buffer(f"columns_{s}")).unflatten(1, (len(matrices[s]), -1))
-            natural.index_copy_(0, a.atoms, torch.bmm(of_rows.transpose(0, 1), matrices[s]).transpose(0, 1))
+            of_atoms = torch.bmm(of_rows.transpose(0, 1), matrices[s]).transpose(0, 1)
+            if self.potential is not None:
+                of_atoms = torch.cat([of_atoms[:, :1] + a.crystal_field[:, -1:, None] * self.potential[s], of_atoms[:, 1:]], 1)
+            natural.index_copy_(0, a.atoms, of_atoms)
         return torch.cat([natural, torch.zeros_like(natural)], 1)
 
 
@@ -284,7 +289,9 @@ class NodeUpdate(nn.Module):
     The first update also adds the embedding of the crystal field.
     """
 
-    def __init__(self, lmax: int, species: int, cutoff: float, c: Network, layer: int, slots: dict[int, Degrees]):
+    def __init__(
+        self, lmax: int, species: int, cutoff: float, c: Network, layer: int, slots: dict[int, Degrees], potentials: bool
+    ):
         super().__init__()
         first = layer == 0
         C = c.channels // 2
@@ -292,7 +299,7 @@ class NodeUpdate(nn.Module):
         self.norm = nn.Identity() if first else Norm(lmax, C)
         self.messages = MessageSum(lmax, species, cutoff, c, layer)
         self.out = DegreeLinear(lmax, c.heads * (c.values // 2), C)
-        self.crystal_field = CrystalFieldEmbedding(lmax, slots, C) if first and c.crystal_field else None
+        self.crystal_field = CrystalFieldEmbedding(lmax, slots, C, potentials) if first and c.crystal_field else None
         self.feed_forward = FeedForward(lmax, C, c.feed_forward // 2)
 
     def sums(self, x: Tensor, edges: list[Tensor], inputs: Inputs, keep: bool) -> list[Tensor]:
@@ -330,6 +337,7 @@ class HamiltonianNetwork(nn.Module):
 
     It commutes with rotations and with reflections: see `layers.SO2Convolution`.
     slots: {(s_i, s_j): {L: parities}} for every pair of elements; onsite: {s: {L: parities}} for the blocks of atoms.
+    potentials: whether it also reads and gives the potential of each atom (graph/charges.py), a component after the block's.
     Components with L above lmax have no output and stay at the reference.
     cutoff: in Angstrom.
     c: the fields of config.Network.
@@ -338,13 +346,22 @@ class HamiltonianNetwork(nn.Module):
     offsite, onsite = network(graph_inputs(graph, reference, network.lmax, torch.float32))
     """
 
-    def __init__(self, lmax: int, species: int, cutoff: float, slots: Slots, onsite: dict[int, Degrees], c: Network):
+    def __init__(
+        self,
+        lmax: int,
+        species: int,
+        cutoff: float,
+        slots: Slots,
+        onsite: dict[int, Degrees],
+        c: Network,
+        potentials: bool = False,
+    ):
         super().__init__()
         self.lmax, self.species, self.cutoff, self.slots, self.onsite_slots = lmax, species, cutoff, slots, onsite
         C, layers = c.channels // 2, c.layers
         self.atom_embedding = nn.Parameter(torch.randn(species, C))
         self.edge_embedding = EdgeEmbedding(lmax, species, cutoff, c)
-        self.node_updates = nn.ModuleList(NodeUpdate(lmax, species, cutoff, c, k, onsite) for k in range(layers))
+        self.node_updates = nn.ModuleList(NodeUpdate(lmax, species, cutoff, c, k, onsite, potentials) for k in range(layers))
         self.edge_updates = nn.ModuleList(
             EdgeUpdate(lmax, species, cutoff, c, k == 0, slots if k == layers - 1 else None) for k in range(layers)
         )
@@ -359,7 +376,7 @@ class HamiltonianNetwork(nn.Module):
                 if lmax >= L and (n := len(of_parity(parities, p)))
             }
         )
-
+        self.potential_readout = nn.Parameter(SMALL_READOUT * torch.randn(species, C) / C**0.5) if potentials else None
         name = lambda s, L, p: f"{s}-{L}-{p}"  # noqa: E731
         rows = [(p, l, m) for p in PARITIES for l in range(lmax + 1) for m in range(-l, l + 1)]
         self.onsite_components = Components(rows, onsite, self.onsite_readout, C, name)
@@ -444,10 +461,16 @@ class HamiltonianNetwork(nn.Module):
         return apply(update, inputs, ends, edges, keep, last_use=True)
 
     def read_onsite(self, inputs: Inputs, x: Tensor) -> dict[int, Tensor]:
-        """Compute the onsite blocks of each element, (A_s, n), from the features of atoms after the last layer."""
+        """Compute the onsite blocks of each element, (A_s, n), from the features of atoms after the last layer.
+
+        With potentials the last component is that of each atom, (A_s, n + 1).
+        """
         x, matrices, onsite = self.read_norm(x), self.onsite_components.gather(self.onsite_readout.values()), {}
         for s, a in inputs.atoms_of.items():
             outputs = torch.bmm(x.index_select(0, a.atoms).transpose(0, 1), matrices[s]).transpose(0, 1).flatten(1)
             read = outputs.index_select(1, self.onsite_components.places(s))
-            onsite[s] = hermitian_mean(read, read, a.adjoint, a.sign) * a.scale
+            blocks = hermitian_mean(read, read, a.adjoint, a.sign)
+            if self.potential_readout is not None:
+                blocks = torch.cat([blocks, x[a.atoms, 0] @ self.potential_readout[s, :, None]], 1)
+            onsite[s] = blocks * a.scale
         return onsite

@@ -66,6 +66,7 @@ class Operators:
     attributes: source ("dft" or "predicted"), fermi_level_hartree, electrons, eps_threshold and other records of the origin.
     orbital_energies: (k-points (K, 3), energies (K, n), or (2, K, n) of two spins, in Hartree) as the DFT code printed them,
     if it did.
+    mulliken_charges: (A,), elementary charges, of DFT's states; None if they were not computed.
 
     operators = read_operators("train-000.h5")
     H, S = operators.at_k([0.5, 0, 0])  # dense, (n, n), of spin up if there are two spins
@@ -78,6 +79,7 @@ class Operators:
     overlap: np.ndarray
     attributes: dict = field(default_factory=dict)
     orbital_energies: tuple[np.ndarray, np.ndarray] | None = None
+    mulliken_charges: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if getattr(self.pairs, "atoms", None) is not self.atoms:
@@ -219,6 +221,15 @@ class Operators:
             if (mask := cell_of_value == c).any()
         }
 
+    def with_potential(self, potential: np.ndarray) -> "Operators":
+        """Return the operators of electrons that also feel a potential u (A,) at the atoms, in Hartree.
+
+        H_ij(R) <- H_ij(R) + 1/2 (u_i + u_j) S_ij(R), Mulliken's approximation (J. Chem. Phys. 17, 1155 (1949)) of an integral
+        of a potential that varies slowly over the orbitals of an atom. It is the same for both spins.
+        """
+        of_blocks = 0.5 * (potential[self.pairs[:, 0]] + potential[self.pairs[:, 1]])
+        return replace(self, hamiltonian=self.hamiltonian + np.repeat(of_blocks, np.diff(self.offsets)) * self.overlap)
+
     def repeat(self, counts: tuple[int, int, int]) -> "Operators":
         """Return copies of the structure along the cell vectors, in one cell: every block is that of the cell.
 
@@ -235,7 +246,17 @@ class Operators:
         atoms = self.atoms.repeat(counts)
         hamiltonian, overlap = (np.tile(values, int(np.prod(counts))) for values in (self.hamiltonian, self.overlap))
         pairs = PairList(atoms, np.concatenate(tables))
-        return replace(self, atoms=atoms, pairs=pairs, hamiltonian=hamiltonian, overlap=overlap, orbital_energies=None).sorted()
+        charges = None if self.mulliken_charges is None else np.tile(self.mulliken_charges, int(np.prod(counts)))
+        copies = replace(
+            self,
+            atoms=atoms,
+            pairs=pairs,
+            hamiltonian=hamiltonian,
+            overlap=overlap,
+            orbital_energies=None,
+            mulliken_charges=charges,
+        )
+        return copies.sorted()
 
     def sorted(self) -> "Operators":
         """Return the same operators with their pairs in ascending order."""

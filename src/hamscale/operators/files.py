@@ -44,6 +44,7 @@ OPERATORS = Layout(
     | BASIS
     | _BLOCKS
     | {
+        "mulliken_charges": Array("f8", ("A",), optional=True),
         "orbital_energies/kpoints": Array("f8", ("K", 3), optional=True),
         "orbital_energies/energies": Array("f8", ("K", "*"), optional=True, leading=(2,)),
     },
@@ -70,7 +71,9 @@ def write_operators(path: str | Path, operators: Operators) -> None:
     """Write operators to a file of schema `operators/2`, atomically."""
     o = operators
     whole = [(slice(0, int(o.offsets[-1])), o.hamiltonian, o.overlap)]
-    write_pieces(path, o.atoms, o.basis, o.pairs, whole, o.attributes, o.orbital_energies, spins=o.spins)
+    write_pieces(
+        path, o.atoms, o.basis, o.pairs, whole, o.attributes, o.orbital_energies, spins=o.spins, charges=o.mulliken_charges
+    )
 
 
 def write_pieces(
@@ -83,6 +86,7 @@ def write_pieces(
     orbital_energies: tuple[np.ndarray, np.ndarray] | None = None,
     layout: Layout = OPERATORS,
     spins: int = 1,
+    charges: np.ndarray | None = None,
 ) -> None:
     """Write `operators/2`, or a shard of it, atomically, with one piece in memory at a time.
 
@@ -103,6 +107,9 @@ def write_pieces(
         if orbital_energies:
             file["orbital_energies/kpoints"], file["orbital_energies/energies"] = orbital_energies
             file["orbital_energies/energies"].attrs["unit"] = "Hartree"
+        if charges is not None:
+            file["mulliken_charges"] = charges
+            file["mulliken_charges"].attrs["unit"] = "e"
         file.attrs.update(attributes() if callable(attributes) else attributes)
 
 
@@ -206,6 +213,7 @@ class OperatorsFile:
     attributes: dict
     spins: int
     orbital_energies: tuple[np.ndarray, np.ndarray] | None
+    mulliken_charges: np.ndarray | None
     protected: bool
     ends: np.ndarray  # values up to the end of each shard
     shards: "dict[int, h5py.File] | _Shards"
@@ -298,8 +306,12 @@ def open_operators(path: str | Path) -> Iterator[OperatorsFile]:
                 raise ValueError("/pairs are not sorted by i, j, R.")
             printed = file.get("orbital_energies")
             energies = (printed["kpoints"][:], printed["energies"][:]) if printed else None
+            charges = file["mulliken_charges"][:] if "mulliken_charges" in file else None
+            if charges is not None:
+                check_finite("mulliken_charges", charges)
             spins = 2 if shards[0]["hamiltonian"].ndim == 2 else 1
-        yield OperatorsFile(path, atoms, basis, pairs, attributes, spins, energies, is_protected(path), np.cumsum(ends), shards)
+        of_file = path, atoms, basis, pairs, attributes, spins, energies, charges, is_protected(path), np.cumsum(ends), shards
+        yield OperatorsFile(*of_file)
 
 
 def _table(file: h5py.File, basis: Basis, atoms: Atoms) -> tuple[np.ndarray, int]:
@@ -324,7 +336,8 @@ def read_operators(path: str | Path) -> Operators:
     """
     with open_operators(path) as found:
         values = found.read("hamiltonian"), found.read("overlap")
-        operators = Operators(found.atoms, found.basis, found.pairs, *values, found.attributes, found.orbital_energies)
+        printed = found.orbital_energies, found.mulliken_charges
+        operators = Operators(found.atoms, found.basis, found.pairs, *values, found.attributes, *printed)
         if not found.protected:
             with _named(path):
                 check_meaning(operators)

@@ -97,6 +97,11 @@ class TrainedModel:
             raise ValueError(f"{self.name}: S is of another basis than the model: {difference}.")
         return replace(self, overlap=StoredOverlap(overlap))
 
+    @property
+    def knows_charges(self) -> bool:
+        """Tell whether the model was trained for charges that are self-consistent."""
+        return self.reference.crystal_field.potential is not None
+
     @cached_property
     def codec(self) -> BlockCodec:
         """Return the transformation between blocks and the quantities that the networks learn."""
@@ -141,7 +146,7 @@ class TrainedModel:
         if part.owner is None:
             return self.codec.decode(graph, residual.offsite, residual.onsite, pairs)
         halo = halo_of(pairs, part.owner, world.rank)
-        own, numbers = self.reference.crystal_field.known_of(graph), graph.atoms.numbers
+        (own, _, _), numbers = self.codec.of_atoms(graph, residual.onsite), graph.atoms.numbers
         sizes = {z: self.reference.coupling[z, z].size for z in np.unique(numbers).tolist()}
         blocks = np.zeros((len(graph.owned), max(sizes.values())))  # blocks of all elements in rows of one length
         for z, of_z in own.items():
@@ -150,6 +155,10 @@ class TrainedModel:
         ghosts, received = halo.ghosts, known[len(blocks) :]
         others = {z: received[numbers[ghosts] == z, :size] for z, size in sizes.items() if (numbers[ghosts] == z).any()}
         return self.codec.decode(graph, residual.offsite, residual.onsite, pairs, (ghosts, others))
+
+    def potential_of_all(self, part: RankPart, potential: np.ndarray, world: World = World()) -> np.ndarray:  # noqa: B008
+        """Put the potentials (O,) of the atoms of all ranks together, (A,)."""
+        return potential if world.size == 1 else _Gather(part.graph, world)(potential)
 
     def _check(self, atoms: Atoms) -> None:
         unknown = sorted(set(atoms.numbers.tolist()) - set(self.reference.basis))

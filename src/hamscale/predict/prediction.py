@@ -34,6 +34,7 @@ from ..operators import (
 from ..parallel.env import World
 from ..structures import check_same_structure
 from .model import Residual, TrainedModel
+from .self_consistent import self_consistent as with_own_charges
 
 # largest number of orbitals for which band edges are computed during a prediction; `hamscale dos` handles more
 LARGEST_DENSE = 2000
@@ -47,6 +48,8 @@ class Prediction:
     attributes: the origin of the prediction, as written to the file; wall_seconds among them grows by the time that
     computing H and S takes.
     lifted: whether states along directions that S nearly misses are lifted to where DFT has them (graph/lifting.py).
+    loop: the k-grid on which charges are made self-consistent (self_consistent.py); None: H is that of one pass.
+    potential (A,): of all atoms, in one pass; of one rank without a loop those of its atoms.
 
     prediction = predict("resources/models/hfo2", ase.io.read("cell.extxyz"))
     prediction.operators().at_k([0, 0, 0])
@@ -55,19 +58,32 @@ class Prediction:
     blocks: DecodedBlocks
     attributes: dict
     lifted: bool = False
+    loop: Analysis | None = None
+    potential: np.ndarray | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether H is complete in memory at some time."""
+        return self.lifted or self.loop is not None
 
     def operators(self) -> Operators:
         """Compute all of H and S in memory."""
         started = time.time()
-        operators = self._lift(self.blocks.operators())
+        operators = self._finish(self.blocks.operators())
         return replace(operators, attributes=self._attributes(started) | operators.attributes)
 
-    def _lift(self, operators: Operators) -> Operators:
-        """Lift states, and note in the attributes what was done."""
+    def _finish(self, operators: Operators) -> Operators:
+        """Make charges self-consistent and lift states, and note in the attributes what was done."""
+        kernel = self.blocks.reference.crystal_field.potential
+        if self.loop is not None and kernel is not None and self.potential is not None:
+            lifted = lambda found: lift(found, self.blocks.reference.floor_hartree)[0] if self.lifted else found  # noqa: E731
+            operators, done = with_own_charges(operators, kernel.kernel, self.potential, self.loop, lifted)
+            attributes = operators.attributes | done.attributes()
+            operators = replace(operators, attributes=attributes, mulliken_charges=done.charges)
         if not self.lifted:
             return operators
-        found, done = lift(operators, self.blocks.reference.floor_hartree)
-        return replace(found, attributes=operators.attributes | done.attributes())
+        found, lifts = lift(operators, self.blocks.reference.floor_hartree)
+        return replace(found, attributes=operators.attributes | lifts.attributes())
 
     def _attributes(self, started: float) -> dict:
         return self.attributes | {"wall_seconds": self.attributes["wall_seconds"] + time.time() - started}
@@ -101,7 +117,7 @@ class Prediction:
         def attributes() -> dict:
             return self._attributes(started) | unknown
 
-        if world.size == 1 and self.lifted:
+        if world.size == 1 and self.whole:
             operators = self.operators()
             write_operators(path, replace(operators, attributes=operators.attributes | unknown))
         elif world.size == 1:
@@ -113,8 +129,8 @@ class Prediction:
             world.barrier()
             if world.is_root:
                 join_shards(path, name, world.size, attributes())
-                if self.lifted:
-                    write_operators(path, self._lift(read_operators(path)))  # whole, instead of the shards
+                if self.whole:
+                    write_operators(path, self._finish(read_operators(path)))  # whole, instead of the shards
                     shutil.rmtree(shard.parent)
 
 
@@ -127,6 +143,8 @@ def predict(
     exchange: str = "torch",
     lifted: bool = True,
     overlap: Operators | None = None,
+    self_consistent: bool = False,
+    analysis: Analysis = K_GRID,
 ) -> Prediction:
     """Predict H and S of any structure, Hermitian by construction, in the energy gauge of the reference.
 
@@ -139,10 +157,13 @@ def predict(
     H is not looked at, which a model needs whose basis has no radial functions. Its atoms then stand where these have them.
     lifted: lifts states along directions that S nearly misses to where DFT has them (graph/lifting.py), if the reference knows
     where that is and there are no more than LARGEST_DENSE orbitals; a prediction of the reference alone is left as it is.
+    self_consistent: makes the charges of the atoms those of the predicted states, on the k-grid of the analysis
+    (self_consistent.py), if there are no more than LARGEST_DENSE orbitals.
     The pairs are those that overlap by more than 1e-8 or lie within the cutoff.
     Raises ValueError if the structure has an element, or a kind of periodicity, on which the model was not trained, as
-    `TrainedModel.with_overlap` does, and if `overlap` is of another structure. Warns of a structure that is more than twice as
-    long as the longest training cell, and of one that is too large to be lifted.
+    `TrainedModel.with_overlap` does, if `overlap` is of another structure, and if charges are to be self-consistent with a
+    model that was not trained for it. Warns of a structure that is more than twice as long as the longest training cell, and
+    of one that is too large to be lifted or for charges to be made self-consistent.
     """
     started = time.time()
     if not isinstance(model, TrainedModel):
@@ -151,6 +172,12 @@ def predict(
     if overlap is not None and model.overlap:
         check_same_structure(atoms, overlap.atoms)
         atoms = overlap.atoms
+    looped = self_consistent and not reference_only
+    if looped and not model.knows_charges:
+        raise ValueError(
+            f"{model.name}: charges cannot be made self-consistent: the model was trained without their potentials. Train it "
+            "on a material with `prediction: {self_consistent: true}`."
+        )
     part = model.part(atoms, world, exchange)
     residual = Residual({}, {}) if reference_only else model.residual(part, dtype, world)
     blocks = model.decode(part, residual, world)
@@ -168,13 +195,19 @@ def predict(
     attributes["wall_seconds"] = time.time() - started
     wanted = lifted and not reference_only and np.isfinite(model.reference.floor_hartree)
     orbitals = int(model.reference.basis.n_orbitals(atoms.numbers).sum())
-    if wanted and orbitals > LARGEST_DENSE and world.is_root:
-        warnings.warn(
-            f"{orbitals} orbitals: states along directions that S nearly misses are lifted to where DFT has them in "
-            f"structures of at most {LARGEST_DENSE}. False states may be left: `hamscale dos` tells them.",
-            stacklevel=2,
-        )
-    return Prediction(blocks, attributes, bool(wanted and orbitals <= LARGEST_DENSE))
+    dense = orbitals <= LARGEST_DENSE
+    for asked, sentence in (
+        (
+            wanted,
+            "states along directions that S nearly misses are lifted to where DFT has them in structures of at most "
+            f"{LARGEST_DENSE}. False states may be left: `hamscale dos` tells them.",
+        ),
+        (looped, f"charges are made self-consistent in structures of at most {LARGEST_DENSE}. H is that of one pass."),
+    ):
+        if asked and not dense and world.is_root:
+            warnings.warn(f"{orbitals} orbitals: {sentence}", stacklevel=2)
+    potential = model.potential_of_all(part, blocks.potential, world) if looped and dense else None
+    return Prediction(blocks, attributes, bool(wanted and dense), analysis if looped and dense else None, potential)
 
 
 def _add_levels(file: Path, path: Path, analysis: Analysis) -> None:

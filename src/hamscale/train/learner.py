@@ -1,5 +1,6 @@
 """Hold a network in training: its optimiser, learning rate, moving average and best weights so far."""
 
+from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -16,10 +17,20 @@ from ..parallel.env import World
 class Learner:
     """A network in training, with its optimiser, its learning rate and its best weights so far."""
 
-    def __init__(self, model_config: Model, reference: Reference, world: World, seed: int):
+    def __init__(
+        self,
+        model_config: Model,
+        reference: Reference,
+        world: World,
+        seed: int,
+        first: Callable[[HamiltonianNetwork], dict[str, torch.Tensor]] | None = None,
+    ):
+        """first: gives the weights that the network begins with; without it they are random."""
         self.settings = settings = model_config.training
         torch.manual_seed(seed)
         self.model = build_network(model_config.network, reference).to(world.device, dtype_of(settings))
+        if first:
+            self.model.load_state_dict(first(self.model))
         if settings.precision == "mixed":
             self.model.messages_in(torch.bfloat16)
         self.optimizer = torch.optim.AdamW(

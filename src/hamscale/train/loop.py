@@ -27,7 +27,7 @@ from ..config import Model, Training
 from ..container import DIGEST, fingerprint
 from ..graph.graph import GRAPH, GraphFile
 from ..graph.reference import REFERENCE, read_reference
-from ..inputs.model_folder import save_model
+from ..inputs.model_folder import first_weights, model_identity, save_model
 from ..inputs.ranks import rank_example
 from ..inputs.tensors import Example, differences_mev
 from ..inputs.union import Union, unions
@@ -86,6 +86,7 @@ def train(
     world: World = World(),  # noqa: B008
     ranks_per_structure: int | None = None,
     exchange: str = "torch",
+    start_from: str | Path | None = None,
 ) -> None:
     """Train a network and write it to `directory`; resume from `checkpoint_directory` if a checkpoint is there.
 
@@ -95,12 +96,15 @@ def train(
     network: which of training.networks to train, from 0; its seed is training.seed + network.
     ranks_per_structure: the number of ranks that share a structure, all by default. As many structures of a batch are
     processed at once as there are groups of ranks.
+    start_from: folder of a model of the same elements and sizes, with whose weights of the same number training begins; those
+    of training.start_from by default, or random ones.
     Raises ValueError if there is no such network or the loss is not finite, and Stopped if any rank received a signal of
     world.stop_on_signals().
     """
     ranks = ranks_per_structure or world.size
+    start = start_from or model_config.training.start_from
     _check(model_config.training, files, network, world, ranks)
-    trainer = Trainer(model_config, files, directory, checkpoint_directory, network, world, ranks, exchange)
+    trainer = Trainer(model_config, files, directory, checkpoint_directory, network, world, ranks, exchange, start)
     trainer.run()
     trainer.write()
 
@@ -144,13 +148,21 @@ class Trainer:
         world: World,
         ranks: int,
         exchange: str,
+        start_from: str | Path | None,
     ):
         self.started, self.config, self.settings = time.time(), model_config, model_config.training
         self.files, self.directory, self.checkpoints = files, Path(directory), checkpoint_directory
         self.network, self.world, self.ranks = network, world, ranks
         self.group, self.groups = world.rank // ranks, world.size // ranks
         self.reference, self.exchange = read_reference(files.reference), exchange
-        self.learner = Learner(model_config, self.reference, world, self.settings.seed + network)
+        first = (lambda own: first_weights(start_from, network, own)) if start_from else None
+        self.start = model_identity(start_from) if start_from else None
+        self.learner = Learner(model_config, self.reference, world, self.settings.seed + network, first)
+        if self.settings.eigenvalue_weight and self.reference.crystal_field.potential:
+            raise ValueError(
+                f"training.eigenvalue_weight is {self.settings.eigenvalue_weight}, and the reference has charges that are "
+                "self-consistent (prediction.self_consistent): expected one of the two."
+            )
         if not files.validation:
             self.report("no validation structures: the training structures are used instead")
         if ranks > 1:
@@ -218,7 +230,8 @@ class Trainer:
     def _resume(self) -> None:
         """Start at the first step, or resume from the checkpoint if there is one."""
         self.data = _digests(self.files, self.world)
-        hashed = _hash([checkpoint.SCHEMA, self.network, self.config.of_weights(), len(self.files.train), self.data])
+        made_of = [checkpoint.SCHEMA, self.network, self.config.of_weights(), len(self.files.train), self.data]
+        hashed = _hash(made_of if self.start is None else [*made_of, self.start])
         self.state: dict[str, Any] = {"step": 0, "best": float("inf"), "rows": [], "seconds": 0.0, "fingerprint": hashed}
         self.recent = Errors()
         found = checkpoint.load_checkpoint(self.checkpoints, self.learner, hashed, self.world.is_root)
@@ -321,6 +334,7 @@ class Trainer:
                 "validation_mae_mev": [self.state["best"]],
                 "seconds": [round(self.state["seconds"], 1)],
             }
+            record |= {"started_from": self.start} if self.start else {}
             sizes = self.config.network.model_dump() | {"lmax": self.learner.model.lmax}
             data, table = _hash(self.data), _table(self.state["rows"])
             save_model(self.directory, [self.learner.best], sizes, self.files.reference, record, data, table)

@@ -1,0 +1,37 @@
+"""Compute the potentials that charges of atoms cause: what a local model cannot know, since charges act at any distance.
+
+With the charge q_i of every atom in elementary charges (Mulliken's, of the states of H), an electron at an atom i has the
+potential energy
+
+    u_i = c_z q_i + a V_i[q],    V_i = sum over atoms and images of the potentials of Gaussian charges (polarization.py),
+
+where c_z is the hardness of element z and a is near -1 Ha/e, the charge of the electron. H_ij of the structure then has the
+term 1/2 (u_i + u_j) S_ij, and H less this term is nearly local: it is what the reference is fitted to and the networks learn.
+c_z and a are fitted to DFT (crystal_field_fit.py). Where q follows from H and H from q, both are found by iteration
+(predict/self_consistent.py), as in self-consistent-charge tight binding.
+Reference: M. Elstner et al., Phys. Rev. B 58, 7260 (1998).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+
+from .polarization import AtomicCharges
+
+
+@dataclass(frozen=True)
+class ChargeKernel:
+    """The matrix K of u = K q.
+
+    hardness: z -> c_z; coefficient: a. Both in Hartree per elementary charge, a times an atomic unit of potential.
+    """
+
+    hardness: dict[int, float]
+    coefficient: float
+
+    def of(self, atoms: Atoms) -> Callable[[np.ndarray], np.ndarray]:
+        """Return the function that computes u (A,) in Hartree from the charges q (A,) of the atoms of a structure."""
+        own, felt = np.array([self.hardness[z] for z in atoms.numbers.tolist()]), AtomicCharges(atoms)
+        return lambda charges: own * charges + self.coefficient * felt(charges)
