@@ -324,3 +324,19 @@ def test_what_cannot_be_done_is_refused(structures, model, szv, tmp_path, capsys
     arguments = ["predict", str(model), str(tmp_path / "a.extxyz"), "--out", str(tmp_path / "p.h5")]
     assert main([*arguments, "--self-consistent", "--one-pass"]) == 1
     assert "exclude each other" in capsys.readouterr().err
+
+
+def test_a_self_consistent_prediction_teaches_and_one_of_one_pass_is_refused(model, reference, tmp_path, capsys):
+    """What a network then learns of an atom is u of the charges found, and of the blocks what the teacher says without u."""
+    write_structure_file(tmp_path / "a.extxyz", hafnia(9))
+    write_reference(tmp_path / "r.h5", reference)
+    for name, option in (("found", "--self-consistent"), ("plain", "--one-pass")):
+        path = str(tmp_path / f"{name}.h5")
+        assert main(["predict", str(model), str(tmp_path / "a.extxyz"), option, "--out", path]) == 0
+    assert main(["graph", str(tmp_path / "r.h5"), str(tmp_path / "found.h5"), "--out", str(tmp_path / "g")]) == 0
+    graph, found = read_graph(tmp_path / "g" / "found.h5"), read_operators(tmp_path / "found.h5")
+    u = reference.crystal_field.potential.kernel.of(found.atoms)(found.mulliken_charges)
+    for z, target in graph.onsite.items():
+        np.testing.assert_allclose(target[:, -1] + graph.crystal_field[z][:, -1], u[graph.atoms_of(z)], atol=1e-12)
+    assert main(["graph", str(tmp_path / "r.h5"), str(tmp_path / "plain.h5"), "--out", str(tmp_path / "g")]) == 1
+    assert "not self-consistent, expected one of `hamscale predict --self-consistent`" in capsys.readouterr().err

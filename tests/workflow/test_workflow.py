@@ -374,6 +374,27 @@ def test_every_rule_of_the_shipped_configurations_is_planned(config, clone):
         assert f"{rule} " in result.stdout
 
 
+def test_a_teacher_is_trained_before_it_teaches_and_before_what_begins_with_its_weights(clone):
+    planned = snakemake(
+        clone,
+        "-np",
+        "results/hfo2_taught/networks/hfo2_taught-0/weights.safetensors",
+        "--configfile",
+        "config/hfo2_taught.yaml",
+    ).stdout
+    waiting = re.findall(r"Job \d+: (.*)\nReason: .*results/hfo2/models/hfo2/weights.safetensors", planned)
+    assert sum("to be learnt: hfo2_taught teach" in job for job in waiting) == 5
+    assert "train hfo2_taught, network 0, on hfo2_taught" in waiting
+    assert "hamscale predict results/hfo2/models/hfo2 results/hfo2/structures/teach-001.extxyz" in planned
+    (graphs,) = re.findall(r"hamscale graph results/hfo2_taught/reference.h5 .*", planned)
+    (learnt,) = re.findall(r"hamscale train config/models/hfo2_taught.yaml .*", planned)
+    for path, command in (
+        ("taught/teach_long-002.h5", graphs),
+        ("graphs/teach_long-002.h5 --validation", learnt.replace("  ", " ")),
+    ):
+        assert path.split(" ")[0] in command
+
+
 @pytest.mark.parametrize(("cores", "threads"), [(2, "1"), (16, "5")])
 def test_the_networks_of_a_model_share_the_cores(clone, cores, threads):
     """Three of HfO2: side by side, not one after another on all cores."""

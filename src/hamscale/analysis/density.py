@@ -18,7 +18,7 @@ from ..config import Analysis
 from ..operators import Operators
 from ..workers import in_processes
 from .levels import levels_on_grid, occupations
-from .spectra import SMALL, analysis_grid, states
+from .spectra import SMALL, analysis_grid, states, states_of
 
 GRID = Analysis(kgrid_length_angstrom=20)  # on which charges of DFT's atoms are computed
 
@@ -69,8 +69,9 @@ def mulliken_populations(
 
     def at(point: tuple[np.ndarray, int]) -> tuple[np.ndarray, np.ndarray]:
         k, spin = point
-        energies, c = states(operators, k, spin=spin)
-        return energies, np.add.reduceat((c.conj() * (operators.at_k(k, spin)[1] @ c)).real, first, axis=0)
+        H, S = operators.at_k(k, spin)
+        energies, c = states_of(H, S, k)
+        return energies, np.add.reduceat((c.conj() * (S @ c)).real, first, axis=0)
 
     found = in_processes(at, points, 1 if operators.n_orbitals < SMALL else None)
     shares = _shares(operators, np.array([energies for energies, _ in found]), weights, temperature_kelvin)

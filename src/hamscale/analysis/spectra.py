@@ -34,7 +34,11 @@ def states(operators: Operators, k: np.ndarray, below: float = np.inf, spin: int
 
     Raises ValueError if S(k) is not positive definite.
     """
-    H, S = operators.at_k(k, spin)
+    return states_of(*operators.at_k(k, spin), k, below)
+
+
+def states_of(H: np.ndarray, S: np.ndarray, k: np.ndarray, below: float = np.inf) -> tuple[np.ndarray, np.ndarray]:
+    """Solve H v = e S v of matrices at a k-point, as `states` does."""
     with _definite(S, k):
         return eigh(H, S, subset_by_value=(-np.inf, below)) if np.isfinite(below) else eigh(H, S)
 
