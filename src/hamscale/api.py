@@ -177,8 +177,8 @@ class Model:
         self_consistent: whether charges follow from the predicted states; by default if the model was trained for it.
         Raises ValueError if the structure has an element, or a kind of periodicity, on which the model was not trained.
         """
-        wanted = self.trained.knows_charges if self_consistent is None else self_consistent
-        return _with_methods(predict(self.trained, atoms, lifted=lifted, overlap=overlap, self_consistent=wanted).operators())
+        found = predict(self.trained, atoms, lifted=lifted, overlap=overlap, self_consistent=self_consistent)
+        return _with_methods(found.operators())
 
     def __repr__(self) -> str:
         return f"Model({self.trained.name}: {', '.join(self.elements)}, cutoff {self.cutoff:g} A)"

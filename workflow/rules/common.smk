@@ -135,15 +135,6 @@ def overlap_option(wildcards, input):
     return f"--overlap {input.overlap}" if input.overlap else ""
 
 
-def options_of_prediction(wildcards, input):
-    self_consistent = (
-        "--self-consistent"
-        if MATERIALS[wildcards.material].prediction.self_consistent
-        else ""
-    )
-    return f"{overlap_option(wildcards, input)} {self_consistent}".strip()
-
-
 def run_of(wildcards):
     """The run of CP2K that has H and S of a structure: one of the workflow, or one that a user had."""
     name, number = wildcards.id.rsplit("-", 1)

@@ -16,12 +16,12 @@ rule predict:
     params:
         model=input_folder,
         file="config/materials/{material}.yaml",
-        options=options_of_prediction,
+        overlap=overlap_option,
     message:
         "predict H and S: {wildcards.material} {wildcards.id}"
     shell:
         "OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}} {resources.launch}"
-        " hamscale predict {params.model} {input.structure} --material {params.file} {params.options} --out {output}"
+        " hamscale predict {params.model} {input.structure} --material {params.file} {params.overlap} --out {output}"
         " --exchange {resources.exchange} > {log} 2>&1"
 
 
@@ -161,7 +161,7 @@ rule transmission:
         "transmission of {wildcards.material} {wildcards.id}"
     shell:
         "OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}}"
-        " hamscale transmission {input} {params.options} --out {output} > {log} 2>&1"
+        " hamscale transmission {input} {params.overlap} --out {output} > {log} 2>&1"
 
 
 rule summary:

@@ -49,7 +49,9 @@ def command(name: str, *arguments: tuple[str, dict]) -> Callable:
     return register
 
 
-ONE_PASS = argument("--one-pass", action="store_true", help="charges are not made self-consistent, whatever the material says")
+ONE_PASS = argument(
+    "--one-pass", action="store_true", help="charges are not made self-consistent, whatever the model was trained for"
+)
 THRESHOLD = argument(
     "--overlap-threshold",
     type=float,

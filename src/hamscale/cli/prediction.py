@@ -15,11 +15,7 @@ from .training import EXCHANGE, FRAME
     argument("model", help="folder of the model, results/MATERIAL/models/NAME or one of resources/models"),
     STRUCTURE,
     FRAME,
-    argument(
-        "--material",
-        help="whose k-grid the band edges are found on, default: 20 A over |a|; and which says whether charges are "
-        "self-consistent",
-    ),
+    argument("--material", help="whose k-grid states are computed on; default: 20 A over |a|"),
     OUT,
     argument(
         "--overlap",
@@ -31,7 +27,8 @@ from .training import EXCHANGE, FRAME
     argument(
         "--self-consistent",
         action="store_true",
-        help="charges of the atoms follow from the predicted states, if the model was trained for it (docs/howto/charges.md)",
+        help="charges of the atoms must follow from the predicted states; default: if the model was trained for it "
+        "(docs/howto/charges.md)",
     ),
     ONE_PASS,
     argument("--not-lifted", action="store_true", help="leave states along directions that S nearly misses where they are"),
@@ -59,9 +56,7 @@ def write_prediction(
 
     if self_consistent and one_pass:
         raise ValueError("--self-consistent and --one-pass exclude each other. Give one of them.")
-    settings = config.load_material(material) if material else None
-    analysis = settings.analysis if settings else K_GRID
-    self_consistent = self_consistent or bool(settings and settings.prediction.self_consistent and not one_pass)
+    analysis = config.load_material(material).analysis if material else K_GRID
     if sandbox:
         from ..verify import verify_in_sandbox
 
@@ -76,7 +71,7 @@ def write_prediction(
             exchange=exchange,
             lifted=not not_lifted,
             overlap=read_data(overlap, overlap_alone=True) if overlap else None,
-            self_consistent=self_consistent,
+            self_consistent=True if self_consistent else False if one_pass else None,
             analysis=analysis,
         )
         prediction.write(out, world, analysis)

@@ -143,7 +143,7 @@ def predict(
     exchange: str = "torch",
     lifted: bool = True,
     overlap: Operators | None = None,
-    self_consistent: bool = False,
+    self_consistent: bool | None = None,
     analysis: Analysis = K_GRID,
 ) -> Prediction:
     """Predict H and S of any structure, Hermitian by construction, in the energy gauge of the reference.
@@ -158,7 +158,7 @@ def predict(
     lifted: lifts states along directions that S nearly misses to where DFT has them (graph/lifting.py), if the reference knows
     where that is and there are no more than LARGEST_DENSE orbitals; a prediction of the reference alone is left as it is.
     self_consistent: makes the charges of the atoms those of the predicted states, on the k-grid of the analysis
-    (self_consistent.py), if there are no more than LARGEST_DENSE orbitals.
+    (self_consistent.py), if there are no more than LARGEST_DENSE orbitals; by default if the model was trained for it.
     The pairs are those that overlap by more than 1e-8 or lie within the cutoff.
     Raises ValueError if the structure has an element, or a kind of periodicity, on which the model was not trained, as
     `TrainedModel.with_overlap` does, if `overlap` is of another structure, and if charges are to be self-consistent with a
@@ -172,7 +172,7 @@ def predict(
     if overlap is not None and model.overlap:
         check_same_structure(atoms, overlap.atoms)
         atoms = overlap.atoms
-    looped = self_consistent and not reference_only
+    looped = (model.knows_charges if self_consistent is None else self_consistent) and not reference_only
     if looped and not model.knows_charges:
         raise ValueError(
             f"{model.name}: charges cannot be made self-consistent: the model was trained without their potentials. Train it "
