@@ -119,6 +119,21 @@ def test_mixing_finds_the_fixed_point_of_a_linear_map_that_diverges_by_itself():
     np.testing.assert_allclose(A @ x + b, x, atol=1e-8)
 
 
+def test_long_waves_of_charge_are_screened_most():
+    """(1 + V) y = q, and what is left of a wave along a cell falls with the square of its length."""
+    atoms = hafnia(2).repeat((1, 1, 8))
+    felt = KERNEL.of(atoms)
+    q = np.random.default_rng(0).normal(size=len(atoms))
+    left = felt.screened(q)
+    np.testing.assert_allclose(left + AtomicCharges(atoms)(left), q, atol=1e-2 * np.abs(q).max())
+    shares = []
+    for n in (1, 2):
+        wave = np.sin(2 * np.pi * n * atoms.get_scaled_positions()[:, 2])
+        shares.append(felt.screened(wave) @ wave / (wave @ wave))
+    assert shares[0] < 0.2
+    assert 2.5 < shares[1] / shares[0] < 5
+
+
 def test_charges_that_come_out_are_those_that_went_in(szv):
     bare = model_hamiltonian(hafnia(0), szv)
     found, done = self_consistent(bare, KERNEL, np.zeros(3), GRID)

@@ -12,13 +12,15 @@ c_z and a are fitted to DFT (crystal_field_fit.py). Where q follows from H and H
 Reference: M. Elstner et al., Phys. Rev. B 58, 7260 (1998).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
+from scipy.sparse.linalg import LinearOperator, cg
 
 from .polarization import AtomicCharges
+
+POLARIZABILITY = 1.0  # charge that an atom gives up per Hartree, as `screened` has it: more than it is, so that mixing is safe
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,30 @@ class ChargeKernel:
     hardness: dict[int, float]
     coefficient: float
 
-    def of(self, atoms: Atoms) -> Callable[[np.ndarray], np.ndarray]:
+    def of(self, atoms: Atoms) -> "PotentialsOfCharges":
         """Return the function that computes u (A,) in Hartree from the charges q (A,) of the atoms of a structure."""
-        own, felt = np.array([self.hardness[z] for z in atoms.numbers.tolist()]), AtomicCharges(atoms)
-        return lambda charges: own * charges + self.coefficient * felt(charges)
+        return PotentialsOfCharges(self, atoms)
+
+
+class PotentialsOfCharges:
+    """u = K q of the atoms of a structure, again and again.
+
+    potentials = kernel.of(atoms)
+    potentials(charges)  # (A,), Hartree
+    """
+
+    def __init__(self, kernel: ChargeKernel, atoms: Atoms) -> None:
+        self.own = np.array([kernel.hardness[z] for z in atoms.numbers.tolist()])
+        self.coefficient, self.felt = kernel.coefficient, AtomicCharges(atoms)
+
+    def __call__(self, charges: np.ndarray) -> np.ndarray:
+        return self.own * charges + self.coefficient * self.felt(charges)
+
+    def screened(self, charges: np.ndarray) -> np.ndarray:
+        """Compute what is left of charges that all atoms screen: y of (1 + x V) y = charges, x = POLARIZABILITY, (A,).
+
+        Waves of charge lose the more the longer they are, since their potential is the larger; G. P. Kerker, Phys. Rev. B 23,
+        3082 (1981), mixes densities so.
+        """
+        n = len(charges)
+        return cg(LinearOperator((n, n), lambda q: q + POLARIZABILITY * self.felt(q)), charges, rtol=1e-3)[0]

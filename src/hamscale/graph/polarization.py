@@ -128,7 +128,7 @@ class AtomicCharges:
             self.near += sp.csr_matrix((values, (pairs[:, 0], pairs[:, 1])), self.near.shape)  # images are added up
 
     def __call__(self, charges: np.ndarray) -> np.ndarray:
-        return self.sums.waves.of_charges(charges)[0] + self.near @ charges - self.sums.mean * charges.sum()
+        return self.sums.waves.potential(charges) + self.near @ charges - self.sums.mean * charges.sum()
 
 
 class _Sums:
@@ -253,6 +253,10 @@ class _Waves:
     def of_charges(self, charges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self._felt(self._structure_factor(charges))
 
+    def potential(self, charges: np.ndarray) -> np.ndarray:
+        """Compute the potential of charges (A,) alone, (O,)."""
+        return self._there(self.weight * self._structure_factor(charges))
+
     def of_dipoles(self, dipoles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self._felt(sum(-1j * k * self._structure_factor(p) for k, p in zip(self.k, dipoles.T)))
 
@@ -264,8 +268,11 @@ class _Waves:
     def _felt(self, factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Compute the potential (O,) and the field (O, 3) at the chosen atoms."""
         waves = self.weight * factor
-        there = lambda f: finufft.nufft3d2(*self.places, f, eps=ACCURACY, isign=1, nthreads=1).real  # noqa: E731
-        return there(waves), np.stack([there(-1j * k * waves) for k in self.k], 1)
+        return self._there(waves), np.stack([self._there(-1j * k * waves) for k in self.k], 1)
+
+    def _there(self, waves: np.ndarray) -> np.ndarray:
+        """Sum waves at the chosen atoms, (O,)."""
+        return finufft.nufft3d2(*self.places, waves, eps=ACCURACY, isign=1, nthreads=1).real
 
 
 def _in_cell_of_waves(atoms: Atoms, width_angstrom: float) -> Atoms:

@@ -6,8 +6,10 @@ With K from the reference, sought are the charges q for which
     q = Mulliken charges of the states of    H[q]_ij(R) = H_ij(R) + 1/2 (w_i + w_j) S_ij(R),    w = K q - u.
 
 An error of u moves charge, whose potential opposes it: what the states answer takes most of the error away, which no local
-model can do. One undamped pass would answer too much; q is mixed (D. G. Anderson, J. ACM 12, 547 (1965)) until the charges that
-go in come out. All states are computed in every step, so this is for structures of up to some thousand orbitals.
+model can do. One undamped pass would answer too much, a wave along a long cell most of all. So the loop begins with the mean
+charge of each element, mixes charges by Anderson's method (D. G. Anderson, J. ACM 12, 547 (1965)), of the rest of which it
+takes what atoms do not screen (`screened`), and lets no potential change by more than LARGEST_CHANGE_HARTREE in a step. All
+states are computed in every step, so this is for structures of up to some thousand orbitals.
 Reference: M. Elstner et al., Phys. Rev. B 58, 7260 (1998), whose charges are found in the same way.
 """
 
@@ -26,7 +28,8 @@ from ..operators import Operators
 
 TOLERANCE = 1e-4  # largest change of a charge, elementary charges, at which the loop ends
 MOST_STEPS = 50
-SHARE = 0.3  # of the new charges in a step, beyond what the earlier steps tell
+SHARE = 0.3  # of the screened rest in a step, beyond what the earlier steps tell
+LARGEST_CHANGE_HARTREE = 0.02  # of a potential in a step: states that change places would throw the loop back
 REMEMBERED = 6  # earlier steps from which Anderson's mixing chooses
 
 
@@ -81,11 +84,13 @@ def self_consistent(
         return mulliken_charges(finish(found), kpoints, weights, analysis.temperature_kelvin)
 
     try:
-        first = charges = answer(operators)
+        first = answer(operators)
     except ValueError as error:
         warnings.warn(f"charges are not self-consistent: {error} H is that of one pass.", stacklevel=2)
         return operators, Loop(0, np.nan, False, 0.0, None)
-    mixer, residual, steps = Anderson(), np.inf, 1
+    numbers = operators.atoms.numbers
+    charges = np.array([first[numbers == z].mean() for z in numbers])
+    mixer, residual, steps = Anderson(of_charges.screened), np.inf, 1
     with tqdm(desc="charges", disable=None, leave=False) as bar:
         while True:
             difference = answer(feeling(charges)) - charges
@@ -94,7 +99,8 @@ def self_consistent(
             bar.update()
             if residual < TOLERANCE or steps >= MOST_STEPS:
                 break
-            charges = mixer(charges, difference)
+            step = mixer(charges, difference) - charges
+            charges = charges + step * min(1.0, LARGEST_CHANGE_HARTREE / np.abs(of_charges(step)).max())
     if residual < TOLERANCE:
         charges = charges + difference
         return feeling(charges), Loop(steps, residual, True, float(np.abs(charges - first).max()), charges)
@@ -109,15 +115,18 @@ def self_consistent(
 class Anderson:
     """Anderson's mixing: from the inputs x and residuals r = F(x) - x of some steps, the next input of a fixed point of F.
 
-    Of all sums of the last inputs with weights that add up to one, it takes the one whose residual would be the smallest if F
-    were linear, and goes on by SHARE of that residual.
+    Of all sums of the last inputs with weights that add up to one, it takes the one whose residual P r would be the smallest if
+    F were linear, and goes on by SHARE of that residual. P: how residuals are made smaller (`screened`); by default they are
+    taken as they are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, P: Callable[[np.ndarray], np.ndarray] = lambda r: r) -> None:
+        self.P = P
         self.inputs: list[np.ndarray] = []
         self.residuals: list[np.ndarray] = []
 
     def __call__(self, x: np.ndarray, r: np.ndarray) -> np.ndarray:
+        r = self.P(r)
         self.inputs, self.residuals = [*self.inputs, x][-REMEMBERED:], [*self.residuals, r][-REMEMBERED:]
         dx, dr = (
             np.array([step - steps[-1] for step in steps[:-1]]).reshape(-1, len(x)).T for steps in (self.inputs, self.residuals)
