@@ -21,15 +21,16 @@ def evaluate(
 
     Where the basis of a structure has no radial functions, S is that of its own operators. Where the number of its electrons is
     not known either, as of some data of other codes, the columns of spectra are left out.
-    one_pass: charges are not made self-consistent, whatever the model was trained for.
+    one_pass: charges are not made self-consistent, whatever the model was trained for; nor are those of devices, whose ends are
+    not those of the periodic cell that has them.
 
     The rows of structures have identifier, set, and the columns of `summary_row`; those of slabs have identifier, set, and the
     columns of `slab_table`.
     """
     rows, slabs, threshold = [], [], material.analysis.overlap_threshold
-    self_consistent = False if one_pass else None
     for path in operators_paths:
         dft = read_operators(path)
+        self_consistent = False if one_pass or material.transport(path.stem) else None
         predicted, baseline = (
             predict(
                 model_directory,

@@ -135,6 +135,14 @@ def overlap_option(wildcards, input):
     return f"--overlap {input.overlap}" if input.overlap else ""
 
 
+def options_of_prediction(wildcards, input):
+    """A device is predicted in one pass: its ends go on for ever, and not as in the periodic cell that has them."""
+    one_pass = (
+        "--one-pass" if MATERIALS[wildcards.material].transport(wildcards.id) else ""
+    )
+    return f"{overlap_option(wildcards, input)} {one_pass}".strip()
+
+
 def run_of(wildcards):
     """The run of CP2K that has H and S of a structure: one of the workflow, or one that a user had."""
     name, number = wildcards.id.rsplit("-", 1)

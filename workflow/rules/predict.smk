@@ -16,12 +16,12 @@ rule predict:
     params:
         model=input_folder,
         file="config/materials/{material}.yaml",
-        overlap=overlap_option,
+        options=options_of_prediction,
     message:
         "predict H and S: {wildcards.material} {wildcards.id}"
     shell:
         "OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}} {resources.launch}"
-        " hamscale predict {params.model} {input.structure} --material {params.file} {params.overlap} --out {output}"
+        " hamscale predict {params.model} {input.structure} --material {params.file} {params.options} --out {output}"
         " --exchange {resources.exchange} > {log} 2>&1"
 
 
