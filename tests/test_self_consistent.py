@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 
 from hamscale.analysis.density import mulliken_charges
 from hamscale.analysis.spectra import analysis_grid
@@ -16,6 +17,7 @@ from hamscale.graph.charges import ChargeKernel
 from hamscale.graph.codec import BlockCodec
 from hamscale.graph.crystal_field import Ions
 from hamscale.graph.graph import read_graph, write_graph
+from hamscale.graph.lifting import find_floor
 from hamscale.graph.polarization import AtomicCharges, potentials
 from hamscale.graph.reference import REFERENCE, fit_reference, read_reference, write_reference
 from hamscale.inputs.model_folder import save_model
@@ -24,10 +26,11 @@ from hamscale.operators import read_operators, write_basis, write_operators
 from hamscale.predict import predict, prediction
 from hamscale.predict.self_consistent import MOST_STEPS, TOLERANCE, Anderson, self_consistent
 from hamscale.structures import write_structure_file
-from helpers import SZV, WATER, basis_of, hafnia, model_hamiltonian, rattled, rotated
+from helpers import DZVP, SZV, WATER, basis_of, hafnia, model_hamiltonian, rattled, rotated
 from ranks import on_ranks
 
 GRID = Analysis(kgrid=(2, 2, 2))
+KERNEL_OF_GALLIUM = ChargeKernel({31: 0.4}, -0.9)
 KERNEL = ChargeKernel({8: 0.5, 72: 0.4}, -0.9)
 SETTINGS = Network(layers=2, channels=8, hidden=8, values=8)
 IONS = Ions(3.0, {8: -2.0, 72: 4.0})
@@ -184,6 +187,18 @@ def test_the_kernel_of_data_is_found(szv):
     kernel = fit_reference(alike, 5.0, ions=IONS, self_consistent=True).crystal_field.potential.kernel
     assert kernel.coefficient == pytest.approx(KERNEL.coefficient, abs=0.02)
     assert kernel.hardness == pytest.approx(KERNEL.hardness, abs=0.02)
+
+
+def test_the_floor_of_low_directions_is_that_of_h_with_its_potentials():
+    """Predictions, which have them, are lifted to it."""
+    atoms = Atoms("Ga2", [(0.1, 0, 0), (1.2, 1.9, 1.3)], cell=[4.5, 4.6, 4.7], pbc=True)
+    bare = model_hamiltonian(atoms, basis_of(Ga=DZVP))
+    q = np.array([0.02, -0.02])
+    charged_too = replace(bare.with_potential(KERNEL_OF_GALLIUM.of(atoms)(q)), mulliken_charges=q)
+    fitted = fit_reference([charged_too], 4.0, self_consistent=True)
+    found = find_floor(charged_too, BlockCodec(fitted).encode(charged_too).attributes["gauge_hartree"])
+    assert np.isfinite(found)
+    assert fitted.floor_hartree == pytest.approx(found, abs=1e-9)
 
 
 def test_targets_put_back_give_the_dft_hamiltonian(structures, reference):

@@ -177,6 +177,7 @@ def fit_reference(
     _check_moments(of_structures, coupling)
     fit = lambda of: fit_crystal_field(of, coupling, periodic, ions.near_angstrom, charges, bool(ions.charges))  # noqa: E731
     field = fit(of_structures)
+    whole = structures
     if self_consistent:
         kernel = fit_kernel(of_structures, [charges_of(o, periodic) for o in structures], survey.atoms, coupling)
         potentials = [kernel.of(o.atoms)(charges_of(o)) for o in structures]
@@ -191,11 +192,11 @@ def fit_reference(
     if not two_centre:
         tables = {key: np.zeros_like(table) for key, table in tables.items()}
     scale, onsite_scale = _fit_scale(field, periodic, tables, n_knots, structures, of_structures)
-    sums = np.sum([outside_sums(operators, survey.cutoff_angstrom) for operators in structures], axis=0)
+    sums = np.sum([outside_sums(operators, survey.cutoff_angstrom) for operators in whole], axis=0)
     return Reference(
         survey.basis, periodic, survey.cutoff_angstrom, survey.reach_angstrom, survey.longest_cell_angstrom,
         field, tables, scale, onsite_scale, float(sums[0] / sums[1]),
-        min(find_floor(o, field.gauge(a) if periodic else 0.0) for o, a in zip(structures, of_structures)),
+        min(find_floor(o, field.gauge(a) if periodic else 0.0) for o, a in zip(whole, of_structures)),
     )  # fmt: skip
 
 
