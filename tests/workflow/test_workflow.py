@@ -38,6 +38,7 @@ ON_REQUEST = {
         "throughput",
     ),
     "roofline",
+    "teach",
 }
 DEVICE = "  device: {split: predict, tile: {of: test-000}, repeat: [1, 1, 9], transport: {leads: [6, 6], kgrid: [4, 1, 1]}}\n"
 WITH_DEVICE = TOY.replace("graph:", f"{DEVICE}graph:")

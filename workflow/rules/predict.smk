@@ -161,7 +161,7 @@ rule transmission:
         "transmission of {wildcards.material} {wildcards.id}"
     shell:
         "OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}}"
-        " hamscale transmission {input} {params.overlap} --out {output} > {log} 2>&1"
+        " hamscale transmission {input} {params.options} --out {output} > {log} 2>&1"
 
 
 rule summary:
