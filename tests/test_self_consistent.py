@@ -157,7 +157,7 @@ def test_wrong_potentials_of_one_pass_are_taken_out(szv):
         wrong = np.random.default_rng(seed).normal(0, 0.1, 3)
         found, done = self_consistent(right.with_potential(wrong), KERNEL, u + wrong, GRID)
         assert done.converged
-        assert np.abs(found.hamiltonian - right.hamiltonian).max() < 20 * TOLERANCE < np.abs(wrong).min() + 0.05
+        assert np.abs(found.hamiltonian - right.hamiltonian).max() < 20 * TOLERANCE
         assert np.abs(right.with_potential(wrong).hamiltonian - right.hamiltonian).max() > 0.05
 
 
@@ -279,7 +279,7 @@ def test_the_potential_of_an_atom_turns_with_the_structure(model, reference):
     """It is a number: a network with random weights gives the same for every orientation, and another for other neighbours."""
     R = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
     R *= np.sign(np.linalg.det(R))
-    of = lambda atoms: predict(model, atoms, dtype=torch.float64, self_consistent=True).potential  # noqa: E731
+    of = lambda atoms: predict(model, atoms, dtype=torch.float64, self_consistent=True).loop.potential  # noqa: E731
     np.testing.assert_allclose(of(rotated(hafnia(7), R)), of(hafnia(7)), atol=1e-10)
     assert np.abs(of(hafnia(7)) - of(hafnia(8))).max() > 1e-3
     only = predict(model, hafnia(7), reference_only=True).blocks.potential
@@ -308,7 +308,7 @@ def test_a_prediction_is_self_consistent_in_memory_and_in_its_file(model, tmp_pa
     assert "self_consistent" not in one_pass.attributes
     np.testing.assert_allclose(charges(found), found.mulliken_charges, atol=10 * TOLERANCE)
     of_charges = made.blocks.reference.crystal_field.potential.kernel.of(found.atoms)
-    w = of_charges(found.mulliken_charges) - made.potential
+    w = of_charges(found.mulliken_charges) - made.loop.potential
     np.testing.assert_allclose(found.hamiltonian, one_pass.with_potential(w).hamiltonian, atol=1e-12)
     assert np.abs(w).max() > 1e-3
     made.write(tmp_path / "p.h5", analysis=GRID)

@@ -14,13 +14,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..config import Analysis
 from ..operators import Operators
 from ..workers import in_processes
 from .levels import levels_on_grid, occupations
-from .spectra import SMALL, analysis_grid, states, states_of
-
-GRID = Analysis(kgrid_length_angstrom=20)  # on which charges of DFT's atoms are computed
+from .spectra import K_GRID, SMALL, analysis_grid, states, states_of
 
 
 def density_matrix(
@@ -89,8 +86,7 @@ def mulliken_charges(
     Their sum is the charge of the structure. Raises ValueError as `density_matrix` does, and if the valence electrons of an
     element are not known, as in data of other codes.
     """
-    numbers = operators.atoms.numbers
-    valence = np.array([operators.basis[z].valence for z in numbers.tolist()])
+    valence = _valence(operators)
     if (valence == 0).any():
         symbol = operators.atoms[int(np.flatnonzero(valence == 0)[0])].symbol
         raise ValueError(f"the basis does not say how many valence electrons {symbol} has: no charges follow from H and S.")
@@ -102,8 +98,12 @@ def with_charges(operators: Operators) -> Operators:
 
     They are computed on the grid round(20 A / |a|).
     """
-    known = all(operators.basis[z].valence for z in operators.atoms.numbers.tolist())
-    if operators.mulliken_charges is not None or not known:
+    if operators.mulliken_charges is not None or not _valence(operators).all():
         return operators
-    kpoints, weights, _ = analysis_grid(operators, GRID)
-    return replace(operators, mulliken_charges=mulliken_charges(operators, kpoints, weights, GRID.temperature_kelvin))
+    kpoints, weights, _ = analysis_grid(operators, K_GRID)
+    return replace(operators, mulliken_charges=mulliken_charges(operators, kpoints, weights, K_GRID.temperature_kelvin))
+
+
+def _valence(operators: Operators) -> np.ndarray:
+    """Return the valence electrons of the neutral atoms, (A,), zero where they are not known."""
+    return np.array([operators.basis[z].valence for z in operators.atoms.numbers.tolist()])

@@ -25,6 +25,7 @@ from ..units import hartree_to_ev, hartree_to_mev
 from ..workers import eigh, in_processes
 from .levels import BROADENING_EV, Levels, density_of_states, levels_on_grid, moment, occupations
 
+K_GRID = Analysis(kgrid_length_angstrom=20)  # where no material says another one
 SMALL = 150  # with fewer orbitals than this, matrices are not worth a process
 BAND_POINTS, BAND_ORBITALS = (60, 240), 30_000  # k-points of bands: so many times the orbitals, within limits
 

@@ -71,7 +71,7 @@ def write_prediction(
             exchange=exchange,
             lifted=not not_lifted,
             overlap=read_data(overlap, overlap_alone=True) if overlap else None,
-            self_consistent=True if self_consistent else False if one_pass else None,
+            self_consistent=self_consistent if self_consistent or one_pass else None,
             analysis=analysis,
         )
         prediction.write(out, world, analysis)

@@ -29,17 +29,24 @@ FRAME = argument("--frame", type=int, metavar="N", help="which structure of a tr
 class _Stored:
     """Files of operators, read one at a time whenever they are iterated over.
 
-    charges: whether those of the atoms are computed where a file lacks them.
+    charges: whether those of the atoms are computed where a file lacks them, once.
     """
 
     def __init__(self, paths: list[Path], charges: bool = False) -> None:
         self.paths, self.charges = paths, charges
+        self.known: dict[Path, np.ndarray | None] = {}
 
     def __iter__(self) -> Iterator["Operators"]:
         from ..analysis.density import with_charges
         from ..operators import read_operators
 
-        return (with_charges(o) if self.charges else o for o in map(read_operators, self.paths))
+        for path in self.paths:
+            operators = read_operators(path)
+            if self.charges:
+                if path not in self.known:
+                    self.known[path] = with_charges(operators).mulliken_charges
+                operators.mulliken_charges = self.known[path]
+            yield operators
 
 
 @command(

@@ -179,8 +179,9 @@ def fit_reference(
     field = fit(of_structures)
     whole = structures
     if self_consistent:
-        kernel = fit_kernel(of_structures, [charges_of(o, periodic) for o in structures], survey.atoms, coupling)
-        potentials = [kernel.of(o.atoms)(charges_of(o)) for o in structures]
+        of_dft = [charges_of(o, periodic) for o in structures]
+        kernel = fit_kernel(of_structures, of_dft, survey.atoms, coupling)
+        potentials = [kernel.of(atoms)(q) for atoms, q in zip(survey.atoms, of_dft)]
         structures = _Without(structures, potentials)
         of_structures = [less_potential(s, u) for s, u in zip(of_structures, potentials)]
         field = with_potentials(fit(of_structures), field, kernel, of_structures, potentials)

@@ -225,10 +225,12 @@ class Operators:
         """Return the operators of electrons that also feel a potential u (A,) at the atoms, in Hartree.
 
         H_ij(R) <- H_ij(R) + 1/2 (u_i + u_j) S_ij(R), Mulliken's approximation (J. Chem. Phys. 17, 1155 (1949)) of an integral
-        of a potential that varies slowly over the orbitals of an atom. It is the same for both spins.
+        of a potential that varies slowly over the orbitals of an atom. It is the same for both spins. Charges and energies of
+        the states before are not those of the result, which has none.
         """
         of_blocks = 0.5 * (potential[self.pairs[:, 0]] + potential[self.pairs[:, 1]])
-        return replace(self, hamiltonian=self.hamiltonian + np.repeat(of_blocks, np.diff(self.offsets)) * self.overlap)
+        hamiltonian = self.hamiltonian + np.repeat(of_blocks, np.diff(self.offsets)) * self.overlap
+        return replace(self, hamiltonian=hamiltonian, orbital_energies=None, mulliken_charges=None)
 
     def repeat(self, counts: tuple[int, int, int]) -> "Operators":
         """Return copies of the structure along the cell vectors, in one cell: every block is that of the cell.

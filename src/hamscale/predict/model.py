@@ -10,6 +10,7 @@ import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 
+from ..config import Analysis
 from ..graph.codec import BlockCodec, DecodedBlocks
 from ..graph.graph import Graph, UnbuiltGraph
 from ..graph.overlap import StoredOverlap
@@ -24,6 +25,7 @@ from ..partition.halo import halo_of
 from ..structures import longest_period, wrap_as_cp2k
 from ..units import hartree_to_mev
 from .in_parts import forward_in_parts
+from .self_consistent import ChargeLoop
 
 LONGER = 2.0  # warn of a structure that is longer than the longest training cell by more than this factor
 
@@ -156,9 +158,17 @@ class TrainedModel:
         others = {z: received[numbers[ghosts] == z, :size] for z, size in sizes.items() if (numbers[ghosts] == z).any()}
         return self.codec.decode(graph, residual.offsite, residual.onsite, pairs, (ghosts, others))
 
-    def potential_of_all(self, part: RankPart, potential: np.ndarray, world: World = World()) -> np.ndarray:  # noqa: B008
-        """Put the potentials (O,) of the atoms of all ranks together, (A,)."""
-        return potential if world.size == 1 else _Gather(part.graph, world)(potential)
+    def charge_loop(
+        self,
+        part: RankPart,
+        potential: np.ndarray,
+        analysis: Analysis,
+        world: World = World(),  # noqa: B008
+    ) -> ChargeLoop:
+        """Return what makes charges self-consistent, from the potentials (O,) that this rank's atoms have in one pass."""
+        field = self.reference.crystal_field.potential
+        assert field is not None, "a model that knows charges"
+        return ChargeLoop(field.kernel, _Gather(part.graph, world)(potential), analysis)
 
     def _check(self, atoms: Atoms) -> None:
         unknown = sorted(set(atoms.numbers.tolist()) - set(self.reference.basis))

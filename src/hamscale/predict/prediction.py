@@ -14,7 +14,7 @@ from ase import Atoms
 
 from ..analysis.false_states import Suspects, find_suspects
 from ..analysis.levels import UNKNOWN
-from ..analysis.spectra import find_levels
+from ..analysis.spectra import K_GRID, find_levels
 from ..config import Analysis
 from ..container import MADE_OF
 from ..files import TOKEN, scratch
@@ -34,11 +34,10 @@ from ..operators import (
 from ..parallel.env import World
 from ..structures import check_same_structure
 from .model import Residual, TrainedModel
-from .self_consistent import self_consistent as with_own_charges
+from .self_consistent import ChargeLoop
 
 # largest number of orbitals for which band edges are computed during a prediction; `hamscale dos` handles more
 LARGEST_DENSE = 2000
-K_GRID = Analysis(kgrid_length_angstrom=20)
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,7 @@ class Prediction:
     attributes: the origin of the prediction, as written to the file; wall_seconds among them grows by the time that
     computing H and S takes.
     lifted: whether states along directions that S nearly misses are lifted to where DFT has them (graph/lifting.py).
-    loop: the k-grid on which charges are made self-consistent (self_consistent.py); None: H is that of one pass.
-    potential (A,): of all atoms, in one pass; of one rank without a loop those of its atoms.
+    loop: what makes charges self-consistent (self_consistent.py); None: H is that of one pass.
 
     prediction = predict("resources/models/hfo2", ase.io.read("cell.extxyz"))
     prediction.operators().at_k([0, 0, 0])
@@ -58,8 +56,7 @@ class Prediction:
     blocks: DecodedBlocks
     attributes: dict
     lifted: bool = False
-    loop: Analysis | None = None
-    potential: np.ndarray | None = None
+    loop: ChargeLoop | None = None
 
     @property
     def whole(self) -> bool:
@@ -74,22 +71,24 @@ class Prediction:
 
     def _finish(self, operators: Operators) -> Operators:
         """Make charges self-consistent and lift states, and note in the attributes what was done."""
-        kernel = self.blocks.reference.crystal_field.potential
-        if self.loop is not None and kernel is not None and self.potential is not None:
-            lifted = lambda found: lift(found, self.blocks.reference.floor_hartree)[0] if self.lifted else found  # noqa: E731
-            operators, done = with_own_charges(operators, kernel.kernel, self.potential, self.loop, lifted)
-            attributes = operators.attributes | done.attributes()
-            operators = replace(operators, attributes=attributes, mulliken_charges=done.charges)
+        if self.loop:
+            operators = self.loop(operators, lambda found: self._lift(found)[0])
+        found, attributes = self._lift(operators)
+        return replace(found, attributes=operators.attributes | attributes)
+
+    def _lift(self, operators: Operators) -> tuple[Operators, dict]:
+        """Lift states where that is wanted; return the operators and the attributes that say what was done."""
         if not self.lifted:
-            return operators
-        found, lifts = lift(operators, self.blocks.reference.floor_hartree)
-        return replace(found, attributes=operators.attributes | lifts.attributes())
+            return operators, {}
+        found, done = lift(operators, self.blocks.reference.floor_hartree)
+        return found, done.attributes()
 
     def _attributes(self, started: float) -> dict:
         return self.attributes | {"wall_seconds": self.attributes["wall_seconds"] + time.time() - started}
 
     def write(self, path: str | Path, world: World = World(), analysis: Analysis = K_GRID) -> None:  # noqa: B008
-        """Write operators, a piece at a time, so that neither H nor S is ever complete in memory unless states are lifted.
+        """Write operators, a piece at a time, so that neither H nor S is ever complete in memory, unless charges are made
+        self-consistent or states are lifted.
 
         With several ranks, each rank writes a shard, PATH.shards/NAME-N.h5, and the first rank then writes the file that
         joins them. If there are no more than LARGEST_DENSE orbitals, band edges are computed on the k-grid of the analysis,
@@ -206,8 +205,8 @@ def predict(
     ):
         if asked and not dense and world.is_root:
             warnings.warn(f"{orbitals} orbitals: {sentence}", stacklevel=2)
-    potential = model.potential_of_all(part, blocks.potential, world) if looped and dense else None
-    return Prediction(blocks, attributes, bool(wanted and dense), analysis if looped and dense else None, potential)
+    loop = model.charge_loop(part, blocks.potential, analysis, world) if looped and dense else None
+    return Prediction(blocks, attributes, bool(wanted and dense), loop)
 
 
 def _add_levels(file: Path, path: Path, analysis: Analysis) -> None:

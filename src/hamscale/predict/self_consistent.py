@@ -15,7 +15,7 @@ Reference: M. Elstner et al., Phys. Rev. B 58, 7260 (1998), whose charges are fo
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -110,6 +110,20 @@ def self_consistent(
         stacklevel=2,
     )
     return operators, Loop(steps, residual, False, 0.0, first)
+
+
+@dataclass(frozen=True)
+class ChargeLoop:
+    """What makes charges of a prediction self-consistent: the arguments of `self_consistent` beside the operators."""
+
+    kernel: ChargeKernel
+    potential: np.ndarray
+    analysis: Analysis
+
+    def __call__(self, operators: Operators, finish: Callable[[Operators], Operators]) -> Operators:
+        """Return the operators with self-consistent charges, which they hold, and attributes that say what was done."""
+        found, done = self_consistent(operators, self.kernel, self.potential, self.analysis, finish)
+        return replace(found, attributes=found.attributes | done.attributes(), mulliken_charges=done.charges)
 
 
 class Anderson:

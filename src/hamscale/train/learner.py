@@ -1,6 +1,5 @@
 """Hold a network in training: its optimiser, learning rate, moving average and best weights so far."""
 
-from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -17,20 +16,10 @@ from ..parallel.env import World
 class Learner:
     """A network in training, with its optimiser, its learning rate and its best weights so far."""
 
-    def __init__(
-        self,
-        model_config: Model,
-        reference: Reference,
-        world: World,
-        seed: int,
-        first: Callable[[HamiltonianNetwork], dict[str, torch.Tensor]] | None = None,
-    ):
-        """first: gives the weights that the network begins with; without it they are random."""
+    def __init__(self, model_config: Model, reference: Reference, world: World, seed: int):
         self.settings = settings = model_config.training
         torch.manual_seed(seed)
         self.model = build_network(model_config.network, reference).to(world.device, dtype_of(settings))
-        if first:
-            self.model.load_state_dict(first(self.model))
         if settings.precision == "mixed":
             self.model.messages_in(torch.bfloat16)
         self.optimizer = torch.optim.AdamW(
@@ -42,6 +31,12 @@ class Learner:
         decay = settings.average
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
         self.best: dict[str, torch.Tensor] = {}
+
+    def begin_with(self, weights: dict[str, torch.Tensor]) -> None:
+        """Replace the first weights, which are random."""
+        self.model.load_state_dict(weights)
+        if self.average:
+            self.average.module.load_state_dict(weights)
 
     @property
     def result(self) -> HamiltonianNetwork:

@@ -155,9 +155,10 @@ class Trainer:
         self.network, self.world, self.ranks = network, world, ranks
         self.group, self.groups = world.rank // ranks, world.size // ranks
         self.reference, self.exchange = read_reference(files.reference), exchange
-        first = (lambda own: first_weights(start_from, network, own)) if start_from else None
+        self.learner = Learner(model_config, self.reference, world, self.settings.seed + network)
         self.start = model_identity(start_from) if start_from else None
-        self.learner = Learner(model_config, self.reference, world, self.settings.seed + network, first)
+        if start_from:
+            self.learner.begin_with(first_weights(start_from, network, self.learner.model))
         if self.settings.eigenvalue_weight and self.reference.crystal_field.potential:
             raise ValueError(
                 f"training.eigenvalue_weight is {self.settings.eigenvalue_weight}, and the reference has charges that are "
